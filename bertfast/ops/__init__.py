@@ -1,0 +1,216 @@
+"""The op contract: what the model graph may call, and what each backend must provide.
+
+A backend is a module with one function per op below, same name, same arguments:
+
+    reference   plain PyTorch, any device and dtype, differentiable    (always there)
+    cpu         bertfast._C                                            (float32 on the CPU)
+    cuda        bertfast.kernels, imported on first use                (float32, float16, bfloat16 on CUDA)
+
+Backends may assume the arguments are valid: the checks live here, once. A device or dtype that has no kernels runs
+on the reference. The kernels record nothing for autograd; a tensor that requires grad belongs on the reference.
+
+Shape letters: T tokens (packed, no padding), B sequences, H hidden, N heads, D head size, K inputs and F outputs of a
+linear layer, C any number of columns, V / P / Y rows of the word, position and token-type tables.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertfast.ops import reference
+
+ACTIVATIONS = frozenset(reference.ACTIVATIONS)  # what linear can fuse; any other is applied to its result
+
+_KERNELS = {
+    ("cpu", torch.float32): "bertfast.ops.cpu",
+    ("cuda", torch.float32): "bertfast.ops.cuda",
+    ("cuda", torch.float16): "bertfast.ops.cuda",
+    ("cuda", torch.bfloat16): "bertfast.ops.cuda",
+}
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether tensors of this kind run on kernels, or on the plain definitions."""
+    return (device.type, dtype) in _KERNELS
+
+
+@cache
+def _backend(device_type: str, dtype: torch.dtype) -> Any:
+    name = _KERNELS.get((device_type, dtype))
+    return reference if name is None else import_module(name)
+
+
+def embed_layer_norm(
+    input_ids: Tensor,  # [T] int64
+    word_weight: Tensor,  # [V, H]; rows of inputs_embeds with input_ids 0 .. T - 1 serve as well
+    position_ids: Tensor,  # [T] int64
+    position_weight: Tensor,  # [P, H]
+    token_type_ids: Tensor | None,  # [T] int64, or None: type 0 everywhere
+    token_type_weight: Tensor,  # [Y, H]
+    weight: Tensor,  # [H]
+    bias: Tensor,  # [H]
+    eps: float,
+) -> Tensor:  # [T, H], dtype of the tables
+    """LayerNorm(word + token type + position), the rows gathered on the way. An id out of range raises ValueError (on CUDA: at
+    the next synchronisation)."""
+    op = "embed_layer_norm"
+    _check(input_ids.dim() == 1, op, "input_ids must be [T], got {}", input_ids.shape)
+    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        if ids is not None:
+            _check(ids.dtype == torch.int64, op, "{} must be int64, got {}", name, ids.dtype)
+            _check(ids.is_contiguous(), op, "{} must be contiguous, got strides {}", name, ids.stride())
+            _check(ids.shape == input_ids.shape, op, "{} {} does not match input_ids {}", name, ids.shape, input_ids.shape)
+            _check(ids.device == word_weight.device, op, "{} is on {}, word_weight on {}", name, ids.device, word_weight.device)
+    tables = {"word_weight": word_weight, "position_weight": position_weight, "token_type_weight": token_type_weight}
+    for name, table in tables.items():
+        _check(table.dim() == 2, op, "{} must be [rows, H], got {}", name, table.shape)
+        _check(table.shape[1:] == weight.shape, op, "{} {} does not match H of weight {}", name, table.shape, weight.shape)
+    _check(bias.shape == weight.shape, op, "bias {} does not match weight {}", bias.shape, weight.shape)
+    _check_operands(op, word_weight, position_weight=position_weight, token_type_weight=token_type_weight, weight=weight, bias=bias)
+    return _backend(word_weight.device.type, word_weight.dtype).embed_layer_norm(
+        input_ids, word_weight, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
+    )
+
+
+def linear(
+    x: Tensor,  # [T, K]
+    weight: Tensor,  # [F, K], as nn.Linear keeps it
+    bias: Tensor | None,  # [F]
+    activation: str | None = None,  # one of ACTIVATIONS
+) -> Tensor:  # [T, F], dtype of x
+    """activation(x @ weight.T + bias), accumulated in at least float32; "gelu" is the exact one, by erf."""
+    _check(activation is None or activation in ACTIVATIONS, "linear", "activation {!r}, expected one of {}", activation, ACTIVATIONS)
+    _check_linear("linear", x, weight, bias)
+    return _backend(x.device.type, x.dtype).linear(x, weight, bias, activation)
+
+
+def linear_concat(
+    x: Tensor,  # [T, K]
+    weights: Sequence[Tensor],  # each [F_i, K]
+    biases: Sequence[Tensor | None],  # each [F_i]
+) -> Tensor:  # [T, F_0 + F_1 + ...]
+    """x @ cat(weights).T + cat(biases), each weight read where it lies: Q, K and V in one pass over x."""
+    _check(len(weights) == len(biases) > 0, "linear_concat", "{} weights and {} biases", len(weights), len(biases))
+    for weight, bias in zip(weights, biases, strict=True):
+        _check_linear("linear_concat", x, weight, bias)
+    return _backend(x.device.type, x.dtype).linear_concat(x, weights, biases)
+
+
+def add_layer_norm(
+    x: Tensor,  # [T, H]
+    residual: Tensor | None,  # [T, H], or None to skip the add
+    weight: Tensor,  # [H]
+    bias: Tensor,  # [H]
+    eps: float,
+) -> Tensor:  # [T, H], dtype of x
+    """LayerNorm(x + residual) over the last dimension; the sum and the statistics in at least float32."""
+    op = "add_layer_norm"
+    _check(x.dim() == 2, op, "x must be [T, H], got {}", x.shape)
+    if residual is not None:
+        _check(residual.shape == x.shape, op, "residual {} does not match x {}", residual.shape, x.shape)
+    _check(weight.shape == x.shape[1:], op, "weight {} does not match H={}", weight.shape, x.shape[1])
+    _check(bias.shape == x.shape[1:], op, "bias {} does not match H={}", bias.shape, x.shape[1])
+    _check_operands(op, x, residual=residual, weight=weight, bias=bias)
+    return _backend(x.device.type, x.dtype).add_layer_norm(x, residual, weight, bias, eps)
+
+
+def varlen_attention(
+    q: Tensor,  # [Tq, N, D]; rows may be strided (a slice of packed QKV), the last two dimensions lie back to back
+    k: Tensor,  # [Tk, N, D]
+    v: Tensor,  # [Tk, N, D]
+    cu_seqlens_q: Tensor,  # [B + 1] int32: sequence b owns rows cu_seqlens_q[b] : cu_seqlens_q[b + 1] of q
+    cu_seqlens_k: Tensor,  # [B + 1] int32, the same for k and v
+    max_seqlen_q: int,  # known on the host: a launch must not wait for the device
+    max_seqlen_k: int,
+    causal: bool = False,
+    scale: float | None = None,  # None: D ** -0.5
+) -> Tensor:  # [Tq, N, D], contiguous
+    """softmax(q k^T scale) v within each sequence, without an [Sq, Sk] matrix in memory.
+
+    causal: query i of a sequence sees key j where j <= i + Sk - Sq (aligned at the end, as in flash-attn), so one query against
+    a cache sees all of it. A query that sees no key gets zeros. The kernels take D up to 128 (CUDA) or 256 (CPU); larger runs on
+    the reference.
+    """
+    op = "varlen_attention"
+    _check(q.dim() == 3, op, "q must be [Tq, N, D], got {}", q.shape)
+    _check(k.shape == v.shape, op, "k {} does not match v {}", k.shape, v.shape)
+    _check(k.dim() == 3 and k.shape[1:] == q.shape[1:], op, "k {} does not match N and D of q {}", k.shape, q.shape)
+    D = q.shape[2]
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        stride = t.stride()
+        _check(t.numel() == 0 or (stride[2] == 1 and stride[1] == D), op, "rows of {} must be contiguous, got strides {}", name, stride)
+        _check(t.device == q.device and t.dtype == q.dtype, op, "{} is {} on {}, q is {} on {}", name, t.dtype, t.device, q.dtype, q.device)
+    _check(cu_seqlens_q.shape == cu_seqlens_k.shape, op, "cu_seqlens_q {}, cu_seqlens_k {}", cu_seqlens_q.shape, cu_seqlens_k.shape)
+    for name, cu in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        _check(cu.dtype == torch.int32 and cu.dim() == 1, op, "{} must be [B + 1] int32, got {} {}", name, cu.shape, cu.dtype)
+        _check(cu.device == q.device and cu.is_contiguous() and len(cu) > 0, op, "{} must lie contiguous on {}", name, q.device)
+    _check_no_grad(op, q, k, v)
+    backend = _backend(q.device.type, q.dtype)
+    if D > 256 or (D > 128 and q.is_cuda):
+        backend = reference
+    return backend.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
+
+
+def pack(
+    x: Tensor,  # [R, C]
+    indices: Tensor,  # [T] int64, each in [0, R)
+) -> Tensor:  # [T, C]
+    """x[indices]: the rows that hold real tokens."""
+    _check_rows("pack", x, indices)
+    return _backend(x.device.type, x.dtype).pack(x, indices)
+
+
+def unpack(
+    x: Tensor,  # [T, C]
+    indices: Tensor,  # [T] int64, each in [0, rows), all different
+    rows: int,
+    fill: float = 0.0,
+) -> Tensor:  # [rows, C]
+    """The inverse of pack: row t of x goes to row indices[t]; every other row is `fill`."""
+    _check_rows("unpack", x, indices)
+    _check(indices.shape[0] == x.shape[0], "unpack", "indices {} do not match x {}", indices.shape, x.shape)
+    _check(rows >= x.shape[0], "unpack", "rows={} is less than the {} rows of x", rows, x.shape[0])
+    return _backend(x.device.type, x.dtype).unpack(x, indices, rows, fill)
+
+
+def _check_rows(op: str, x: Tensor, indices: Tensor) -> None:
+    _check(x.dim() == 2 and x.is_contiguous(), op, "x must be a contiguous matrix, got {} with strides {}", x.shape, x.stride())
+    _check(indices.dim() == 1 and indices.is_contiguous(), op, "indices must be a contiguous vector, got {}", indices.shape)
+    _check(indices.dtype == torch.int64, op, "indices must be int64, got {}", indices.dtype)
+    _check(indices.device == x.device, op, "indices are on {}, x on {}", indices.device, x.device)
+    _check_no_grad(op, x)
+
+
+def _check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _check(x.dim() == 2 and weight.dim() == 2, op, "x must be [T, K] and weight [F, K], got {} and {}", x.shape, weight.shape)
+    _check(x.shape[1] == weight.shape[1], op, "x {} and weight {} differ in K", x.shape, weight.shape)
+    if bias is not None:
+        _check(bias.shape == weight.shape[:1], op, "bias {} does not match weight {}", bias.shape, weight.shape)
+    _check_operands(op, x, weight=weight, bias=bias)
+
+
+def _check_operands(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """All on x's device and in its dtype, rows back to back; nothing that autograd expects us to remember."""
+    device, dtype = x.device, x.dtype
+    _check(x.is_contiguous(), op, "the first operand must be contiguous, got strides {}", x.stride())
+    for name, t in others.items():
+        if t is not None:
+            _check(t.is_contiguous(), op, "{} must be contiguous, got strides {}", name, t.stride())
+            _check(t.dtype == dtype and t.device == device, op, "{} is {} on {}, expected {} on {}", name, t.dtype, t.device, dtype, device)
+    _check_no_grad(op, x, *others.values())
+
+
+def _check_no_grad(op: str, *operands: Tensor | None) -> None:
+    if torch.is_grad_enabled():
+        for t in operands:
+            if t is not None and t.requires_grad:
+                raise ValueError(f"{op}: the kernels do not differentiate; call it under torch.no_grad(), or bertfast.ops.reference.{op}")
+
+
+def _check(ok: bool, op: str, message: str, *values: object) -> None:
+    if not ok:
+        raise ValueError(f"{op}: " + message.format(*(tuple(v) if isinstance(v, tuple) else v for v in values)))

@@ -1,0 +1,121 @@
+"""What every op means, in plain PyTorch.
+
+Nothing here is fast. Each function computes in the dtype it is given (LayerNorm statistics and softmax in at
+least float32), so float64 arguments give the value the kernels are judged against. Everything is
+differentiable, on any device. Arguments, shapes and errors: bertfast.ops.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    # transformers keeps two names for the tanh form: gelu_new writes the formula out, the other calls torch.
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def embed_layer_norm(
+    input_ids: Tensor,
+    word_weight: Tensor,
+    position_ids: Tensor,
+    position_weight: Tensor,
+    token_type_ids: Tensor | None,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    for name, ids, table in (
+        ("input_ids", input_ids, word_weight),
+        ("position_ids", position_ids, position_weight),
+        ("token_type_ids", token_type_ids, token_type_weight),
+    ):
+        if ids is not None and ids.numel():
+            low, high = (int(v) for v in torch.aminmax(ids))
+            if low < 0 or high >= table.shape[0]:
+                raise ValueError(out_of_range(name, low if low < 0 else high, table.shape[0]))
+    types = token_type_weight[0] if token_type_ids is None else F.embedding(token_type_ids, token_type_weight)
+    x = F.embedding(input_ids, word_weight) + types + F.embedding(position_ids, position_weight)
+    return add_layer_norm(x, None, weight, bias, eps)
+
+
+def out_of_range(name: str, value: int, rows: int) -> str:
+    return f"{name}: got {value}, expected 0 <= {name} < {rows}, the rows of its embedding table"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
+    out = F.linear(x, weight, bias)
+    return out if activation is None else ACTIVATIONS[activation](out)
+
+
+def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)], dim=-1)
+
+
+def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = x.to(wide) if residual is None else x.to(wide) + residual.to(wide)
+    mean = total.mean(dim=-1, keepdim=True)
+    variance = (total - mean).square().mean(dim=-1, keepdim=True)
+    return ((total - mean) / torch.sqrt(variance + eps) * weight.to(wide) + bias.to(wide)).to(x.dtype)
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    bounds_q, bounds_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    rows = []
+    for b in range(len(bounds_q) - 1):
+        Q = q[bounds_q[b] : bounds_q[b + 1]].transpose(0, 1)  # [N, Sq, D]
+        K = k[bounds_k[b] : bounds_k[b + 1]].transpose(0, 1)
+        V = v[bounds_k[b] : bounds_k[b + 1]].transpose(0, 1)
+        visible = None
+        if causal:
+            visible = torch.ones(Q.shape[1], K.shape[1], dtype=torch.bool, device=q.device).tril(K.shape[1] - Q.shape[1])
+        rows.append(attention(Q, K, V, visible, scale)[0].transpose(0, 1))
+    return torch.cat(rows) if rows else q.new_zeros(q.shape)
+
+
+def attention(
+    q: Tensor,  # [..., N, Sq, D]
+    k: Tensor,  # [..., N, Sk, D]
+    v: Tensor,  # [..., N, Sk, D]
+    mask: Tensor | None,  # broadcast to [..., N, Sq, Sk]: bool, True sees; or float, added to the scores
+    scale: float | None = None,
+    head_mask: Tensor | None = None,  # broadcast to [..., N, Sq, Sk], multiplies the probabilities
+) -> tuple[Tensor, Tensor]:  # [..., N, Sq, D] and the probabilities [..., N, Sq, Sk]
+    """softmax(q k^T scale + mask) v, and the probabilities. A query that sees no key gets zeros, as from torch's sdpa."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(-1, -2)).to(wide) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
+    blind = (scores == -math.inf).all(dim=-1, keepdim=True)
+    probabilities = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0).to(q.dtype)
+    if head_mask is not None:
+        probabilities = probabilities * head_mask
+    return probabilities @ v, probabilities
+
+
+def pack(x: Tensor, indices: Tensor) -> Tensor:
+    return x[indices]
+
+
+def unpack(x: Tensor, indices: Tensor, rows: int, fill: float = 0.0) -> Tensor:
+    return x.new_full((rows, *x.shape[1:]), fill).index_copy(0, indices, x)
