@@ -1,0 +1,75 @@
+"""The two ways to attend: over packed keys, by the kernels; or under a mask, by the plain definition.
+
+The graph calls either with the same three matrices and knows nothing of masks, padding or causality.
+
+Shape letters: Rq / Rk rows of queries / keys, B sequences, Sq / Sk padded lengths, N heads, D head size, H = N * D.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bertfast import ops
+from bertfast.ops import reference
+
+
+class Attention(Protocol):
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """softmax(q k^T / sqrt(D)) v: [Rq, H], [Rk, H], [Rk, H] -> [Rq, H]."""
+
+    def first_rows(self) -> "Attention | None":
+        """The same attention for the first query of each sequence alone, where that can be said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Varlen:
+    """Every query sees every key of its own sequence (or, causal, the keys up to its own place). Needs no mask."""
+
+    cu_seqlens_q: Tensor  # [B + 1] int32
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+    causal: bool = False
+    key_rows: Tensor | None = None  # [Tk] int64: the rows of k and v that are keys, where padding was kept; None: all
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        if self.key_rows is not None:
+            k, v = ops.pack(k.contiguous(), self.key_rows), ops.pack(v.contiguous(), self.key_rows)
+        shape = (-1, heads, q.shape[1] // heads)
+        context = ops.varlen_attention(
+            q.view(shape), k.view(shape), v.view(shape),
+            self.cu_seqlens_q, self.cu_seqlens_k, self.max_seqlen_q, self.max_seqlen_k, self.causal,
+        )  # fmt: skip
+        return context.view(q.shape)
+
+    def first_rows(self) -> "Varlen | None":
+        if self.causal:
+            return None
+        each = torch.arange(len(self.cu_seqlens_q), dtype=torch.int32, device=self.cu_seqlens_q.device)
+        return Varlen(each, self.cu_seqlens_k, 1, self.max_seqlen_k, False, self.key_rows)
+
+
+@dataclass(slots=True)
+class Masked:
+    """Any mask, any head mask, and the probabilities to look at; on padded rows, by the plain definition."""
+
+    batch: int
+    mask: Tensor | None  # broadcast to [B, N, Sq, Sk]: bool, True sees; or float, added to the scores
+    head_masks: list[Tensor] | None = None  # for each layer in turn, broadcast to [B, N, Sq, Sk]
+    keep: bool = False  # whether probabilities are kept
+    probabilities: list[Tensor] = field(default_factory=list)  # [B, N, Sq, Sk] a layer
+    layer: int = 0
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        Q, K, V = (t.view(self.batch, t.shape[0] // self.batch, heads, -1).transpose(1, 2) for t in (q, k, v))
+        head_mask = None if self.head_masks is None else self.head_masks[self.layer]
+        context, probabilities = reference.attention(Q, K, V, self.mask, head_mask=head_mask)
+        self.layer += 1
+        if self.keep:
+            self.probabilities.append(probabilities)
+        return context.transpose(1, 2).reshape(q.shape)
+
+    def first_rows(self) -> "Masked | None":
+        return None

@@ -1,0 +1,146 @@
+"""The BERT graph: functions over transformers' own module tree, on one [R, H] matrix of rows.
+
+The modules hold the parameters, under transformers' names, and nothing else; what is computed is here, once, for every
+device. Rows are the real tokens of a batch laid end to end (R = T) or, where padding is kept, all of its cells (R = B * S);
+only the attention that comes with a batch knows which. `O` is the set of ops: bertfast.ops (kernels where there are any) or
+bertfast.ops.reference (differentiable).
+
+Source: BertModel of transformers; Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from bertfast import ops
+from bertfast.attention import Attention
+
+
+@dataclass(slots=True)
+class Rows:
+    """What the embeddings read, a row each, and how the rows attend to one another."""
+
+    input_ids: Tensor  # [R] int64
+    words: Tensor | None  # [R', H]: the table input_ids point into, where it is inputs_embeds; None: the word embeddings
+    token_type_ids: Tensor | None  # [R] int64; None: type 0
+    position_ids: Tensor  # [R] int64
+    attention: Attention
+    encoder_rows: Tensor | None = None  # [Re, He]: what cross-attention reads
+    cross_attention: Attention | None = None
+
+
+@dataclass(slots=True)
+class Trace:
+    """What a caller wants to see of the inside of a forward."""
+
+    hidden_states: list[Tensor] | None = None  # [R, H]: after the embeddings and after each layer
+    keys_values: list[tuple[Tensor, Tensor]] | None = None  # [R, H] each, a layer: what a KV cache keeps
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def encode(bert: Any, rows: Rows, O: Any = ops, trace: Trace | None = None, first_rows: Tensor | None = None) -> Tensor:
+    """[R, H] after the last layer; or, with first_rows [B], those rows alone: [B, H].
+
+    The last layer then computes keys and values for all rows and everything else for the wanted ones only.
+    """
+    x = embed(bert.embeddings, rows, O)
+    note_hidden(trace, x)
+    layers = list(bert.encoder.layer)
+    for layer in layers[:-1] if first_rows is not None and layers else layers:
+        x = encode_layer(layer, x, rows, O, trace)
+        note_hidden(trace, x)
+    if first_rows is not None:
+        x = last_layer_first_rows(layers[-1], x, rows, first_rows, O) if layers else O.pack(x, first_rows)
+    return x
+
+
+def note_hidden(trace: Trace | None, x: Tensor) -> None:
+    if trace is not None and trace.hidden_states is not None:
+        trace.hidden_states.append(x)
+
+
+def embed(embeddings: Any, rows: Rows, O: Any = ops) -> Tensor:  # -> [R, H]
+    return O.embed_layer_norm(
+        rows.input_ids, embeddings.word_embeddings.weight if rows.words is None else rows.words,
+        rows.position_ids, embeddings.position_embeddings.weight,
+        rows.token_type_ids, embeddings.token_type_embeddings.weight,
+        *affine(embeddings.LayerNorm),
+    )  # fmt: skip
+
+
+def encode_layer(layer: Any, x: Tensor, rows: Rows, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
+    """Post-norm, as BERT was trained: each block adds its input back, then normalises."""
+    x = project_add_norm(layer.attention.output, attend(layer.attention.self, x, rows.attention, O, trace), x, O)
+    if rows.cross_attention is not None:
+        x = project_add_norm(layer.crossattention.output, attend_across(layer.crossattention.self, x, rows, O), x, O)
+    return project_add_norm(layer.output, feed_forward(layer.intermediate, x, O), x, O)
+
+
+def last_layer_first_rows(layer: Any, x: Tensor, rows: Rows, first_rows: Tensor, O: Any = ops) -> Tensor:  # [R, H] -> [B, H]
+    attention = rows.attention.first_rows()
+    if attention is None or rows.cross_attention is not None:
+        return O.pack(encode_layer(layer, x, rows, O), first_rows)
+    self = layer.attention.self
+    first = O.pack(x, first_rows)
+    q = O.linear(first, self.query.weight, self.query.bias)
+    kv = O.linear_concat(x, (self.key.weight, self.value.weight), (self.key.bias, self.value.bias))
+    k, v = kv.chunk(2, dim=1)
+    first = project_add_norm(layer.attention.output, attention(q, k, v, self.num_attention_heads), first, O)
+    return project_add_norm(layer.output, feed_forward(layer.intermediate, first, O), first, O)
+
+
+def attend(self: Any, x: Tensor, attention: Attention, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
+    weights, biases = zip(*((m.weight, m.bias) for m in (self.query, self.key, self.value)), strict=True)
+    q, k, v = O.linear_concat(x, weights, biases).chunk(3, dim=1)
+    if trace is not None and trace.keys_values is not None:
+        trace.keys_values.append((k, v))
+    return attention(q, k, v, self.num_attention_heads)
+
+
+def attend_across(self: Any, x: Tensor, rows: Rows, O: Any = ops) -> Tensor:  # [R, H] -> [R, H]
+    assert rows.cross_attention is not None, "made together, in bertfast.batch"
+    q = O.linear(x, self.query.weight, self.query.bias)
+    weights, biases = (self.key.weight, self.value.weight), (self.key.bias, self.value.bias)
+    k, v = O.linear_concat(rows.encoder_rows, weights, biases).chunk(2, dim=1)
+    return rows.cross_attention(q, k, v, self.num_attention_heads)
+
+
+def feed_forward(intermediate: Any, x: Tensor, O: Any = ops) -> Tensor:  # [R, H] -> [R, I]
+    return activated_linear(intermediate.dense, intermediate.intermediate_act_fn, x, O)
+
+
+def project_add_norm(output: Any, x: Tensor, residual: Tensor, O: Any = ops) -> Tensor:  # [R, *] -> [R, H]
+    dense = output.dense
+    return O.add_layer_norm(O.linear(x, dense.weight, dense.bias), residual, *affine(output.LayerNorm))
+
+
+def activated_linear(dense: Any, activation: Any, x: Tensor, O: Any = ops) -> Tensor:
+    name = fused_name(activation)
+    out: Tensor = O.linear(x, dense.weight, dense.bias, name)
+    return out if name is not None else activation(out)
+
+
+# By class, not by config: an activation that was replaced in the module tree is called as it stands.
+_FUSED = {
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_new",
+    "GELUTanh": "gelu_pytorch_tanh",
+    "PytorchGELUTanh": "gelu_pytorch_tanh",
+    "ReLU": "relu",
+    "SiLUActivation": "silu",
+    "SiLU": "silu",
+    "Tanh": "tanh",
+}
+
+
+def fused_name(activation: Any) -> str | None:
+    """The op contract's name for an activation module of torch or transformers; None where linear cannot fuse it."""
+    kind = type(activation)
+    if kind.__module__ not in ("transformers.activations", "torch.nn.modules.activation"):
+        return None
+    return _FUSED.get(kind.__name__)
+
+
+def affine(norm: Any) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps

@@ -1,0 +1,148 @@
+"""The public classes: transformers' own, with another forward.
+
+Each is a subclass of the class of the same name in transformers.models.bert: it inherits the module tree, the parameters and
+their names, loading, saving, tying, resizing and generate(), and overrides forward alone. What the fast road does not cover is
+the inherited forward (bertfast.roads says when).
+
+Padding: logits and hidden states of padded positions come back as zeros (start and end logits as -1e4) unless keep_padding is
+set or padded positions count in the call; see bertfast.batch. At every other position the outputs are transformers'.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers.models.bert import modeling_bert as theirs
+from transformers.utils import output_capturing
+
+from bertfast.forward import forward as run_forward
+from bertfast.heads import HEADS
+
+
+def overrides_forward(cls: Any) -> Any:
+    """Gives the class a forward with its base's signature and documentation."""
+    base: Any = next(c for c in cls.__mro__[1:] if c.__module__ == theirs.__name__)
+    head = HEADS[base.__name__]
+    names = tuple(inspect.signature(base.forward).parameters)[1:]
+    names = names[: next(i for i, name in enumerate((*names, "kwargs")) if name == "kwargs")]
+
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # before anything a compiler could not trace
+            return base.forward(self, *args, **kwargs)
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__}.forward takes at most {len(names)} positional arguments, got {len(args)}")
+        for name in names[: len(args)]:
+            if name in kwargs:
+                raise TypeError(f"{cls.__name__}.forward got two values for argument '{name}'")
+        return run_forward(self, base, head, {**dict(zip(names, args, strict=False)), **kwargs})
+
+    cls.forward = forward
+    return cls
+
+
+class Fast:
+    """What the public classes have in common. keep_padding: compute padded positions as transformers does, in every call."""
+
+    keep_padding: bool = False
+    config: Any
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # the transformers class
+        for module in self.modules():  # type: ignore[attr-defined]  # nn.Module's
+            adopt(module)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, keep_padding: bool = False, quantization: str | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' from_pretrained; keep_padding is set on the model.
+
+        Raises ValueError for a quantization, which this build does not have.
+        """
+        if quantization is not None:
+            raise ValueError(f"quantization={quantization!r}: not available in this build; leave it out")
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        (loaded[0] if isinstance(loaded, tuple) else loaded).keep_padding = keep_padding
+        return loaded
+
+
+BertPreTrainedModel = theirs.BertPreTrainedModel  # no forward of its own: transformers' class, so that isinstance holds
+
+
+@overrides_forward
+class BertModel(Fast, theirs.BertModel):
+    pass
+
+
+@overrides_forward
+class BertForPreTraining(Fast, theirs.BertForPreTraining):
+    pass
+
+
+# transformers looks for GenerationMixin among the direct bases.
+@overrides_forward
+class BertLMHeadModel(Fast, theirs.BertLMHeadModel, GenerationMixin):
+    pass
+
+
+BertForCausalLM = BertLMHeadModel
+
+
+@overrides_forward
+class BertForMaskedLM(Fast, theirs.BertForMaskedLM):
+    pass
+
+
+@overrides_forward
+class BertForNextSentencePrediction(Fast, theirs.BertForNextSentencePrediction):
+    pass
+
+
+@overrides_forward
+class BertForSequenceClassification(Fast, theirs.BertForSequenceClassification):
+    pass
+
+
+@overrides_forward
+class BertForMultipleChoice(Fast, theirs.BertForMultipleChoice):
+    pass
+
+
+@overrides_forward
+class BertForTokenClassification(Fast, theirs.BertForTokenClassification):
+    pass
+
+
+@overrides_forward
+class BertForQuestionAnswering(Fast, theirs.BertForQuestionAnswering):
+    pass
+
+
+OURS: dict[type, type] = {
+    getattr(theirs, cls.__name__): cls
+    for cls in (
+        BertModel, BertForPreTraining, BertLMHeadModel, BertForMaskedLM, BertForNextSentencePrediction,
+        BertForSequenceClassification, BertForMultipleChoice, BertForTokenClassification, BertForQuestionAnswering,
+    )
+}  # fmt: skip
+THEIRS: dict[type, type] = {ours: original for original, ours in OURS.items()}
+
+
+def adopt(module: nn.Module) -> bool:
+    """Makes a transformers BERT one of ours, in place: same object, same parameters. False where it is none (or a subclass)."""
+    ours = OURS.get(type(module))
+    if ours is None:
+        return False
+    change_class(module, ours)
+    return True
+
+
+def change_class(module: nn.Module, cls: type) -> None:
+    module.__class__ = cls
+    # Found by class: what hidden states and attentions are recorded from, when transformers' forward runs.
+    registry = output_capturing._CAN_RECORD_REGISTRY
+    registry[module if hasattr(registry, "get") and type(registry) is not dict else str(cls)] = module._can_record_outputs

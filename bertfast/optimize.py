@@ -1,0 +1,130 @@
+"""optimize: every transformers BERT inside a module becomes one of ours, in place; restore undoes it.
+
+It is a change of class: the same objects, the same parameters in the same storage, another forward.
+"""
+
+import logging
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers.models.bert import modeling_bert as theirs
+
+from bertfast import roads
+from bertfast.modeling import OURS, THEIRS, adopt, change_class
+
+logger = logging.getLogger("bertfast")
+M = TypeVar("M", bound=Any)
+
+
+@dataclass(slots=True)
+class Report:
+    """What optimize did to a module; str() of it is a line for each BERT."""
+
+    replaced: list[str] = field(default_factory=list)  # "name: class"
+    left: dict[str, str] = field(default_factory=dict)  # name: why
+
+    def __str__(self) -> str:
+        lines = [f"{line} runs on bertfast" for line in self.replaced]
+        return "\n".join([*lines, *(f"{name} was left as it is: {why}" for name, why in self.left.items())])
+
+
+def optimize(module: M, *, keep_padding: bool = False, quantization: str | None = None) -> M:
+    """Makes every transformers BERT inside `module` run on bertfast, in place, and returns the very same object.
+
+    module: any nn.Module (a SentenceTransformer, a CrossEncoder, an EncoderDecoderModel, a BERT itself), or an object that holds one
+        under `.model` (a transformers pipeline, a CrossEncoder of older releases).
+    keep_padding: see bertfast.modeling.
+    quantization: not available in this build; a ValueError says so.
+
+    Each BERT changes its class: isinstance against transformers' class stays true and becomes true against ours. Parameters are
+    shared, nothing is copied. What was replaced, and what was left and why, is logged, and kept for `report(module)`.
+    """
+    if quantization is not None:
+        raise ValueError(f"quantization={quantization!r}: not available in this build; leave it out")
+    report = Report()
+    root = root_of(module)
+    covered: set[int] = set()  # inside a BERT already decided on
+    for name, m in root.named_modules():
+        if id(m) in covered or not isinstance(m, theirs.BertPreTrainedModel):
+            continue
+        covered.update(map(id, m.modules()))
+        name = name or "the model"
+        why = reason_to_refuse(m)
+        if why is not None:
+            report.left[name] = why
+            continue
+        for inner in m.modules():
+            adopt(inner)
+            if type(inner) in THEIRS:
+                inner.keep_padding = keep_padding
+        report.replaced.append(f"{name}: {type(m).__name__}")
+    if not report.replaced and not report.left:
+        report.left["the model"] = f"no transformers BERT found in this {type(module).__name__}"
+    for name, why in report.left.items():
+        logger.warning("optimize: %s was left as it is: %s", name, why)
+    for line in report.replaced:
+        logger.info("optimize: %s runs on bertfast", line)
+    _reports[root] = report
+    return module
+
+
+_reports: "weakref.WeakKeyDictionary[nn.Module, Report]" = weakref.WeakKeyDictionary()
+
+
+def restore(module: M) -> M:
+    """Undoes optimize, in place: every one of our BERTs inside becomes transformers' class again; nothing was copied, so nothing is
+    lost. Returns the same object."""
+    for m in root_of(module).modules():
+        original = THEIRS.get(type(m))
+        if original is not None:
+            m.__dict__.pop("keep_padding", None)
+            change_class(m, original)
+    return module
+
+
+def report(module: Any) -> Report:
+    """What the last optimize of this module replaced and left. ValueError where there was none."""
+    found = _reports.get(root_of(module))
+    if found is None:
+        raise ValueError(f"report: this {type(module).__name__} was never passed to optimize")
+    return found
+
+
+def root_of(module: Any) -> nn.Module:
+    for candidate in (module, getattr(module, "model", None)):
+        if isinstance(candidate, nn.Module):
+            return candidate
+    raise ValueError(f"module: got {type(module).__name__}, expected an nn.Module, or an object that holds one under .model")
+
+
+def reason_to_refuse(m: Any) -> str | None:
+    """Why a BERT should keep its own class; None where ours can take its place."""
+    if type(m) in THEIRS:
+        return None
+    if type(m) not in OURS:
+        return f"{type(m).__name__} is a subclass with a forward or parts of its own"
+    if hasattr(m, "_hf_hook") or any(hasattr(inner, "_hf_hook") for inner in m.modules()):
+        return "accelerate's hooks move its weights; a forward that reads them directly would miss that"
+    if getattr(m, "is_quantized", False):
+        return "its weights are quantized by another library"
+    kind = getattr(m.config, "position_embedding_type", None)
+    if kind not in (None, "absolute"):
+        return f"position_embedding_type={kind!r}: only absolute positions are built"
+    return roads.lasting_reason(m, [inner for inner in m.modules() if inner is not m])
+
+
+def register() -> None:
+    """From now on transformers' Auto classes (AutoModel, AutoModelForTokenClassification, ...) build bertfast's BERTs.
+
+    Only ever by this call: importing bertfast changes nothing about transformers.
+    """
+    import transformers
+    from transformers import BertConfig
+
+    for original, ours in OURS.items():
+        for auto in vars(transformers.models.auto.modeling_auto).values():
+            mapping = getattr(auto, "_model_mapping", None)
+            if mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
+                auto.register(BertConfig, ours, exist_ok=True)

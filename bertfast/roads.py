@@ -1,0 +1,187 @@
+"""Which road a call takes: our kernels, or transformers' own forward.
+
+The fast road covers inference on the modules as transformers builds them. Whatever a caller has put inside the model to be run
+(hooks, adapters, parametrizations, patched forwards), and whatever runs the model as a program of its own (autocast, compilers,
+tracers, torch.func), gets transformers' forward instead, and the reason is said once. Nothing is ever decided by catching an error.
+"""
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import contains, is_
+from typing import Any
+
+import torch
+import torch.nn.modules.module as torch_module
+from torch import Tensor, nn
+
+logger = logging.getLogger("bertfast")
+
+_local = threading.local()
+_said: set[tuple[str, str]] = set()
+
+ATTENTIONS = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention", "paged|sdpa", None}
+
+# Keyword arguments the graph reads. Others reach transformers' attention functions, which alone know what they mean.
+READ = frozenset(
+    (
+        *("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "head_mask"),
+        *("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values", "use_cache"),
+        *("labels", "next_sentence_label", "start_positions", "end_positions", "num_items_in_batch", "shift_labels"),
+        *("logits_to_keep", "output_attentions", "output_hidden_states", "return_dict"),
+    )
+)
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = [
+    getattr(torch_module, name)
+    for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+]
+
+
+def say_once(kind: str, message: str) -> None:
+    if (kind, message) not in _said:
+        _said.add((kind, message))
+        logger.warning("%s: %s", kind, message)
+
+
+@contextmanager
+def reference_only() -> Iterator[None]:
+    """Within: every call of this thread takes transformers' forward (a backward recomputes through it)."""
+    before = getattr(_local, "reference_only", False)
+    _local.reference_only = True
+    try:
+        yield
+    finally:
+        _local.reference_only = before
+
+
+def reason_to_leave(model: nn.Module, arguments: Any) -> str | None:
+    """Why this call takes transformers' forward; None where the fast road covers it."""
+    if getattr(_local, "reference_only", False):
+        return "inside a backward or a comparison"
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return "a compiler or tracer reads the forward (torch.compile, torch.export, torch.jit)"
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return "autocast is on"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is active"
+    if any(_GLOBAL_HOOKS):
+        return "a global module hook is registered"
+    if not READ.issuperset(arguments):
+        return f"an argument that transformers' attention functions read: {', '.join(sorted(set(arguments) - READ))}"
+    return guard_of(model).reason()
+
+
+class Guard:
+    """What the fast road takes for granted about a module tree, and whether it still holds.
+
+    Walking a tree of 200 modules takes longer than a small forward. So the walk is done once, and what it saw is remembered as flat
+    lists that C code compares: module dictionaries, classes, hooks, dropout modes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.refresh(model)
+
+    def refresh(self, model: Any) -> None:
+        inner = [m for m in model.modules() if m is not model]
+        everything = [model, *inner]
+        self._model = weakref.ref(model)
+        self._children = [(m._modules, name, child) for m in everything for name, child in m._modules.items()]
+        self._child_counts = [(m._modules, len(m._modules)) for m in everything]
+        self._instances = [m.__dict__ for m in inner]
+        self._hooks = [(m.__dict__[name], len(m.__dict__[name])) for m in inner for name in _HOOKS if name in m.__dict__]
+        self._dropouts = [m.__dict__ for m in inner if isinstance(m, nn.Dropout)]
+        self._classes = [(m, type(m)) for m in inner]
+        self._implementation = model.config._attn_implementation
+        self._reason = lasting_reason(model, inner)
+
+        self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
+        dicts, names, children = zip(*self._children, strict=True) if self._children else ((), (), ())
+        self._dicts, self._names, self._kids = dicts, names, children
+        self._modules, self._types = [m for m, _ in self._classes], [kind for _, kind in self._classes]
+        self._hook_dicts, self._hook_lengths = [d for d, _ in self._hooks], [n for _, n in self._hooks]
+
+    def unchanged(self, model: Any) -> bool:
+        return (
+            model.config._attn_implementation == self._implementation
+            and all(map(is_, map(dict.get, self._dicts, self._names), self._kids))
+            and all(map(is_, map(type, self._modules), self._types))
+            and list(map(len, self._hook_dicts)) == self._hook_lengths
+            and not any(map(contains, self._instances, ("forward",) * len(self._instances)))
+        )
+
+    def reason(self) -> str | None:
+        model = self._model()
+        assert model is not None, "the guard lives as long as its model"
+        if not self.unchanged(model):
+            self.refresh(model)
+        if self._reason is not None:
+            return self._reason
+        if model.training or any(d["training"] for d in self._dropouts):
+            return "training mode: dropout is part of the forward"
+        return None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's parameters as they are now, each once."""
+        return list(dict.fromkeys(p for d, name in self._parameters if (p := d.get(name)) is not None))
+
+    def differentiable_inputs(self, arguments: Any) -> list[Tensor]:
+        """Every tensor a gradient may be asked for: parameters, and embeddings or states the caller passes."""
+        given = (arguments.get(name) for name in ("inputs_embeds", "encoder_hidden_states"))
+        return [*self.parameters(), *(t for t in given if t is not None)]
+
+    def wants_gradient(self, arguments: Any) -> bool:
+        given = (arguments.get(name) for name in ("inputs_embeds", "encoder_hidden_states", "head_mask"))
+        return any(p.requires_grad for d, name in self._parameters if (p := d.get(name)) is not None) or any(
+            t is not None and t.requires_grad for t in given
+        )
+
+
+_guards: "weakref.WeakKeyDictionary[nn.Module, Guard]" = weakref.WeakKeyDictionary()
+
+
+def guard_of(model: nn.Module) -> Guard:
+    guard = _guards.get(model)
+    if guard is None:
+        guard = _guards[model] = Guard(model)
+    return guard
+
+
+def lasting_reason(model: Any, inner: list[nn.Module]) -> str | None:
+    """What about the modules themselves keeps a model off the fast road."""
+    if model.config._attn_implementation not in ATTENTIONS:
+        return f"the config names an attention function of its own: {model.config._attn_implementation}"
+    for m in inner:
+        if (kind := foreign(m)) is not None:
+            return kind
+    for name, parameter in model.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            return f"parameter {name} is a {type(parameter).__name__}"
+        if parameter.device.type == "meta":
+            return f"parameter {name} is on the meta device"
+    return None
+
+
+def foreign(m: nn.Module) -> str | None:
+    """Why a submodule's own forward has to run."""
+    kind = type(m)
+    if "forward" in m.__dict__:
+        return f"the forward of a {kind.__name__} inside was patched"
+    for hooks in _HOOKS:
+        if any(not is_capture(hook) for hook in m.__dict__.get(hooks, {}).values()):
+            return f"a hook on a {kind.__name__} inside"
+    if not kind.__module__.startswith(("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bertfast.")):
+        return f"a {kind.__module__}.{kind.__name__} inside"
+    return None
+
+
+def is_capture(hook: Any) -> bool:
+    """transformers leaves the hooks that collect hidden states in place; outside its own forward they do nothing."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
+
+
+def is_plain(t: Any) -> bool:
+    return type(t) in (Tensor, nn.Parameter)
