@@ -1,0 +1,69 @@
+# ruff: noqa: N999 (the name of the compiled module)
+"""What csrc/bind_*.cpp registers. Addresses are data_ptr()s, 0 where an argument may be absent; sizes count elements."""
+
+from collections.abc import Callable, Sequence
+
+ACTIVATIONS: dict[str, int]
+
+def embed_layer_norm(
+    input_ids: int,
+    word_table: int,
+    word_rows: int,
+    position_ids: int,
+    position_table: int,
+    position_rows: int,
+    type_ids: int,
+    type_table: int,
+    type_rows: int,
+    weight: int,
+    bias: int,
+    eps: float,
+    out: int,
+    tokens: int,
+    hidden: int,
+) -> None: ...
+def linear(x: int, parts: Sequence[tuple[int, int, int]], activation: int, out: int, rows: int, inputs: int) -> None: ...
+def add_layer_norm(x: int, residual: int, weight: int, bias: int, eps: float, out: int, rows: int, hidden: int) -> None: ...
+def varlen_attention(
+    q: int,
+    q_stride: int,
+    k: int,
+    k_stride: int,
+    v: int,
+    v_stride: int,
+    cu_seqlens_q: int,
+    cu_seqlens_k: int,
+    sequences: int,
+    queries: int,
+    keys: int,
+    heads: int,
+    head_size: int,
+    causal: bool,
+    scale: float,
+    out: int,
+) -> None: ...
+def pack(x: int, rows: int, indices: int, out: int, tokens: int, row_bytes: int) -> None: ...
+def unpack(x: int, indices: int, tokens: int, out: int, rows: int, columns: int, fill: float) -> None: ...
+
+MASK_BOOL: int
+MASK_UINT8: int
+MASK_INT8: int
+MASK_INT16: int
+MASK_INT32: int
+MASK_INT64: int
+MASK_FLOAT16: int
+MASK_BFLOAT16: int
+MASK_FLOAT32: int
+MASK_FLOAT64: int
+
+def pack_mask(
+    mask: int, kind: int, rows: int, columns: int, row_stride: int, cu_seqlens: int, indices: int, positions: int
+) -> tuple[int, int, int, bool]: ...
+def pack_lengths(lengths: int, rows: int, cu_seqlens: int) -> tuple[int, int, int, bool]: ...
+def plan_batches(lengths: int, count: int, max_tokens: int, max_rows: int, order: int) -> list[int]: ...
+def isa() -> str: ...
+def isas() -> list[tuple[str, bool, bool]]: ...
+def use_isa(name: str) -> None: ...
+def set_num_threads(threads: int) -> None: ...
+def get_num_threads() -> int: ...
+def set_default_threads(ask: Callable[[], int]) -> None: ...

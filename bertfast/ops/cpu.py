@@ -1,0 +1,95 @@
+"""CPU backend: bertfast._C on the addresses of float32 tensors. Arguments were checked in bertfast.ops.
+
+One crossing an op. Results go into tensors made here with torch.empty, whose every element the kernel writes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bertfast import _C
+
+# Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
+_C.set_default_threads(torch.get_num_threads)
+
+
+def embed_layer_norm(
+    input_ids: Tensor,
+    word_weight: Tensor,
+    position_ids: Tensor,
+    position_weight: Tensor,
+    token_type_ids: Tensor | None,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    T, H = len(input_ids), len(weight)
+    out = word_weight.new_empty(T, H)
+    _C.embed_layer_norm(
+        input_ids.data_ptr(), word_weight.data_ptr(), len(word_weight),
+        position_ids.data_ptr(), position_weight.data_ptr(), len(position_weight),
+        _address(token_type_ids), token_type_weight.data_ptr(), len(token_type_weight),
+        weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr(), T, H,
+    )  # fmt: skip
+    return out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
+    return _linear(x, [weight], [bias], _C.ACTIVATIONS[activation or "none"])
+
+
+def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    return _linear(x, weights, biases, _C.ACTIVATIONS["none"])
+
+
+def _linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: int) -> Tensor:
+    T, K = x.shape
+    parts = [(w.data_ptr(), _address(b), len(w)) for w, b in zip(weights, biases, strict=True)]
+    out = x.new_empty(T, sum(features for _, _, features in parts))
+    _C.linear(x.data_ptr(), parts, activation, out.data_ptr(), T, K)
+    return out
+
+
+def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    out = torch.empty_like(x)
+    _C.add_layer_norm(x.data_ptr(), _address(residual), weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr(), *x.shape)
+    return out
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    Tq, N, D = q.shape
+    out = q.new_empty(Tq, N, D)
+    _C.varlen_attention(
+        q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0),
+        cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, Tq, len(k), N, D,
+        causal, D**-0.5 if scale is None else scale, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def pack(x: Tensor, indices: Tensor) -> Tensor:
+    out = x.new_empty(len(indices), x.shape[1])
+    _C.pack(x.data_ptr(), len(x), indices.data_ptr(), out.data_ptr(), len(indices), x.shape[1] * x.element_size())
+    return out
+
+
+def unpack(x: Tensor, indices: Tensor, rows: int, fill: float = 0.0) -> Tensor:
+    out = x.new_empty(rows, x.shape[1])
+    _C.unpack(x.data_ptr(), indices.data_ptr(), len(x), out.data_ptr(), rows, x.shape[1], fill)
+    return out
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()

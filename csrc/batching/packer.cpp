@@ -1,0 +1,95 @@
+#include "packer.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "../check.h"
+
+namespace bertfast {
+namespace {
+
+constexpr int64_t most_tokens = std::numeric_limits<int32_t>::max();
+
+// Bit patterns, except for the sign bit of a float: -0.0 is zero.
+template <class Bits, Bits significant>
+int64_t keep_row(const void* mask, int64_t offset, int64_t columns, int64_t first_index, int64_t* indices, int64_t* positions) {
+  const Bits* row = static_cast<const Bits*>(mask) + offset;
+  int64_t kept = 0;
+  for (int64_t c = 0; c < columns; ++c) {  // no branch: masks are as random as lengths are
+    indices[kept] = first_index + c;
+    positions[kept] = c;
+    kept += (row[c] & significant) != 0;
+  }
+  return kept;
+}
+
+using KeepRow = int64_t (*)(const void*, int64_t, int64_t, int64_t, int64_t*, int64_t*);
+
+KeepRow keep_row_of(MaskKind kind) {
+  switch (kind) {
+    case MaskKind::boolean:
+    case MaskKind::uint8:
+    case MaskKind::int8:
+      return keep_row<uint8_t, 0xff>;
+    case MaskKind::int16:
+      return keep_row<uint16_t, 0xffff>;
+    case MaskKind::float16:
+    case MaskKind::bfloat16:
+      return keep_row<uint16_t, 0x7fff>;
+    case MaskKind::int32:
+      return keep_row<uint32_t, 0xffffffff>;
+    case MaskKind::float32:
+      return keep_row<uint32_t, 0x7fffffff>;
+    case MaskKind::int64:
+      return keep_row<uint64_t, ~uint64_t{0}>;
+    case MaskKind::float64:
+      return keep_row<uint64_t, ~uint64_t{0} / 2>;
+  }
+  fail("attention_mask: unknown kind ", static_cast<int>(kind));
+}
+
+int64_t keep_all(const void*, int64_t, int64_t columns, int64_t first_index, int64_t* indices, int64_t* positions) {
+  for (int64_t c = 0; c < columns; ++c) {
+    indices[c] = first_index + c;
+    positions[c] = c;
+  }
+  return columns;
+}
+
+}  // namespace
+
+Packed pack_mask(const void* mask, MaskKind kind, int64_t rows, int64_t columns, int64_t row_stride, int32_t* cu_seqlens, int64_t* indices,
+                 int64_t* positions) {
+  BF_CHECK(rows >= 0 && columns >= 0, "attention_mask: ", rows, " rows of ", columns, " columns");
+  BF_CHECK(rows == 0 || columns <= most_tokens / rows, "a batch of ", rows, " x ", columns, " tokens; expected at most ", most_tokens);
+  const KeepRow keep = mask == nullptr ? keep_all : keep_row_of(kind);
+  Packed packed = {0, 0, rows == 0 ? 0 : columns, true};
+  cu_seqlens[0] = 0;
+  for (int64_t b = 0; b < rows; ++b) {
+    // A row writes one entry past what it keeps, at most: the last row's last entry is inside of the rows * columns.
+    const int64_t kept = keep(mask, b * row_stride, columns, b * columns, indices + packed.total, positions + packed.total);
+    packed.first_column_kept &= kept > 0 && positions[packed.total] == 0;
+    packed.total += kept;
+    packed.longest = std::max(packed.longest, kept);
+    packed.shortest = std::min(packed.shortest, kept);
+    cu_seqlens[b + 1] = static_cast<int32_t>(packed.total);
+  }
+  return packed;
+}
+
+Packed pack_lengths(const int64_t* lengths, int64_t rows, int32_t* cu_seqlens) {
+  Packed packed = {0, 0, rows == 0 ? 0 : most_tokens, true};
+  cu_seqlens[0] = 0;
+  for (int64_t b = 0; b < rows; ++b) {
+    BF_CHECK(lengths[b] >= 0, "lengths[", b, "] is ", lengths[b], ", expected 0 or more");
+    BF_CHECK(lengths[b] <= most_tokens - packed.total, "the first ", b + 1, " lengths add up to more than ", most_tokens, " tokens");
+    packed.total += lengths[b];
+    packed.longest = std::max(packed.longest, lengths[b]);
+    packed.shortest = std::min(packed.shortest, lengths[b]);
+    packed.first_column_kept &= lengths[b] > 0;
+    cu_seqlens[b + 1] = static_cast<int32_t>(packed.total);
+  }
+  return packed;
+}
+
+}  // namespace bertfast

@@ -1,0 +1,123 @@
+// The ops: the GIL is released here, once an op.
+//
+// Shapes are not checked here: bertfast.ops has checked device, dtype, layout and shapes before it asked for an address,
+// and keeps the tensors alive while we run. What only the data can tell (ids, indices) is checked here, where it is read.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <vector>
+
+#include "bind.h"
+#include "check.h"
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace bertfast {
+namespace {
+
+void embed_layer_norm(Address input_ids, Address word_table, int64_t word_rows, Address position_ids, Address position_table,
+                      int64_t position_rows, Address type_ids, Address type_table, int64_t type_rows, Address weight, Address bias,
+                      float eps, Address out, int64_t tokens, int64_t hidden) {
+  const cpu::EmbeddingOp op = {
+      cpu::kernels(),
+      {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const float>(word_table),
+       at<const float>(position_table), at<const float>(type_table), word_rows, position_rows, type_rows, at<const float>(weight),
+       at<const float>(bias), at<float>(out), tokens, hidden, eps}};
+  run_op(op);
+  op.check();
+}
+
+void add_layer_norm(Address x, Address residual, Address weight, Address bias, float eps, Address out, int64_t rows, int64_t hidden) {
+  run_op(cpu::LayerNormOp{
+      cpu::kernels(),
+      {at<const float>(x), at<const float>(residual), at<const float>(weight), at<const float>(bias), at<float>(out), rows, hidden, eps}});
+}
+
+// parts: weight, bias and features of each.
+void linear(Address x, const std::vector<std::tuple<Address, Address, int64_t>>& parts, int activation, Address out, int64_t rows,
+            int64_t inputs) {
+  BF_CHECK(activation >= 0 && activation <= static_cast<int>(cpu::Activation::tanh), "linear: unknown activation ", activation);
+  std::vector<cpu::Linear> linears;
+  int64_t columns = 0;
+  for (const auto& [weight, bias, features] : parts) columns += features;
+  float* to = at<float>(out);
+  for (const auto& [weight, bias, features] : parts) {
+    linears.push_back({at<const float>(x), at<const float>(weight), at<const float>(bias), to, rows, inputs, features, inputs, columns,
+                       static_cast<cpu::Activation>(activation)});
+    to += features;
+  }
+  run_op(cpu::LinearOp(cpu::kernels(), std::move(linears), num_threads()));
+}
+
+void varlen_attention(Address q, int64_t q_stride, Address k, int64_t k_stride, Address v, int64_t v_stride, Address cu_seqlens_q,
+                      Address cu_seqlens_k, int64_t sequences, int64_t queries, int64_t keys, int64_t heads, int64_t head_size, bool causal,
+                      float scale, Address out) {
+  const cpu::Attention args = {at<const float>(q),
+                               at<const float>(k),
+                               at<const float>(v),
+                               at<float>(out),
+                               q_stride,
+                               k_stride,
+                               v_stride,
+                               at<const int32_t>(cu_seqlens_q),
+                               at<const int32_t>(cu_seqlens_k),
+                               sequences,
+                               heads,
+                               head_size,
+                               scale,
+                               causal};
+  cpu::check_boundaries("cu_seqlens_q", args.cu_seqlens_q, sequences, queries);
+  cpu::check_boundaries("cu_seqlens_k", args.cu_seqlens_k, sequences, keys);
+  run_op(cpu::AttentionOp(cpu::kernels(), args));
+}
+
+void pack(Address x, int64_t rows, Address indices, Address out, int64_t tokens, int64_t row_bytes) {
+  cpu::check_indices(at<const int64_t>(indices), tokens, rows, "pack");
+  run_op(cpu::PackOp{at<const char>(x), at<const int64_t>(indices), at<char>(out), tokens, row_bytes});
+}
+
+void unpack(Address x, Address indices, int64_t tokens, Address out, int64_t rows, int64_t columns, float fill) {
+  const bool ascending = cpu::check_indices(at<const int64_t>(indices), tokens, rows, "unpack");
+  run_op(cpu::UnpackOp{at<const float>(x), at<const int64_t>(indices), at<float>(out), tokens, columns, rows, fill, ascending});
+}
+
+}  // namespace
+
+void bind_ops(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  using py::arg;
+
+  m.def("embed_layer_norm", embed_layer_norm, release(), arg("input_ids"), arg("word_table"), arg("word_rows"), arg("position_ids"),
+        arg("position_table"), arg("position_rows"), arg("type_ids"), arg("type_table"), arg("type_rows"), arg("weight"), arg("bias"),
+        arg("eps"), arg("out"), arg("tokens"), arg("hidden"),
+        "out[tokens, hidden] = LayerNorm(word + type + position); type_ids may be 0. ValueError for an id outside of its table.");
+  m.def("add_layer_norm", add_layer_norm, release(), arg("x"), arg("residual"), arg("weight"), arg("bias"), arg("eps"), arg("out"),
+        arg("rows"), arg("hidden"), "out[rows, hidden] = LayerNorm(x + residual) * weight + bias; residual may be 0.");
+  m.def("linear", linear, release(), arg("x"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"),
+        "out[rows, sum of features] = activation(x[rows, inputs] @ weight.T + bias) for parts of (weight, bias or 0, features).");
+  m.def("varlen_attention", varlen_attention, release(), arg("q"), arg("q_stride"), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"),
+        arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("sequences"), arg("queries"), arg("keys"), arg("heads"), arg("head_size"),
+        arg("causal"), arg("scale"), arg("out"),
+        "out[queries, heads, head_size] = softmax(q k^T scale) v within each sequence. ValueError for bad boundaries.");
+  m.def("pack", pack, release(), arg("x"), arg("rows"), arg("indices"), arg("out"), arg("tokens"), arg("row_bytes"),
+        "out[t] = x[indices[t]]. ValueError for an index outside of [0, rows).");
+  m.def("unpack", unpack, release(), arg("x"), arg("indices"), arg("tokens"), arg("out"), arg("rows"), arg("columns"), arg("fill"),
+        "out[indices[t]] = x[t], fill elsewhere. ValueError for an index outside of [0, rows).");
+
+  py::dict activations;
+  activations["none"] = static_cast<int>(cpu::Activation::none);
+  activations["gelu"] = static_cast<int>(cpu::Activation::gelu);
+  activations["gelu_new"] = static_cast<int>(cpu::Activation::gelu_tanh);
+  activations["gelu_pytorch_tanh"] = static_cast<int>(cpu::Activation::gelu_tanh);
+  activations["relu"] = static_cast<int>(cpu::Activation::relu);
+  activations["silu"] = static_cast<int>(cpu::Activation::silu);
+  activations["tanh"] = static_cast<int>(cpu::Activation::tanh);
+  m.attr("ACTIVATIONS") = activations;
+}
+
+}  // namespace bertfast

@@ -1,0 +1,168 @@
+// Attention of a few queries of one head over all keys of their sequence, a tile of keys at a time with the running
+// maximum (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022): no [Sq, Sk] matrix in memory.
+//
+// A tile's keys are laid out as [head_size, keys] first, so scores form vectors along the keys and are never summed
+// across lanes; its values are copied so that they lie back to back. Each score is a sum over d, each output one over
+// the keys, both in ascending order: the bits depend on the sequence alone.
+#pragma once
+
+#include <math.h>
+
+#include "math.inl.h"
+#include "vec.h"
+
+namespace bertfast::cpu::BERTFAST_ISA_NAME {
+namespace {
+
+constexpr int64_t attention_depth = 64;  // terms of a score added up in one go: long sums in one register lose digits
+constexpr int64_t attention_scratch =
+    2 * attention_keys * max_head_size + attention_rows * max_head_size + Vec::tile_rows * attention_keys + 2 * attention_rows;
+
+struct AttentionTile {
+  float* keys;     // [head_size, attention_keys]; beyond the last key: 0
+  float* values;   // [attention_keys, padded]
+  float* sums;     // [attention_rows, padded]: the output so far
+  float* scores;   // [Vec::tile_rows, attention_keys]
+  float* maximum;  // [attention_rows]
+  float* total;    // [attention_rows]
+  int64_t head_size, padded;
+};
+
+// out[m, column] = sum over k of x[m, k] * right[k, column] (or added to out), for `rows` rows and `blocks` vectors.
+template <int64_t rows, int64_t blocks>
+inline void broadcast_tile(const float* x, int64_t x_stride, const float* right, int64_t right_stride, float* out, int64_t out_stride,
+                           int64_t depth, bool add) {
+  Vec sum[rows][blocks];
+#pragma GCC unroll 8
+  for (int64_t m = 0; m < rows; ++m)
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < blocks; ++c) sum[m][c] = Vec::all(0.0f);
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec a[rows];
+#pragma GCC unroll 8
+    for (int64_t m = 0; m < rows; ++m) a[m] = Vec::all(x[m * x_stride + k]);
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < blocks; ++c) {
+      const Vec b = Vec::load(right + k * right_stride + c * Vec::width);
+#pragma GCC unroll 8
+      for (int64_t m = 0; m < rows; ++m) sum[m][c] = multiply_add(a[m], b, sum[m][c]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t m = 0; m < rows; ++m)
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < blocks; ++c) {
+      float* to = out + m * out_stride + c * Vec::width;
+      (add ? Vec::load(to) + sum[m][c] : sum[m][c]).store(to);
+    }
+}
+
+// The same for `count` rows (1 .. rows) and any number of columns, a multiple of Vec::width.
+template <int64_t rows>
+void broadcast_rows(int64_t count, const float* x, int64_t x_stride, const float* right, int64_t right_stride, float* out,
+                    int64_t out_stride, int64_t columns, int64_t depth, bool add) {
+  if constexpr (rows > 1)
+    if (count < rows) return broadcast_rows<rows - 1>(count, x, x_stride, right, right_stride, out, out_stride, columns, depth, add);
+  int64_t c = 0;
+  for (; c + 4 * Vec::width <= columns; c += 4 * Vec::width)
+    broadcast_tile<rows, 4>(x, x_stride, right + c, right_stride, out + c, out_stride, depth, add);
+  for (; c < columns; c += Vec::width) broadcast_tile<rows, 1>(x, x_stride, right + c, right_stride, out + c, out_stride, depth, add);
+}
+
+inline int64_t padded_to_vec(int64_t n) { return (n + Vec::width - 1) / Vec::width * Vec::width; }
+
+inline void load_keys(const AttentionTile& tile, const float* k, int64_t k_stride, const float* v, int64_t v_stride, int64_t count) {
+  const int64_t columns = padded_to_vec(count);
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t d = 0; d < tile.head_size; ++d) tile.keys[d * attention_keys + j] = k[j * k_stride + d];
+  for (int64_t d = 0; d < tile.head_size; ++d)
+    for (int64_t j = count; j < columns; ++j) tile.keys[d * attention_keys + j] = 0.0f;
+  for (int64_t j = 0; j < count; ++j)
+    for_each_block(tile.head_size,
+                   [&](int64_t d, int64_t lanes) { Vec::load(v + j * v_stride + d, lanes).store(tile.values + j * tile.padded + d); });
+}
+
+// Turns a row of scores into exp(score * scale - maximum), 0 beyond the first `seen`; returns what the sums so far must
+// be multiplied by.
+inline float soften(float* scores, int64_t seen, int64_t columns, float scale, float* maximum, float* total) {
+  Vec highest = Vec::all(-INFINITY);
+  for_each_block(seen, [&](int64_t j, int64_t lanes) {
+    Vec score = Vec::load(scores + j) * Vec::all(scale);
+    score.store(scores + j);
+    if (lanes != Vec::width) score = score.keep(lanes, Vec::all(-INFINITY));
+    highest = max(highest, score);
+  });
+  const float before = *maximum, now = highest.largest() > before ? highest.largest() : before;
+  Vec sum = Vec::all(0.0f);
+  for_each_block(seen, [&](int64_t j, int64_t lanes) {
+    Vec weight = exp(Vec::load(scores + j) - Vec::all(now));
+    if (lanes != Vec::width) weight = weight.keep(lanes, Vec::all(0.0f));
+    weight.store(scores + j);
+    sum = sum + weight;
+  });
+  for (int64_t j = padded_to_vec(seen); j < columns; j += Vec::width) Vec::all(0.0f).store(scores + j);
+  const float shrink = before == -INFINITY ? 0.0f : expf(before - now);
+  *maximum = now;
+  *total = *total * shrink + sum.sum();
+  return shrink;
+}
+
+void attention(const Attention& op, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch) {
+  const int64_t D = op.head_size, q0 = op.cu_seqlens_q[sequence], k0 = op.cu_seqlens_k[sequence];
+  const int64_t queries = op.cu_seqlens_q[sequence + 1] - q0, keys = op.cu_seqlens_k[sequence + 1] - k0, rows = last - first;
+  AttentionTile tile;
+  tile.head_size = D;
+  tile.padded = padded_to_vec(D);
+  tile.keys = scratch;
+  tile.values = tile.keys + attention_keys * max_head_size;
+  tile.sums = tile.values + attention_keys * max_head_size;
+  tile.scores = tile.sums + attention_rows * max_head_size;
+  tile.maximum = tile.scores + Vec::tile_rows * attention_keys;
+  tile.total = tile.maximum + attention_rows;
+  for (int64_t m = 0; m < rows; ++m) {
+    tile.maximum[m] = -INFINITY;
+    tile.total[m] = 0.0f;
+  }
+  for (int64_t i = 0; i < rows * tile.padded; i += Vec::width) Vec::all(0.0f).store(tile.sums + i);
+
+  const auto seen_by = [&](int64_t m) {  // how many keys query first + m sees
+    const int64_t seen = op.causal ? first + m + 1 + keys - queries : keys;
+    return seen < 0 ? 0 : seen < keys ? seen : keys;
+  };
+  const float* q = op.q + (q0 + first) * op.q_stride + head * D;
+  const int64_t most = seen_by(rows - 1);
+  for (int64_t at = 0; at < most; at += attention_keys) {
+    const int64_t count = at + attention_keys < most ? attention_keys : most - at, columns = padded_to_vec(count);
+    load_keys(tile, op.k + (k0 + at) * op.k_stride + head * D, op.k_stride, op.v + (k0 + at) * op.v_stride + head * D, op.v_stride, count);
+    for (int64_t m0 = 0; m0 < rows; m0 += Vec::tile_rows) {
+      const int64_t height = m0 + Vec::tile_rows < rows ? Vec::tile_rows : rows - m0;
+      for (int64_t d = 0; d < D; d += attention_depth)
+        broadcast_rows<Vec::tile_rows>(height, q + m0 * op.q_stride + d, op.q_stride, tile.keys + d * attention_keys, attention_keys,
+                                       tile.scores, attention_keys, columns, D - d < attention_depth ? D - d : attention_depth, d != 0);
+      for (int64_t m = m0; m < m0 + height; ++m) {
+        int64_t seen = seen_by(m) - at;
+        seen = seen < 0 ? 0 : seen < count ? seen : count;
+        float* scores = tile.scores + (m - m0) * attention_keys;
+        if (seen == 0) {
+          for (int64_t j = 0; j < columns; j += Vec::width) Vec::all(0.0f).store(scores + j);
+          continue;
+        }
+        const Vec shrink = Vec::all(soften(scores, seen, columns, op.scale, tile.maximum + m, tile.total + m));
+        float* sums = tile.sums + m * tile.padded;
+        if (at != 0)
+          for (int64_t d = 0; d < tile.padded; d += Vec::width) (Vec::load(sums + d) * shrink).store(sums + d);
+      }
+      broadcast_rows<Vec::tile_rows>(height, tile.scores, attention_keys, tile.values, tile.padded, tile.sums + m0 * tile.padded,
+                                     tile.padded, tile.padded, count, true);
+    }
+  }
+
+  for (int64_t m = 0; m < rows; ++m) {  // a query that saw nothing has total 0 and sums 0
+    const Vec scale = Vec::all(tile.total[m] > 0.0f ? 1.0f / tile.total[m] : tile.total[m]);
+    float* out = op.out + ((q0 + first + m) * op.heads + head) * D;
+    for_each_block(D, [&](int64_t d, int64_t lanes) { (Vec::load(tile.sums + m * tile.padded + d) * scale).store(out + d, lanes); });
+  }
+}
+
+}  // namespace
+}  // namespace bertfast::cpu::BERTFAST_ISA_NAME

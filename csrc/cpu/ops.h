@@ -1,0 +1,91 @@
+// Whole ops, cut into items that the pool hands out (parallel.h). The cut may depend on sizes and on the number of
+// threads: no kernel lets it reach the bits.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace bertfast::cpu {
+
+struct EmbeddingOp {
+  const Kernels& kernels;
+  Embedding args;
+  mutable std::atomic<bool> bad_id{false};
+
+  int64_t items() const;
+  void run(int64_t item) const;
+  void check() const;  // after the run: throws std::invalid_argument if an id was outside of its table
+};
+
+struct LayerNormOp {
+  const Kernels& kernels;
+  LayerNorm args;
+
+  int64_t items() const;
+  void run(int64_t item) const;
+};
+
+// One x, one or several weights, their outputs side by side in one matrix.
+class LinearOp {
+ public:
+  LinearOp(const Kernels& kernels, std::vector<Linear> parts, int threads);
+  int64_t items() const { return row_blocks_ * column_blocks_; }
+  void run(int64_t item) const;
+
+ private:
+  const Kernels& kernels_;
+  std::vector<Linear> parts_;
+  std::vector<int64_t> first_block_;  // of each part, and their sum
+  int64_t block_rows_, block_columns_, row_blocks_, column_blocks_;
+};
+
+class AttentionOp {
+ public:
+  AttentionOp(const Kernels& kernels, const Attention& args);
+  int64_t items() const { return static_cast<int64_t>(pieces_.size()) * args_.heads; }
+  void run(int64_t item) const;
+
+ private:
+  struct Piece {
+    int32_t sequence, first, last;
+    int64_t work;
+  };
+  const Kernels& kernels_;
+  Attention args_;
+  std::vector<Piece> pieces_;  // the most work first, so that the cores finish together
+};
+
+// Rows of any kind, moved by bytes.
+struct PackOp {  // out[t] = x[indices[t]]
+  const char* x;
+  const int64_t* indices;
+  char* out;
+  int64_t tokens, row_bytes;
+
+  int64_t items() const;
+  void run(int64_t item) const;
+};
+
+// out[indices[t]] = x[t], every other row `fill`. Indices that ascend are filled and scattered in one pass.
+struct UnpackOp {
+  const float* x;
+  const int64_t* indices;
+  float* out;
+  int64_t tokens, columns, rows;
+  float fill;
+  bool ascending;
+
+  int64_t items() const;
+  void run(int64_t item) const;
+};
+
+// Throws std::invalid_argument unless every index is in [0, rows). Returns whether they ascend.
+bool check_indices(const int64_t* indices, int64_t count, int64_t rows, const char* op);
+
+// Throws std::invalid_argument unless bounds, [sequences + 1], ascend from 0 to at most `rows`.
+void check_boundaries(const char* name, const int32_t* bounds, int64_t sequences, int64_t rows);
+
+}  // namespace bertfast::cpu

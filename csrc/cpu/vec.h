@@ -1,0 +1,198 @@
+// Vec: as many floats as one register holds, and the few operations the kernels need.
+//
+// Every kernel is written once against this interface. Ragged row ends use `lanes`: the first `lanes` floats are read
+// or written, the others read as zero. Nothing here is contracted behind our back (-ffp-contract=off), so a row gets the
+// same bits from every tile shape.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace bertfast::cpu::BERTFAST_ISA_NAME {
+namespace {
+
+#if defined(__AVX512F__)
+
+struct Vec {
+  static constexpr int64_t width = 16;
+  static constexpr int64_t tile_rows = 6;  // 6 x 4 sums, 4 columns and a row: 29 of 32 registers
+  __m512 v;
+
+  static __mmask16 mask(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+  static Vec all(float a) { return {_mm512_set1_ps(a)}; }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const float* p, int64_t lanes) { return {lanes == width ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(mask(lanes), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(float* p, int64_t lanes) const {
+    if (lanes == width)
+      _mm512_storeu_ps(p, v);
+    else
+      _mm512_mask_storeu_ps(p, mask(lanes), v);
+  }
+  // The first `lanes`; the others become `rest`.
+  Vec keep(int64_t lanes, Vec rest) const { return {_mm512_mask_mov_ps(rest.v, mask(lanes), v)}; }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+  float largest() const { return _mm512_reduce_max_ps(v); }
+  __m256 halves() const {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+  }
+  static void store_sums(const Vec (&v)[4], float* out) {
+    const __m256 ab = _mm256_hadd_ps(v[0].halves(), v[1].halves()), cd = _mm256_hadd_ps(v[2].halves(), v[3].halves());
+    const __m256 all = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
+};
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// The second operand where either is NaN.
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), yes.v)}; }
+inline Vec magnitude(Vec a) { return {_mm512_abs_ps(a.v)}; }
+inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+#elif defined(__AVX2__)
+
+struct Vec {
+  static constexpr int64_t width = 8;
+  static constexpr int64_t tile_rows = 3;  // 3 x 4 sums, 4 columns: all 16 registers
+  __m256 v;
+
+  static __m256i mask(int64_t lanes) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), index);
+  }
+  static Vec all(float a) { return {_mm256_set1_ps(a)}; }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const float* p, int64_t lanes) { return {lanes == width ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, mask(lanes))}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(float* p, int64_t lanes) const {
+    if (lanes == width)
+      _mm256_storeu_ps(p, v);
+    else
+      _mm256_maskstore_ps(p, mask(lanes), v);
+  }
+  Vec keep(int64_t lanes, Vec rest) const { return {_mm256_blendv_ps(rest.v, v, _mm256_castsi256_ps(mask(lanes)))}; }
+  float sum() const {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  float largest() const {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  static void store_sums(const Vec (&v)[4], float* out) {
+    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(v[0].v, v[1].v), _mm256_hadd_ps(v[2].v, v[3].v));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
+};
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))}; }
+inline Vec magnitude(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// n is whole, from -127 (gives 0) to 128 (gives infinity).
+inline Vec times_power_of_two(Vec a, Vec n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
+}
+
+#else
+
+// Any other CPU, through the compiler's own vectors: SSE2, NEON, or plain scalars.
+struct Vec {
+  static constexpr int64_t width = 4;
+  static constexpr int64_t tile_rows = 2;
+  typedef float Lanes __attribute__((vector_size(16)));
+  typedef int32_t Ints __attribute__((vector_size(16)));
+  Lanes v;
+
+  static Vec all(float a) { return {Lanes{a, a, a, a}}; }
+  static Vec load(const float* p) {
+    Lanes v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return {v};
+  }
+  static Vec load(const float* p, int64_t lanes) {
+    Lanes v = {};
+    __builtin_memcpy(&v, p, static_cast<size_t>(lanes) * sizeof(float));
+    return {v};
+  }
+  void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
+  void store(float* p, int64_t lanes) const { __builtin_memcpy(p, &v, static_cast<size_t>(lanes) * sizeof(float)); }
+  Vec keep(int64_t lanes, Vec rest) const {
+    Lanes kept = rest.v;
+    for (int64_t i = 0; i < lanes; ++i) kept[i] = v[i];
+    return {kept};
+  }
+  float sum() const { return (v[0] + v[2]) + (v[1] + v[3]); }
+  float largest() const {
+    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+  }
+  static void store_sums(const Vec (&v)[4], float* out) {
+    for (int64_t i = 0; i < 4; ++i) out[i] = v[i].sum();
+  }
+};
+inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__ARM_NEON)
+  return {vfmaq_f32(c.v, a.v, b.v)};
+#else
+  return {a.v * b.v + c.v};
+#endif
+}
+inline Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
+inline Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {a.v < b.v ? yes.v : no.v}; }
+inline Vec magnitude(Vec a) {
+  Vec::Ints bits;
+  __builtin_memcpy(&bits, &a.v, sizeof bits);
+  bits &= 0x7fffffff;
+  __builtin_memcpy(&a.v, &bits, sizeof bits);
+  return a;
+}
+inline Vec round(Vec a) {  // |a| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction
+  const Vec::Lanes shift = {12582912.0f, 12582912.0f, 12582912.0f, 12582912.0f};
+  return {(a.v + shift) - shift};
+}
+inline Vec times_power_of_two(Vec a, Vec n) {
+  const Vec::Ints bits = (__builtin_convertvector(n.v, Vec::Ints) + 127) << 23;
+  Vec power;
+  __builtin_memcpy(&power.v, &bits, sizeof bits);
+  return a * power;
+}
+
+#endif
+
+// Calls body(column, lanes) over [0, n). `lanes` is the constant Vec::width except at the end, so the masks above fold
+// away in the main loop.
+template <class Body>
+inline void for_each_block(int64_t n, Body body) {
+  int64_t i = 0;
+  for (; i + Vec::width <= n; i += Vec::width) body(i, Vec::width);
+  if (i < n) body(i, n - i);
+}
+
+}  // namespace
+}  // namespace bertfast::cpu::BERTFAST_ISA_NAME

@@ -1,0 +1,16 @@
+// bertfast._C: the host side. Each bind_*.cpp registers one part of it.
+
+#include <pybind11/pybind11.h>
+
+namespace bertfast {
+void bind_ops(pybind11::module_& m);
+void bind_batching(pybind11::module_& m);
+void bind_runtime(pybind11::module_& m);
+}  // namespace bertfast
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "bertfast host: CPU kernels and batching. Addresses and sizes in, results written in place.";
+  bertfast::bind_ops(m);
+  bertfast::bind_batching(m);
+  bertfast::bind_runtime(m);
+}

@@ -1,0 +1,239 @@
+#include "parallel.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace bertfast {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// An idle thread spins this long before it sleeps: longer than the pause between two ops of one forward, far
+// shorter than anything a user would see as load.
+constexpr std::chrono::microseconds idle_spin{50};
+// A thread that waits for others in the middle of a job gives its core away after this long: they may need it.
+constexpr std::chrono::microseconds busy_spin{100};
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class Done>
+bool spin_until(Done done, std::chrono::microseconds limit) {
+  for (int i = 0; i < 256; ++i) {
+    if (done()) return true;
+    pause();
+  }
+  const auto end = Clock::now() + limit;
+  while (!done()) {
+    for (int i = 0; i < 32; ++i) pause();
+    if (Clock::now() > end) return done();
+  }
+  return true;
+}
+
+template <class Done>
+void wait_until(Done done) {
+  if (spin_until(done, busy_spin)) return;
+  while (!done()) std::this_thread::yield();
+}
+
+struct alignas(64) Progress {  // of one step; on a cache line of its own
+  std::atomic<int64_t> taken{0};
+  std::atomic<int64_t> finished{0};
+};
+
+struct Job {
+  const Step* steps;
+  int64_t count;
+  Progress* progress;
+
+  // Any thread may enter at any time: steps that are complete cost it two loads each.
+  void work() const {
+    for (int64_t s = 0; s < count; ++s) {
+      const Step& step = steps[s];
+      Progress& at = progress[s];
+      int64_t mine = 0;
+      while (at.taken.load(std::memory_order_relaxed) < step.items) {
+        const int64_t item = at.taken.fetch_add(1, std::memory_order_relaxed);
+        if (item >= step.items) break;
+        step.run(step.op, item);
+        ++mine;
+      }
+      if (mine != 0) at.finished.fetch_add(mine, std::memory_order_acq_rel);
+      wait_until([&] { return at.finished.load(std::memory_order_acquire) == step.items; });
+    }
+  }
+};
+
+void run_alone(const Step* steps, int64_t count) {
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t item = 0; item < steps[s].items; ++item) steps[s].run(steps[s].op, item);
+}
+
+class Pool {
+ public:
+  explicit Pool(int threads) : size_(threads) {
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {  // the process may start no more threads: those we have do the work
+    }
+  }
+
+  ~Pool() {
+    stop_ = true;
+    start(nullptr);
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  void run(const Step* steps, int64_t count) {
+    if (count > capacity_) {
+      progress_ = std::make_unique<Progress[]>(static_cast<size_t>(count));
+      capacity_ = count;
+    } else {
+      for (int64_t s = 0; s < count; ++s) {
+        progress_[s].taken.store(0, std::memory_order_relaxed);
+        progress_[s].finished.store(0, std::memory_order_relaxed);
+      }
+    }
+    const Job job{steps, count, progress_.get()};
+    start(&job);
+    job.work();
+    job_ = nullptr;  // a thread that wakes from here on finds nothing
+    wait_until([this] { return inside_ == 0; });
+  }
+
+  int size() const { return size_; }
+
+ private:
+  void start(const Job* job) {
+    job_ = job;
+    ++round_;
+    if (asleep_ != 0) {
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+      }
+      wake_.notify_all();
+    }
+  }
+
+  void serve() {
+    uint64_t seen = 0;
+    const auto called = [&] { return round_ != seen; };
+    while (true) {
+      if (!spin_until(called, idle_spin)) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++asleep_;
+        wake_.wait(lock, called);
+        --asleep_;
+      }
+      if (stop_) return;
+      seen = round_;
+      ++inside_;  // before job_ is read: run() clears job_ first and reads inside_ then
+      if (const Job* job = job_) job->work();
+      --inside_;
+    }
+  }
+
+  const int size_;
+  std::vector<std::thread> workers_;
+  std::atomic<uint64_t> round_{0};
+  std::atomic<const Job*> job_{nullptr};
+  std::atomic<int> inside_{0};
+  std::atomic<int> asleep_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::unique_ptr<Progress[]> progress_;
+  int64_t capacity_ = 0;
+};
+
+int all_cores() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+
+// Everything that a fork must forget. The child gets a new one: the old pool's threads are not there any more, and
+// its locks may be held by threads that never will be.
+struct State {
+  std::mutex serving;  // held by the caller that the pool works for
+  std::unique_ptr<Pool> pool;
+  std::mutex settings;
+  int configured = 0;  // what the user asked for; survives a fork
+  int resolved = 0;    // what that came to in this process
+};
+
+State* state = new State;
+int (*default_threads)() = all_cores;
+
+void forget_parent() {
+  State* fresh = new State;
+  fresh->configured = state->configured;
+  state = fresh;
+}
+
+// Once per process image, when the library is loaded.
+const int fork_handler = pthread_atfork(nullptr, nullptr, forget_parent);
+
+}  // namespace
+
+void run_steps(const Step* steps, int64_t count) {
+  int64_t widest = 0;
+  for (int64_t s = 0; s < count; ++s) widest = std::max(widest, steps[s].items);
+  std::unique_lock<std::mutex> serving(state->serving, std::try_to_lock);
+  if (!serving.owns_lock() || widest <= 1) return run_alone(steps, count);
+  const int threads = num_threads();
+  if (threads == 1) return run_alone(steps, count);
+  if (state->pool == nullptr || state->pool->size() != threads) {
+    state->pool.reset();
+    state->pool = std::make_unique<Pool>(threads);
+  }
+  state->pool->run(steps, count);
+}
+
+void set_num_threads(int threads) {
+  std::lock_guard<std::mutex> lock(state->settings);
+  state->configured = threads;
+  state->resolved = 0;
+}
+
+int num_threads() {
+  std::lock_guard<std::mutex> lock(state->settings);
+  if (state->resolved == 0) state->resolved = state->configured > 0 ? state->configured : std::max(1, default_threads());
+  return state->resolved;
+}
+
+void set_default_threads(int (*ask)()) { default_threads = ask; }
+
+float* scratch(int64_t floats) {
+  struct Room {
+    float* data = nullptr;
+    int64_t size = 0;
+    ~Room() { std::free(data); }
+  };
+  thread_local Room room;
+  if (room.size < floats) {
+    std::free(room.data);
+    room.size = (floats + 1023) / 1024 * 1024;  // a multiple of the alignment, as aligned_alloc asks
+    room.data = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(room.size) * sizeof(float)));
+    if (room.data == nullptr) {
+      room.size = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return room.data;
+}
+
+}  // namespace bertfast
