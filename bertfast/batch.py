@@ -84,8 +84,9 @@ class Packing:
     first_column_kept: bool
 
 
-def read_mask(mask: Tensor) -> Packing:
-    """mask: [B, S], any number type; every value but 0 is a real token, as in transformers. Waits for the device once."""
+def read_mask(mask: Tensor, device: torch.device) -> Packing:
+    """mask: [B, S], any number type; every value but 0 is a real token, as in transformers. The answer lies on `device`; a mask that
+    lies there too is waited for, once."""
     host = mask if mask.device.type == "cpu" else mask.ne(0).cpu()
     if host.dtype not in _MASK_KINDS:
         raise ValueError(f"attention_mask: got {mask.dtype}, expected a bool, integer or floating tensor")
@@ -99,7 +100,7 @@ def read_mask(mask: Tensor) -> Packing:
         host.data_ptr(), _MASK_KINDS[host.dtype], B, S, host.stride(0), cu_seqlens.data_ptr(), indices.data_ptr(), positions.data_ptr()
     )
     cu_seqlens, indices, positions = (
-        t.to(mask.device, non_blocking=True) for t in (cu_seqlens, indices.narrow(0, 0, total), positions.narrow(0, 0, total))
+        t.to(device, non_blocking=True) for t in (cu_seqlens, indices.narrow(0, 0, total), positions.narrow(0, 0, total))
     )
     return Packing(cu_seqlens, indices, positions, longest, shortest, first_column_kept)
 
@@ -139,7 +140,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
         if mask.dim() == 4:
             visible, plain = mask, True
         else:
-            packing = read_mask(mask)
+            packing = read_mask(mask, device)
             if len(packing.indices) == B * S:
                 packing = None  # nothing is padded
 
@@ -173,7 +174,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
     attention: Attention
     blank = None
     if plain:
-        real = mask.ne(0) if packing is not None and mask is not None else None
+        real = mask.ne(0).to(device) if packing is not None and mask is not None else None
         if visible is None:
             visible = visible_keys(real, S if causal else 0, eager, dtype, device)
         attention = Masked(B, visible, head_masks, needs.probabilities)
@@ -235,14 +236,14 @@ def read_ids(ids: Any, name: str, B: int, S: int) -> Tensor:  # -> [B, S] int64
 
 
 def read_attention_mask(mask: Any, name: str, B: int, Sq: int, Sk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[B, Sk] as it is; [B, Sq, Sk] (every value but 0 sees) and [B, 1 or N, Sq, Sk] (bool sees, float is added) as 4-D."""
+    """[B, Sk] as it is, where it is; [B, Sq, Sk] (every value but 0 sees) and [B, 1 or N, Sq, Sk] (bool sees, float is added) as 4-D."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"{name}: got {describe(mask)}, expected a tensor")
     got, shape = f"{name}: got shape {tuple(mask.shape)}", tuple(mask.shape)
     if mask.dim() == 2:
         if shape != (B, Sk):
             raise ValueError(f"{got}, expected ({B}, {Sk}), one value for each token")
-        return mask if mask.device == device else mask.to(device)
+        return mask
     if mask.dim() == 3:
         if shape not in ((B, Sq, Sk), (B, 1, Sk)):
             raise ValueError(f"{got}, expected ({B}, {Sq}, {Sk}), one value for each query and key")
@@ -294,11 +295,11 @@ def read_encoder(
         mask = read_attention_mask(mask, "encoder_attention_mask", B, S, Se, device, dtype)
         if mask.dim() == 4:
             return rows, masked_as(masked, B, mask)
-        packing = read_mask(mask)
+        packing = read_mask(mask, device)
         if len(packing.indices) == B * Se:
             packing = None
     if masked is not None or (eager and packing is not None and packing.shortest == 0):
-        real = None if packing is None else mask.ne(0)
+        real = None if packing is None else mask.ne(0).to(device)
         return rows, masked_as(masked, B, visible_keys(real, 0, eager, dtype, device))
     cu_seqlens_q, longest_q = queries
     if packing is None:

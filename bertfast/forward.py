@@ -29,7 +29,8 @@ def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
             f"head_mask: transformers' forward no longer knows it, and this call has to take that forward ({reason}); "
             "call the model in eval mode, without hooks inside and without a cache"
         )
-    roads.say_once(type(model).__name__, f"transformers' own forward is used: {reason}")
+    if reason is not roads.RECOMPUTING:
+        roads.say_once(type(model).__name__, f"transformers' own forward is used: {reason}")
     return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is the transformers class
 
 
@@ -39,7 +40,7 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
     inputs = flatten_choices(arguments) if head.choices else arguments
     inspected = bool(hidden) or bool(attentions) or inputs.get("head_mask") is not None
     differentiated = torch.is_grad_enabled() and roads.guard_of(model).wants_gradient(inputs)
-    call = Call(model, head, inputs, bool(hidden), bool(attentions), differentiable=differentiated and inspected)
+    call = Call(model, head, arguments, inputs, bool(hidden), bool(attentions), differentiable=differentiated and inspected)
     if not differentiated or inspected:
         with torch.set_grad_enabled(differentiated):
             logits = call.run()
@@ -53,8 +54,11 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
 class Call:
     """One forward on our own graph."""
 
-    def __init__(self, model: Any, head: Head, inputs: Arguments, hidden: bool, attentions: bool, differentiable: bool) -> None:
-        self.model, self.head, self.inputs = model, head, inputs
+    def __init__(
+        self, model: Any, head: Head, arguments: Arguments, inputs: Arguments, hidden: bool, attentions: bool, differentiable: bool
+    ) -> None:
+        self.model, self.head = model, head
+        self.arguments, self.inputs = arguments, inputs  # as the caller passed them; with the choices of a question laid out as a batch
         self.bert = getattr(model, "bert", model)
         self.O = reference if differentiable else ops
         self.trace = Trace(hidden_states=[]) if hidden else None
@@ -78,7 +82,7 @@ class Call:
             blanks.extend(self.batch.padding() if logit.blank is True else logit.blank or None for logit in logits.values())
             return [logit.value for logit in logits.values()]
 
-        unlabelled = {k: v for k, v in self.inputs.items() if k not in NOT_RECOMPUTED}
+        unlabelled = {k: v for k, v in self.arguments.items() if k not in NOT_RECOMPUTED}
 
         def recompute() -> list[Tensor]:
             with roads.reference_only():
@@ -104,7 +108,7 @@ class Call:
 NOT_RECOMPUTED = frozenset(
     (
         *("labels", "next_sentence_label", "start_positions", "end_positions", "num_items_in_batch", "shift_labels"),
-        *("output_hidden_states", "output_attentions", "use_cache", "cache", "past_key_values", "num_choices"),
+        *("output_hidden_states", "output_attentions", "use_cache", "cache", "past_key_values"),
     )
 )
 

@@ -10,12 +10,13 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import contains, is_
 from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
+
+from bertfast import _C
 
 logger = logging.getLogger("bertfast")
 
@@ -47,6 +48,9 @@ def say_once(kind: str, message: str) -> None:
         logger.warning("%s: %s", kind, message)
 
 
+RECOMPUTING = "a backward recomputes it"  # on purpose: not worth a warning
+
+
 @contextmanager
 def reference_only() -> Iterator[None]:
     """Within: every call of this thread takes transformers' forward (a backward recomputes through it)."""
@@ -61,7 +65,7 @@ def reference_only() -> Iterator[None]:
 def reason_to_leave(model: nn.Module, arguments: Any) -> str | None:
     """Why this call takes transformers' forward; None where the fast road covers it."""
     if getattr(_local, "reference_only", False):
-        return "inside a backward or a comparison"
+        return RECOMPUTING
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return "a compiler or tracer reads the forward (torch.compile, torch.export, torch.jit)"
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -78,51 +82,40 @@ def reason_to_leave(model: nn.Module, arguments: Any) -> str | None:
 class Guard:
     """What the fast road takes for granted about a module tree, and whether it still holds.
 
-    Walking a tree of 200 modules takes longer than a small forward. So the walk is done once, and what it saw is remembered as flat
-    lists that C code compares: module dictionaries, classes, hooks, dropout modes.
+    Walking a tree of 200 modules takes longer than a small forward. So the walk is done once, and what it saw is remembered in a
+    form that C++ compares: children, classes, hooks, patched forwards, dropout modes.
     """
 
     def __init__(self, model: Any) -> None:
-        self.refresh(model)
+        self._model = weakref.ref(model)
+        self._refresh(model)
 
-    def refresh(self, model: Any) -> None:
+    def _refresh(self, model: Any) -> None:
         inner = [m for m in model.modules() if m is not model]
         everything = [model, *inner]
-        self._model = weakref.ref(model)
-        self._children = [(m._modules, name, child) for m in everything for name, child in m._modules.items()]
-        self._child_counts = [(m._modules, len(m._modules)) for m in everything]
-        self._instances = [m.__dict__ for m in inner]
-        self._hooks = [(m.__dict__[name], len(m.__dict__[name])) for m in inner for name in _HOOKS if name in m.__dict__]
-        self._dropouts = [m.__dict__ for m in inner if isinstance(m, nn.Dropout)]
-        self._classes = [(m, type(m)) for m in inner]
         self._implementation = model.config._attn_implementation
         self._reason = lasting_reason(model, inner)
-
         self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
-        dicts, names, children = zip(*self._children, strict=True) if self._children else ((), (), ())
-        self._dicts, self._names, self._kids = dicts, names, children
-        self._modules, self._types = [m for m, _ in self._classes], [kind for _, kind in self._classes]
-        self._hook_dicts, self._hook_lengths = [d for d, _ in self._hooks], [n for _, n in self._hooks]
-
-    def unchanged(self, model: Any) -> bool:
-        return (
-            model.config._attn_implementation == self._implementation
-            and all(map(is_, map(dict.get, self._dicts, self._names), self._kids))
-            and all(map(is_, map(type, self._modules), self._types))
-            and list(map(len, self._hook_dicts)) == self._hook_lengths
-            and not any(map(contains, self._instances, ("forward",) * len(self._instances)))
+        self._watch = _C.Watch(
+            members=[(m._modules, name, child) for m in everything for name, child in m._modules.items()],
+            absent=[(m.__dict__, "forward") for m in inner],
+            sizes=[
+                *((m._modules, len(m._modules)) for m in everything),
+                *((m.__dict__[name], len(m.__dict__[name])) for m in inner for name in _HOOKS),
+            ],
+            classes=[(m, type(m)) for m in inner],
+            falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
 
     def reason(self) -> str | None:
         model = self._model()
-        assert model is not None, "the guard lives as long as its model"
-        if not self.unchanged(model):
-            self.refresh(model)
-        if self._reason is not None:
-            return self._reason
-        if model.training or any(d["training"] for d in self._dropouts):
+        if model is None:
+            raise RuntimeError("the model of this guard is gone")
+        if not self._watch.holds() or model.config._attn_implementation != self._implementation:
+            self._refresh(model)
+        if self._reason is None and not self._watch.quiet():
             return "training mode: dropout is part of the forward"
-        return None
+        return self._reason
 
     def parameters(self) -> list[nn.Parameter]:
         """The model's parameters as they are now, each once."""
