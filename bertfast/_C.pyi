@@ -2,6 +2,7 @@
 """What csrc/bind_*.cpp registers. Addresses are data_ptr()s, 0 where an argument may be absent; sizes count elements."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 ACTIVATIONS: dict[str, int]
 
@@ -67,3 +68,17 @@ def use_isa(name: str) -> None: ...
 def set_num_threads(threads: int) -> None: ...
 def get_num_threads() -> int: ...
 def set_default_threads(ask: Callable[[], int]) -> None: ...
+
+class Watch:
+    """Whether module dictionaries, classes and flags are what they were when the tree was walked."""
+
+    def __init__(
+        self,
+        members: list[tuple[dict[str, Any], str, object]],
+        absent: list[tuple[dict[str, Any], str]],
+        sizes: list[tuple[Any, int]],
+        classes: list[tuple[object, type]],
+        falsy: list[tuple[dict[str, Any], str]],
+    ) -> None: ...
+    def holds(self) -> bool: ...
+    def quiet(self) -> bool: ...

@@ -1,0 +1,96 @@
+// Watch: whether a module tree is still what it was when it was walked.
+//
+// The fast road takes a model's modules for granted: which children they have, of which class, with no hook and no patched
+// forward. Asking all of a BERT-base again in Python costs more than a layer of a short sequence; here it is pointer comparisons.
+
+#include <pybind11/pybind11.h>
+
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace bertfast {
+namespace {
+
+class Watch {
+ public:
+  // members: (dict, key, value): dict[key] is value. absent: (dict, key): dict has no such key. sizes: (dict, n): len(dict) == n.
+  // classes: (object, type): type(object) is type. falsy: (dict, key): dict[key] is there and false.
+  Watch(const py::list& members, const py::list& absent, const py::list& sizes, const py::list& classes, const py::list& falsy) {
+    for (const py::handle entry : members) members_.push_back(keyed(entry.cast<py::tuple>()));
+    for (const py::handle entry : absent) absent_.push_back(keyed(entry.cast<py::tuple>()));
+    for (const py::handle entry : falsy) falsy_.push_back(keyed(entry.cast<py::tuple>()));
+    for (const py::handle entry : sizes) {
+      const auto pair = entry.cast<py::tuple>();
+      sizes_.emplace_back(py::dict(pair[0]), pair[1].cast<Py_ssize_t>());
+    }
+    for (const py::handle entry : classes) {
+      const auto pair = entry.cast<py::tuple>();
+      classes_.emplace_back(pair[0], pair[1]);
+    }
+  }
+
+  bool holds() const {
+    for (const Keyed& e : members_)
+      if (look_up(e) != e.value.ptr()) return false;
+    for (const Keyed& e : absent_)
+      if (look_up(e) != nullptr) return false;
+    for (const auto& [dict, size] : sizes_)
+      if (PyDict_Size(dict.ptr()) != size) return false;
+    for (const auto& [object, type] : classes_)
+      if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
+    return true;
+  }
+
+  // Whether every watched flag (Module.training) is there and false.
+  bool quiet() const {
+    for (const Keyed& e : falsy_) {
+      PyObject* flag = look_up(e);
+      if (flag == Py_False) continue;
+      if (flag == nullptr || flag == Py_True) return false;
+      const int truth = PyObject_IsTrue(flag);
+      if (truth < 0) throw py::error_already_set();
+      if (truth != 0) return false;
+    }
+    return true;
+  }
+
+ private:
+  struct Keyed {
+    py::dict dict;
+    py::object key, value;
+  };
+
+  static Keyed keyed(const py::tuple& entry) {
+    py::object key = entry[1];
+    if (PyUnicode_CheckExact(key.ptr())) {  // interned: a look-up then compares pointers
+      PyObject* raw = key.release().ptr();
+      PyUnicode_InternInPlace(&raw);
+      key = py::reinterpret_steal<py::object>(raw);
+    }
+    return {py::dict(entry[0]), key, entry.size() > 2 ? py::object(entry[2]) : py::object()};
+  }
+
+  static PyObject* look_up(const Keyed& e) {  // borrowed
+    PyObject* found = PyDict_GetItemWithError(e.dict.ptr(), e.key.ptr());
+    if (found == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return found;
+  }
+
+  std::vector<Keyed> members_, absent_, falsy_;
+  std::vector<std::pair<py::dict, Py_ssize_t>> sizes_;
+  std::vector<std::pair<py::object, py::object>> classes_;
+};
+
+}  // namespace
+
+void bind_guard(py::module_& m) {
+  py::class_<Watch>(m, "Watch", "Whether dictionaries, classes and flags are what they were.")
+      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(), py::arg("members"),
+           py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("falsy"))
+      .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type: all of them.")
+      .def("quiet", &Watch::quiet, "Every watched flag is there and false.");
+}
+
+}  // namespace bertfast
