@@ -18,6 +18,7 @@ from transformers import GenerationMixin
 from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import output_capturing
 
+from bertfast import checkpoints
 from bertfast.forward import forward as run_forward
 from bertfast.heads import HEADS
 
@@ -59,13 +60,14 @@ class Fast:
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, keep_padding: bool = False, quantization: str | None = None, **kwargs: Any
     ) -> Any:
-        """transformers' from_pretrained; keep_padding is set on the model.
+        """transformers' from_pretrained, for folders written by TF's and Flax's BERTs too; keep_padding is set on the model.
 
         Raises ValueError for a quantization, which this build does not have.
         """
         if quantization is not None:
             raise ValueError(f"quantization={quantization!r}: not available in this build; leave it out")
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
+        loaded = checkpoints.from_pretrained(load, theirs.BertConfig, pretrained_model_name_or_path, *args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).keep_padding = keep_padding
         return loaded
 
