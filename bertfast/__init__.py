@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from bertfast.optimize import optimize as optimize
     from bertfast.optimize import register as register
     from bertfast.optimize import restore as restore
+    from bertfast.threads import get_num_threads as get_num_threads
+    from bertfast.threads import set_num_threads as set_num_threads
 
     BertForCausalLM = BertLMHeadModel
     __version__: str
@@ -70,6 +72,7 @@ _NAMES_OF = {
         "BertPreTrainedModel",
     ],
     "bertfast.optimize": ["optimize", "register", "restore"],
+    "bertfast.threads": ["get_num_threads", "set_num_threads"],
 }
 _HOME = {name: (module, name) for module, names in _NAMES_OF.items() for name in names}
 _HOME["BertForCausalLM"] = ("bertfast.modeling", "BertLMHeadModel")  # one class under two names

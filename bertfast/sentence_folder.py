@@ -1,0 +1,107 @@
+"""What a model folder says about turning text into vectors: sentence-transformers' own files, where they are there.
+
+    modules.json                       which modules follow each other; "Normalize" means vectors of length 1
+    1_Pooling/config.json              "pooling_mode" (since version 5) or the older "pooling_mode_mean_tokens": true ...
+    sentence_bert_config.json          max_seq_length, do_lower_case (since version 5 the length is the tokenizer's)
+    config_sentence_transformers.json  prompts and the one that is used by default
+
+A folder without modules.json is a plain model: mean pooling, no scaling, as sentence-transformers does with one.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_OLDER_POOLING_KEYS = {  # in the order in which the vectors are joined
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """How a folder wants its texts embedded."""
+
+    model_dir: Path  # where config.json and the weights lie
+    pooling: tuple[str, ...] = ("mean",)
+    normalize: bool = False
+    max_seq_length: int | None = None  # tokens, [CLS] and [SEP] included; None: as many as the model has positions
+    lower_case: bool = False
+    prompt: str = ""  # set before every text
+    prompt_counts: bool = True  # whether the prompt's own tokens are pooled as well
+    prompts: dict[str, str] = field(default_factory=dict)  # by name, to choose from
+
+
+def read_settings(folder: str | Path) -> SentenceSettings:
+    """Read the settings of a model folder. ValueError names the file that is missing or says something we cannot do."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"model folder {str(folder)!r} {what}; expected a local folder with config.json, the weights and a tokenizer")
+    modules = _read_json(folder / "modules.json", list)
+    if modules is None:
+        _require_config(folder)
+        return SentenceSettings(folder)
+
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] if isinstance(module, dict) and "type" in module else "?" for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise ValueError(
+            f"{folder / 'modules.json'} names the modules {', '.join(kinds)}; expected Transformer, Pooling and perhaps Normalize. "
+            "For any other chain call bertfast.optimize(SentenceTransformer(folder)), which leaves the chain as it is"
+        )
+    paths = [folder / str(module.get("path", "")) for module in modules]
+    model_dir, pooling_dir = paths[0], paths[1]
+    _require_config(model_dir)
+
+    transformer = _read_json(model_dir / "sentence_bert_config.json", dict) or {}
+    pooling = _read_json(pooling_dir / "config.json", dict)
+    if pooling is None:
+        raise ValueError(f"{pooling_dir / 'config.json'} does not exist, although modules.json names it")
+    prompts = _read_json(folder / "config_sentence_transformers.json", dict) or {}
+    by_name = {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()}
+    default = prompts.get("default_prompt_name")
+    if default is not None and default not in by_name:
+        raise ValueError(f"config_sentence_transformers.json: default_prompt_name is {default!r}, expected one of {sorted(by_name)}")
+    return SentenceSettings(
+        model_dir=model_dir,
+        pooling=_pooling_modes(pooling),
+        normalize=kinds[-1] == "Normalize",
+        max_seq_length=transformer.get("max_seq_length"),
+        lower_case=bool(transformer.get("do_lower_case", False)),
+        prompt=by_name[default] if default is not None else "",
+        prompt_counts=bool(pooling.get("include_prompt", True)),
+        prompts=by_name,
+    )
+
+
+def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
+    mode = config.get("pooling_mode")
+    if mode is None:
+        return tuple(name for key, name in _OLDER_POOLING_KEYS.items() if config.get(key)) or ("mean",)
+    return (mode,) if isinstance(mode, str) else tuple(mode)
+
+
+def _require_config(model_dir: Path) -> None:
+    config = _read_json(model_dir / "config.json", dict)
+    if config is None:
+        raise ValueError(f"{model_dir / 'config.json'} does not exist; expected the folder of a BERT model, as save_pretrained writes it")
+    if config.get("model_type", "bert") != "bert":
+        raise ValueError(f"{model_dir / 'config.json'}: model_type is {config['model_type']!r}, bertfast runs 'bert'")
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    """The content, or None where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected a {kind.__name__}")
+    return content
