@@ -1,0 +1,283 @@
+"""What the compiler makes of every Triton kernel, for GPUs that are not here: python -m benchmarks.aot_table [--help]
+
+Each kernel is compiled ahead of time at every entry of its tuning table, and the artefact is read: registers, bytes spilled,
+shared memory, the tensor-core instructions, the width of loads and stores. The launchers themselves say what to compile: they
+run on meta tensors with a recorder in the place of the kernel, so what is compiled here is what a GPU would run.
+
+Needs triton and no GPU. TRITON_INTERPRET must not be set: the interpreter replaces what this compiles.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, astuple, dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, pack, tuning
+
+ARCHES = (80, 89, 90, 100)
+SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_POINTEE = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one shape: everything that the compiler is told, apart from the chip."""
+
+    op: str
+    shape: str  # for the reader
+    dtype: str
+    tile: str
+    module: Any
+    kernel: str  # its name in the module
+    launch: Callable[[], object]  # calls the launcher on meta tensors
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out for one case on one chip."""
+
+    op: str
+    shape: str
+    dtype: str
+    tile: str
+    arch: int
+    registers: int  # a thread
+    spilled: int  # bytes of stack and local memory a thread
+    shared: int  # bytes a block
+    unit: str  # "wgmma", "mma" or "tcgen05" on the tensor cores, "" without them
+    loads: dict[str, int]  # from global memory: bytes a thread -> how many
+    stores: dict[str, int]
+
+
+def cases(full: bool = False) -> Iterator[Case]:
+    """Every kernel at every tuning entry. full: also the head sizes, hidden sizes and activations that share an entry with others."""
+    for name, dtype in DTYPES.items():
+        yield from _attention_cases(name, dtype, full)
+        yield from _row_cases(name, dtype, full)
+        yield from _gemm_cases(name, dtype)
+
+
+def _attention_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
+    for D in (16, 32, 48, 64, 96, 128) if full else (32, 64, 128):
+        for keys, queries, tile in tuning.attention_entries(dtype, D):
+            longest_k, longest_q = min(keys, 512), min(queries, 512)
+            if tuning.attention_tile(dtype, D, longest_q, longest_k) != tile:
+                raise RuntimeError(f"no length reaches the entry {keys}, {queries} of the attention table")
+            for causal in (False, True):
+                shape = f"D={D} Sq<={longest_q} Sk<={longest_k}{' causal' if causal else ''}"
+                yield _attention_case(shape, name, dtype, D, longest_q, longest_k, causal, tile, tf32=False)
+    if dtype == torch.float32:
+        tile = tuning.attention_tile(dtype, 64, 512, 512)
+        yield _attention_case("D=64 Sq<=512 Sk<=512 tf32", name, dtype, 64, 512, 512, False, tile, tf32=True)
+
+
+def _attention_case(
+    shape: str, name: str, dtype: torch.dtype, D: int, longest_q: int, longest_k: int, causal: bool, tile: attention.Tile, tf32: bool
+) -> Case:
+    def launch() -> None:
+        qkv = torch.empty(4096, 3, 12, D, dtype=dtype, device="meta")
+        cu = torch.empty(33, dtype=torch.int32, device="meta")
+        attention.varlen_attention(*qkv.unbind(1), cu, cu, longest_q, longest_k, causal, None, tile=tile, allow_tf32=tf32)
+
+    return Case("attention", shape, name, _describe(tile), attention, "_varlen_attention_kernel", launch)
+
+
+def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
+    T = 4096
+    ids = _meta(T, dtype=torch.int64)
+    for H in (384, 768, 1024) if full or dtype == torch.float16 else (768,):
+        warps = tuning.layer_norm_warps(H)
+        x, table, vector = _meta(T, H, dtype=dtype), _meta(512, H, dtype=dtype), _meta(H, dtype=dtype)
+        for residual in (None, x):
+
+            def launch_norm(x=x, residual=residual, vector=vector, warps=warps) -> None:
+                layernorm.add_layer_norm(x, residual, vector, vector, 1e-12, num_warps=warps)
+
+            shape = f"H={H}{'' if residual is None else ' residual'}"
+            yield Case("layernorm", shape, name, f"warps{warps}", layernorm, "_add_layer_norm_kernel", launch_norm)
+        for types in (None, ids):
+
+            def launch_embed(types=types, table=table, vector=vector, warps=warps) -> None:
+                report = _meta(3, 3, dtype=torch.int64)
+                tables = (ids, table, ids, table, types, table)
+                embedding.embed_layer_norm(*tables, vector, vector, 1e-12, report=report, num_warps=warps)
+
+            shape = f"H={H}{'' if types is None else ' types'}"
+            yield Case("embedding", shape, name, f"warps{warps}", embedding, "_embed_layer_norm_kernel", launch_embed)
+
+    for activation in sorted(gelu.ACTIVATIONS) if full or dtype == torch.float16 else ("gelu",):
+        tile = tuning.activation_tile(3072)
+
+        def launch_activation(activation=activation, tile=tile) -> None:
+            gelu.bias_activation(_meta(T, 3072, dtype=dtype), _meta(3072, dtype=dtype), activation, tile=tile)
+
+        yield Case("activation", f"F=3072 {activation}", name, _describe(tile), gelu, "_bias_activation_kernel", launch_activation)
+
+    tile = tuning.pack_tile(768)
+    x = _meta(T, 768, dtype=dtype)
+    yield Case("pack", "C=768", name, _describe(tile), pack, "_move_rows_kernel", lambda: pack.pack(x, ids, tile=tile))
+    yield Case("unpack", "C=768", name, _describe(tile), pack, "_move_rows_kernel", lambda: pack.unpack(x, ids, T, tile=tile))
+
+
+def _gemm_cases(name: str, dtype: torch.dtype) -> Iterator[Case]:
+    for most, tile in tuning.gemm_entries(dtype):
+        rows = min(most, 4096)
+        for epilogue in ("gelu", "residual"):
+
+            def launch(rows=rows, tile=tile, epilogue=epilogue) -> None:
+                x, weight, bias = _meta(rows, 768, dtype=dtype), _meta(768, 768, dtype=dtype), _meta(768, dtype=dtype)
+                gemm.linear(x, weight, bias, x if epilogue == "residual" else None, gelu=epilogue == "gelu", tile=tile)
+
+            yield Case("gemm", f"T<={rows} {epilogue}", name, _describe(tile), gemm, "_linear_kernel", launch)
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _describe(tile: Any) -> str:
+    return " ".join(f"{key.removeprefix('block_').removeprefix('num_')}{value}" for key, value in asdict(tile).items())
+
+
+class _Recorder:
+    """Stands where the kernel stands in its module, and keeps what it is launched with."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **options: self.launches.append((args, options))
+
+
+def compile_case(case: Case, arch: int) -> Row:
+    kernel, recorder = getattr(case.module, case.kernel), _Recorder()
+    setattr(case.module, case.kernel, recorder)
+    try:
+        case.launch()
+    finally:
+        setattr(case.module, case.kernel, kernel)
+    [(args, keywords)] = recorder.launches
+    given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        signature[name], divisible = _specialise(given[name], kernel.params[i].is_constexpr)
+        if signature[name] == "constexpr":
+            constants[name] = given[name]
+        if divisible:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {key: value for key, value in keywords.items() if key not in kernel.arg_names}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+    ptx = compiled.asm["ptx"]
+    registers, spilled = _resources(compiled.asm["cubin"])
+    loads = Counter(str(_width(line)) for line in ptx.splitlines() if re.search(r"\bld\.global|\bcp\.async\.c[ag]", line))
+    stores = Counter(str(_width(line)) for line in ptx.splitlines() if re.search(r"\bst\.global", line))
+    unit = next((unit for unit in ("tcgen05.mma", "wgmma.mma", "mma.sync") if unit in ptx), "").split(".")[0]
+    shared = compiled.metadata.shared
+    return Row(case.op, case.shape, case.dtype, case.tile, arch, registers, spilled, shared, unit, dict(loads), dict(stores))
+
+
+def _specialise(value: Any, constexpr: bool) -> tuple[str, bool]:
+    """The type, and whether 16 divides it: as triton's launch specialises an argument."""
+    if constexpr or (isinstance(value, int) and value == 1):
+        return "constexpr", False
+    if isinstance(value, torch.Tensor):
+        return "*" + _POINTEE[value.dtype], True  # torch's allocator aligns to 512 bytes
+    if isinstance(value, float):
+        return "fp32", False
+    return "i32", value % 16 == 0
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack and local memory: that is where registers are spilled to."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return usage["REG"], usage["STACK"] + usage["LOCAL"]
+
+
+def _width(line: str) -> int:
+    """Bytes that one thread moves with this PTX instruction."""
+    copy = re.search(r"cp\.async.*\],\s*(0x[0-9a-f]+|\d+)", line)
+    if copy:
+        return int(copy.group(1), 0)
+    vector, element = re.search(r"\.v(\d)\.", line), re.search(r"\.[bfus](\d+)\s", line)
+    if element is None:
+        raise RuntimeError(f"cannot read the width of {line.strip()!r}")
+    return int(element.group(1)) // 8 * (int(vector.group(1)) if vector else 1)
+
+
+def _compile_numbered(job: tuple[int, bool, int]) -> Row:
+    number, full, arch = job
+    return compile_case(_all_cases(full)[number], arch)
+
+
+_CASES: dict[bool, list[Case]] = {}
+
+
+def _all_cases(full: bool) -> list[Case]:
+    return _CASES.setdefault(full, list(cases(full)))
+
+
+def table(arches: Iterable[int] = ARCHES, full: bool = False, only: str = "") -> list[Row]:
+    """One row for every case and chip, compiled on all cores."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 replaces the compiler by the interpreter: unset it")
+    chosen = [number for number, case in enumerate(_all_cases(full)) if only in f"{case.op} {case.shape} {case.dtype}"]
+    jobs = [(number, full, arch) for arch in arches for number in chosen]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_compile_numbered, jobs))
+
+
+def show(rows: list[Row]) -> str:
+    def cells(row: Row) -> list[str]:
+        widths = [
+            " ".join(f"{count}x{width}" for width, count in sorted(d.items(), key=lambda kv: -int(kv[0]))) for d in (row.loads, row.stores)
+        ]
+        return [str(value) for value in astuple(row)[:9]] + widths
+
+    lines = [[field.name for field in fields(Row)], *map(cells, rows)]
+    wide = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot_table", description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHES), help="compute capabilities, 90 for sm_90 (default: all)")
+    parser.add_argument(
+        "--full", action="store_true", help="every head size, hidden size and activation, also where they share a tuning entry"
+    )
+    parser.add_argument("--only", default="", help="a word that op, shape or dtype must hold: attention, D=64, float16")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    options = parser.parse_args()
+    rows = table(options.arch, options.full, options.only)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    print(show(rows))
+    bad = [row for row in rows if row.arch < 100 and (row.spilled or row.shared > SHARED_LIMIT[row.arch])]
+    if bad:
+        sys.exit("\nspilled, or more shared memory than the chip has:\n" + show(bad))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""CUDA backend: the Triton kernels and cuBLAS (through torch), gathered under the names of the op contract.
+
+Imported on the first use of a CUDA tensor, so that a machine without a GPU never imports Triton. Nothing here asks for
+a GPU by itself: under Triton's interpreter (TRITON_INTERPRET=1) every function takes CPU tensors, which is how the tests run it.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, tuning
+from bertfast.kernels import pack as packing
+from bertfast.ops import reference
+
+__all__ = ["add_layer_norm", "embed_layer_norm", "linear", "linear_concat", "pack", "raise_out_of_range", "unpack", "varlen_attention"]
+
+
+def embed_layer_norm(
+    input_ids: Tensor,
+    word_weight: Tensor,
+    position_ids: Tensor,
+    position_weight: Tensor,
+    token_type_ids: Tensor | None,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    H = word_weight.shape[1]
+    raise_out_of_range(word_weight.device)  # what an earlier call left, where nobody has asked since
+    if H > embedding.MAX_HIDDEN:
+        return reference.embed_layer_norm(
+            input_ids, word_weight, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
+        )
+    tables = (input_ids, word_weight, position_ids, position_weight, token_type_ids, token_type_weight)
+    report = _report(word_weight.device)
+    out = cast(Tensor, embedding.embed_layer_norm(*tables, weight, bias, eps, report=report, num_warps=tuning.layer_norm_warps(H)))
+    if not word_weight.is_cuda:  # the interpreter is done when it returns
+        raise_out_of_range(word_weight.device)
+    return out
+
+
+def raise_out_of_range(device: torch.device) -> None:
+    """ValueError if an embedding on this device has met an id out of range since the last time: call it after a synchronisation.
+
+    Costs no device time and waits for nothing: the kernel writes into pinned host memory, and only when an id is wrong.
+    """
+    report = _report(device)
+    if not report.any():
+        return
+    rows = report.tolist()
+    report.zero_()
+    name, (_, value, limit) = next((name, row) for name, row in zip(embedding.REPORTED, rows, strict=True) if row[0])
+    raise ValueError(reference.out_of_range(name, value, limit) + (f" (in an earlier call on {device})" if device.type == "cuda" else ""))
+
+
+@cache
+def _report(device: torch.device) -> Tensor:
+    shape = (len(embedding.REPORTED), embedding.REPORT_COLUMNS)
+    return torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
+    if activation in (None, "gelu") and _triton_gemm_wins(x, weight):
+        tile = tuning.gemm_tile(x.dtype, x.shape[0])
+        return cast(Tensor, gemm.linear(x, weight, bias, gelu=activation == "gelu", tile=tile, allow_tf32=_allow_tf32()))
+    if activation is None:
+        return F.linear(x, weight, bias)
+    out = F.linear(x, weight)  # the bias joins the activation: one rounding less
+    return cast(Tensor, gelu.bias_activation(out, bias, activation, tile=tuning.activation_tile(out.shape[1]), in_place=True))
+
+
+def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """One product where the weights lie back to back in one buffer, otherwise one for each into its columns of the result."""
+    sizes = [weight.shape[0] for weight in weights]
+    fused = _back_to_back(weights)
+    if fused is not None:
+        if all(bias is None for bias in biases):
+            return F.linear(x, fused)
+        parts = [x.new_zeros(size) if bias is None else bias for size, bias in zip(sizes, biases, strict=True)]
+        bias = _back_to_back(parts)
+        return F.linear(x, fused, torch.cat(parts) if bias is None else bias)
+    out = x.new_empty(x.shape[0], sum(sizes))
+    with torch.no_grad():  # out= is refused under grad mode, and nothing here is recorded anyway
+        for weight, bias, columns in zip(weights, biases, torch.split(out, sizes, dim=1), strict=True):
+            if bias is None:
+                torch.mm(x, weight.t(), out=columns)
+            else:
+                torch.addmm(bias, x, weight.t(), out=columns)
+    return out
+
+
+def _back_to_back(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The one tensor that these are consecutive slices of, along dimension 0, or None where they are not."""
+    first = tensors[0]
+    storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    for t in tensors:
+        if t.untyped_storage().data_ptr() != storage or t.storage_offset() != offset:
+            return None
+        offset += t.numel()
+    return first.as_strided((sum(t.shape[0] for t in tensors), *first.shape[1:]), first.stride())
+
+
+def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    H = x.shape[1]
+    if H > layernorm.MAX_HIDDEN:
+        return reference.add_layer_norm(x, residual, weight, bias, eps)
+    return cast(Tensor, layernorm.add_layer_norm(x, residual, weight, bias, eps, num_warps=tuning.layer_norm_warps(H)))
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    if q.shape[2] > attention.MAX_HEAD_SIZE:
+        return reference.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
+    tile = tuning.attention_tile(q.dtype, q.shape[2], max_seqlen_q, max_seqlen_k)
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return cast(Tensor, attention.varlen_attention(q, k, v, *lengths, causal, scale, tile=tile, allow_tf32=_allow_tf32()))
+
+
+def pack(x: Tensor, indices: Tensor) -> Tensor:
+    return cast(Tensor, packing.pack(x, indices, tile=tuning.pack_tile(x.shape[1])))
+
+
+def unpack(x: Tensor, indices: Tensor, rows: int, fill: float = 0.0) -> Tensor:
+    return cast(Tensor, packing.unpack(x, indices, rows, fill, tile=tuning.pack_tile(x.shape[1])))
+
+
+def _triton_gemm_wins(x: Tensor, weight: Tensor) -> bool:
+    if not tuning.GEMM_WINS or not x.is_cuda:
+        return False
+    return tuning.triton_gemm_wins(torch.cuda.get_device_name(x.device), x.dtype, x.shape[0], weight.shape[1], weight.shape[0])
+
+
+def _allow_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul  # one switch under two names; reading the older one can raise once the newer is set
+    return bool(getattr(matmul, "fp32_precision", None) == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)

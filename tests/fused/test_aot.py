@@ -1,0 +1,82 @@
+"""Every Triton kernel compiled ahead of time for chips that are not here, and what the artefact holds: run with -s to see the table.
+
+Head sizes 32, 64 and 128 stand for those that share their tuning entries; `python -m benchmarks.aot_table --full` compiles the others too
+(16, 48 and 96, every hidden size and activation in every dtype) and fails on the same faults.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """In a process of its own: one that runs the interpreter cannot compile, and this one may have been asked to."""
+    pytest.importorskip("triton", reason="triton is published for Linux only")
+    folder = tmp_path_factory.mktemp("aot")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = []
+    for arches, only in ((["80", "89", "90"], ""), (["100"], "float16")):
+        command = [sys.executable, "-m", "benchmarks.aot_table", "--json", str(folder / "rows.json"), "--only", only, "--arch", *arches]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
+        print(run.stdout)
+        assert (folder / "rows.json").exists(), run.stdout + run.stderr
+        found += json.loads((folder / "rows.json").read_text())
+        (folder / "rows.json").unlink()
+    return found
+
+
+def faults(rows: list[dict], fault) -> str:
+    return "\n".join(str(row) for row in rows if fault(row))
+
+
+def test_every_kernel_compiles_for_every_chip(rows):
+    for arch in (80, 89, 90, 100):
+        ops = {row["op"] for row in rows if row["arch"] == arch}
+        assert ops == {"attention", "layernorm", "embedding", "activation", "pack", "unpack", "gemm"}
+    assert {row["dtype"] for row in rows if row["arch"] == 90} == {"float16", "bfloat16", "float32"}
+
+
+def test_no_register_is_spilled(rows):
+    assert not faults(rows, lambda row: row["arch"] < 100 and row["spilled"] > 0)
+
+
+def test_shared_memory_fits_the_chip(rows):
+    limits = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+    assert not faults(rows, lambda row: row["shared"] > limits[row["arch"]])
+
+
+def test_products_in_half_precision_run_on_the_tensor_cores(rows):
+    def wanted(row: dict) -> str:
+        tile_rows = int(re.match(r"m(\d+)", row["tile"]).group(1))
+        return "wgmma" if row["arch"] == 90 and tile_rows >= 64 else "mma"
+
+    products = [row for row in rows if row["op"] in ("attention", "gemm")]
+    half = [row for row in products if row["dtype"] != "float32" and row["arch"] <= 90]
+    assert any(wanted(row) == "wgmma" for row in half)
+    assert not faults(half, lambda row: row["unit"] != wanted(row))
+    # float32 stays float32 unless tf32 was asked for.
+    assert not faults(products, lambda row: row["dtype"] == "float32" and (row["unit"] != "") != ("tf32" in row["shape"]))
+    assert all(row["unit"] for row in products if row["arch"] == 100 and row["dtype"] != "float32")
+
+
+def test_rows_move_sixteen_bytes_at_a_time(rows):
+    """The matrices do. Narrower are only the three ids of an embedding row, and the bias of an activation tile, read once for its rows."""
+    narrow_loads = {"embedding": 3, "activation": 1}
+    elementwise = [row for row in rows if row["op"] not in ("attention", "gemm")]
+
+    def fault(row: dict) -> bool:
+        narrow = sum(count for width, count in row["loads"].items() if int(width) < 16)
+        reports = 9 if row["op"] == "embedding" else 0  # three words for each kind of id, written only when one is wrong
+        narrow_stores = sum(count for width, count in row["stores"].items() if int(width) < 16)
+        return "16" not in row["loads"] or "16" not in row["stores"] or narrow > narrow_loads.get(row["op"], 0) or narrow_stores > reports
+
+    assert not faults(elementwise, fault)
+    assert not faults(rows, lambda row: row["op"] in ("attention", "gemm") and "16" not in row["loads"])
