@@ -6,18 +6,25 @@ Shape letters: Rq / Rk rows of queries / keys, B sequences, Sq / Sk padded lengt
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bertfast import ops
 from bertfast.ops import reference
 
 
+# Cached tensors outlive the call that made them: not as inference tensors, which autograd refuses.
+@lru_cache(maxsize=64)
+def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(B + 1, dtype=torch.int32, device=device) * S
+
+
 class Attention(Protocol):
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """softmax(q k^T / sqrt(D)) v: [Rq, H], [Rk, H], [Rk, H] -> [Rq, H]."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+        """softmax(q k^T / sqrt(D)) v: [Rq, H], [Rk, H], [Rk, H] -> [Rq, H], by the ops O."""
 
     def first_rows(self) -> "Attention | None":
         """The same attention for the first query of each sequence alone, where that can be said."""
@@ -33,12 +40,13 @@ class Varlen:
     max_seqlen_k: int
     causal: bool = False
     key_rows: Tensor | None = None  # [Tk] int64: the rows of k and v that are keys, where padding was kept; None: all
+    first_cu: Tensor | None = None  # [B + 1] int32: 0, 1, 2, ...; None: made when asked for
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         if self.key_rows is not None:
-            k, v = ops.pack(k.contiguous(), self.key_rows), ops.pack(v.contiguous(), self.key_rows)
+            k, v = O.pack(k.contiguous(), self.key_rows), O.pack(v.contiguous(), self.key_rows)
         shape = (-1, heads, q.shape[1] // heads)
-        context = ops.varlen_attention(
+        context: Tensor = O.varlen_attention(
             q.view(shape), k.view(shape), v.view(shape),
             self.cu_seqlens_q, self.cu_seqlens_k, self.max_seqlen_q, self.max_seqlen_k, self.causal,
         )  # fmt: skip
@@ -47,8 +55,13 @@ class Varlen:
     def first_rows(self) -> "Varlen | None":
         if self.causal:
             return None
-        each = torch.arange(len(self.cu_seqlens_q), dtype=torch.int32, device=self.cu_seqlens_q.device)
-        return Varlen(each, self.cu_seqlens_k, 1, self.max_seqlen_k, False, self.key_rows)
+        return Varlen(self.first_cu_seqlens(), self.cu_seqlens_k, 1, self.max_seqlen_k, False, self.key_rows)
+
+    def first_cu_seqlens(self) -> Tensor:
+        """The boundaries of one query a sequence."""
+        if self.first_cu is not None:
+            return self.first_cu
+        return uniform_cu_seqlens(len(self.cu_seqlens_q) - 1, 1, self.cu_seqlens_q.device)
 
 
 @dataclass(slots=True)
@@ -62,7 +75,7 @@ class Masked:
     probabilities: list[Tensor] = field(default_factory=list)  # [B, N, Sq, Sk] a layer
     layer: int = 0
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         Q, K, V = (t.view(self.batch, t.shape[0] // self.batch, heads, -1).transpose(1, 2) for t in (q, k, v))
         head_mask = None if self.head_masks is None else self.head_masks[self.layer]
         context, probabilities = reference.attention(Q, K, V, self.mask, head_mask=head_mask)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bertfast import _C, ops
-from bertfast.attention import Attention, Masked, Varlen
+from bertfast.attention import Attention, Masked, Varlen, uniform_cu_seqlens
 from bertfast.model import Rows
 
 Arguments = Mapping[str, Any]
@@ -45,12 +45,13 @@ class PackedBatch:
     blank: Tensor | None  # [B, S] bool: padded cells, which come back as a fill; None where there are none, or padding is kept
     first_rows: Tensor  # [B] int64: the row of column 0 of each sequence (of its first token, where column 0 is padding)
 
-    def unpack(self, x: Tensor, fill: float = 0.0) -> Tensor:  # [R, C] -> [B, S, C]
-        shape = (self.batch, self.columns, x.shape[1])
+    def unpack(self, x: Tensor, O: Any, fill: float = 0.0) -> Tensor:  # [R, C] -> [B * S, C]
         if self.indices is not None:
-            return ops.unpack(x, self.indices, self.batch * self.columns, fill).view(shape)
-        cells = x.view(shape)
-        return cells if self.blank is None else cells.masked_fill(self.blank[..., None], fill)
+            return O.unpack(x, self.indices, self.batch * self.columns, fill)
+        return x if self.blank is None else x.masked_fill(self.blank.view(-1, 1), fill)
+
+    def cells(self, x: Tensor) -> Tensor:  # [B * S, C] -> [B, S, C]
+        return x.view(self.batch, self.columns, x.shape[1])
 
     def padding(self) -> Tensor | None:  # [B, S] bool: the cells that come back as a fill; None where there are none
         if self.indices is None:
@@ -103,13 +104,6 @@ def read_mask(mask: Tensor, device: torch.device) -> Packing:
         t.to(device, non_blocking=True) for t in (cu_seqlens, indices.narrow(0, 0, total), positions.narrow(0, 0, total))
     )
     return Packing(cu_seqlens, indices, positions, longest, shortest, first_column_kept)
-
-
-# Cached tensors outlive the call that made them: not as inference tensors, which autograd refuses.
-@lru_cache(maxsize=64)
-def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.arange(B + 1, dtype=torch.int32, device=device) * S
 
 
 @lru_cache(maxsize=64)

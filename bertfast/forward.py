@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast import gradients, ops, roads
+from bertfast import gradients, graphs, ops, roads
 from bertfast.attention import Masked
-from bertfast.batch import Needs, make_batch
+from bertfast.batch import Needs, PackedBatch, make_batch
 from bertfast.heads import Encoded, Head, Logits
 from bertfast.model import Trace, encode
 from bertfast.ops import reference
@@ -43,8 +43,7 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
     call = Call(model, head, arguments, inputs, bool(hidden), bool(attentions), differentiable=differentiated and inspected)
     if not differentiated or inspected:
         with torch.set_grad_enabled(differentiated):
-            logits = call.run()
-        tensors = {name: logit.value for name, logit in logits.items()}
+            tensors = call.finished(call.run())
     else:
         tensors = call.run_recomputed(base)
     loss = head.loss(model, tensors, inputs)
@@ -67,9 +66,25 @@ class Call:
         self.batch = make_batch(inputs, self.bert, Needs(keep, pooled, attentions, differentiable))
 
     def run(self) -> dict[str, Logits]:
-        first = self.batch.first_rows if self.head.only_first and self.trace is None else None
-        rows = encode(self.bert, self.batch.rows, self.O, self.trace, first)
-        return self.head.compute(self.model, Encoded(rows, self.batch, self.inputs, self.O))
+        return graphs.run(self) if self.recordable() else self.run_ops(self.batch, self.O)
+
+    def run_ops(self, batch: PackedBatch, O: Any) -> dict[str, Logits]:
+        """The forward as calls of the ops O: what graphs.py records, and what everything else runs."""
+        first = self.only_first()
+        rows = encode(self.bert, batch.rows, O, self.trace, batch.first_rows if first else None)
+        return self.head.compute(self.model, Encoded(rows, batch, self.inputs, O, first))
+
+    def only_first(self) -> bool:
+        return self.head.only_first and self.trace is None
+
+    def recordable(self) -> bool:
+        keep = self.inputs.get("logits_to_keep", 0)
+        return self.O is ops and self.trace is None and isinstance(keep, int) and keep == 0
+
+    def finished(self, logits: dict[str, Logits]) -> dict[str, Tensor]:
+        """The outputs in the shapes that transformers returns."""
+        tensors = {name: self.batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
+        return tensors if self.head.finish is None else self.head.finish(tensors, self.inputs)
 
     def run_recomputed(self, base: Any) -> dict[str, Tensor]:
         """The fast forward as one autograd node; its backward differentiates transformers' forward."""
@@ -78,9 +93,12 @@ class Call:
 
         def run() -> list[Tensor]:
             logits = self.run()
-            names.extend(logits)
-            blanks.extend(self.batch.padding() if logit.blank is True else logit.blank or None for logit in logits.values())
-            return [logit.value for logit in logits.values()]
+            tensors = self.finished(logits)
+            # What is finished further (start and end logits) comes from one output.
+            sources = [logits.get(name) or next(iter(logits.values())) for name in tensors]
+            names.extend(tensors)
+            blanks.extend(self.batch.padding() if each.cells else each.blank for each in sources)
+            return list(tensors.values())
 
         unlabelled = {k: v for k, v in self.arguments.items() if k not in NOT_RECOMPUTED}
 
@@ -98,7 +116,7 @@ class Call:
 
     def hidden_states(self) -> list[Tensor]:
         states = None if self.trace is None else self.trace.hidden_states
-        return [self.batch.unpack(x) for x in states or ()]
+        return [self.batch.cells(self.batch.unpack(x, self.O)) for x in states or ()]
 
     def probabilities(self, attention: Any) -> tuple[Tensor, ...]:
         return tuple(map(self.batch.unpack_probabilities, attention.probabilities)) if isinstance(attention, Masked) else ()

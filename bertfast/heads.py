@@ -39,17 +39,20 @@ class Encoded:
     batch: PackedBatch
     arguments: Arguments
     O: Any  # the ops
+    only_first: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """One output of a head, and which of its cells are padding (they carry no gradient)."""
+    """One output of a head, as the ops leave it: a matrix, which becomes [B, S, C] where its rows are the cells of the batch."""
 
     value: Tensor
-    blank: Tensor | bool = False  # bool over the leading dimensions of value; True: they are [B, S], so the batch can tell
+    cells: bool = False
+    blank: Tensor | None = None  # bool over the leading dimensions of a value that is no matrix of cells: which of them are padding
 
 
 Compute = Callable[[Any, Encoded], dict[str, Logits]]
+Finish = Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Head:
     loss: losses.Loss = losses.none
     pooled: bool = False  # reads column 0 through the pooler
     only_first: bool = False  # and nothing else
+    finish: Finish | None = None  # what is left to do to the shaped outputs
     token_labels: tuple[str, ...] = ()  # [B, S] arguments that count at padded cells unless -100 there
     span_labels: tuple[str, ...] = ()  # [B] arguments under which every cell counts
     shifted: bool = False  # a label also concerns the cell on its left
@@ -66,7 +70,7 @@ class Head:
 
 
 def pool(model: Any, encoded: Encoded) -> Tensor:  # -> [B, H]
-    first = encoded.rows if encoded.rows.shape[0] == encoded.batch.batch else encoded.O.pack(encoded.rows, encoded.batch.first_rows)
+    first = encoded.rows if encoded.only_first else encoded.O.pack(encoded.rows, encoded.batch.first_rows)
     return activated_linear(model.pooler.dense, model.pooler.activation, first, encoded.O)
 
 
@@ -74,8 +78,8 @@ def linear(module: Any, x: Tensor, O: Any) -> Tensor:
     return O.linear(x, module.weight, module.bias)
 
 
-def token_scores(module: Any, encoded: Encoded, fill: float = 0.0) -> Logits:  # -> [B, S, outputs]
-    return Logits(encoded.batch.unpack(linear(module, encoded.rows, encoded.O), fill), blank=True)
+def token_scores(module: Any, encoded: Encoded, fill: float = 0.0) -> Logits:
+    return Logits(encoded.batch.unpack(linear(module, encoded.rows, encoded.O), encoded.O, fill), cells=True)
 
 
 def predictions(head: Any, x: Tensor, O: Any) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
@@ -85,7 +89,7 @@ def predictions(head: Any, x: Tensor, O: Any) -> Tensor:  # BertLMPredictionHead
 
 
 def base(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    out = {"last_hidden_state": Logits(encoded.batch.unpack(encoded.rows), blank=True)}
+    out = {"last_hidden_state": Logits(encoded.batch.unpack(encoded.rows, encoded.O), cells=True)}
     if model.pooler is not None:
         out["pooler_output"] = Logits(pool(model, encoded))
     return out
@@ -93,20 +97,20 @@ def base(model: Any, encoded: Encoded) -> dict[str, Logits]:
 
 def masked_lm(model: Any, encoded: Encoded) -> dict[str, Logits]:
     scores = predictions(model.cls.predictions, encoded.rows, encoded.O)
-    return {"logits": Logits(encoded.batch.unpack(scores), blank=True)}
+    return {"logits": Logits(encoded.batch.unpack(scores, encoded.O), cells=True)}
 
 
 def causal_lm(model: Any, encoded: Encoded) -> dict[str, Logits]:
     keep = encoded.arguments.get("logits_to_keep", 0)
     if isinstance(keep, int) and keep == 0:
         return masked_lm(model, encoded)
-    hidden = kept(encoded.batch.unpack(encoded.rows), keep)
+    hidden = kept(encoded.batch.cells(encoded.batch.unpack(encoded.rows, encoded.O)), keep)
     scores = predictions(model.cls.predictions, hidden.reshape(-1, hidden.shape[-1]), encoded.O).view(*hidden.shape[:-1], -1)
     padding = encoded.batch.padding()
     if padding is None:
         return {"logits": Logits(scores)}
     padding = kept(padding[..., None], keep)[..., 0]
-    return {"logits": Logits(scores.masked_fill(padding[..., None], 0.0), padding)}
+    return {"logits": Logits(scores.masked_fill(padding[..., None], 0.0), blank=padding)}
 
 
 def kept(x: Tensor, keep: Any) -> Tensor:
@@ -121,7 +125,7 @@ def kept(x: Tensor, keep: Any) -> Tensor:
 def pretraining(model: Any, encoded: Encoded) -> dict[str, Logits]:
     scores = predictions(model.cls.predictions, encoded.rows, encoded.O)
     return {
-        "prediction_logits": Logits(encoded.batch.unpack(scores), blank=True),
+        "prediction_logits": Logits(encoded.batch.unpack(scores, encoded.O), cells=True),
         "seq_relationship_logits": Logits(linear(model.cls.seq_relationship, pool(model.bert, encoded), encoded.O)),
     }
 
@@ -135,8 +139,11 @@ def sequence_classification(model: Any, encoded: Encoded) -> dict[str, Logits]:
 
 
 def multiple_choice(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    scores = linear(model.classifier, pool(model.bert, encoded), encoded.O)
-    return {"logits": Logits(scores.view(-1, encoded.arguments["num_choices"]))}
+    return {"logits": Logits(linear(model.classifier, pool(model.bert, encoded), encoded.O))}
+
+
+def by_question(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]
+    return {"logits": outputs["logits"].view(-1, arguments["num_choices"])}
 
 
 def token_classification(model: Any, encoded: Encoded) -> dict[str, Logits]:
@@ -144,11 +151,15 @@ def token_classification(model: Any, encoded: Encoded) -> dict[str, Logits]:
 
 
 def question_answering(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    scores = token_scores(model.qa_outputs, encoded, BLANK_LOGIT)
-    if scores.value.shape[-1] != 2:
-        raise ValueError(f"config.num_labels: got {scores.value.shape[-1]}, expected 2 (start and end) for question answering")
-    start, end = (t.contiguous() for t in scores.value.unbind(-1))
-    return {"start_logits": Logits(start, scores.blank), "end_logits": Logits(end, scores.blank)}
+    return {"logits": token_scores(model.qa_outputs, encoded, BLANK_LOGIT)}
+
+
+def start_and_end(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B, S, 2] -> [B, S] twice
+    logits = outputs["logits"]
+    if logits.shape[-1] != 2:
+        raise ValueError(f"config.num_labels: got {logits.shape[-1]}, expected 2 (start and end) for question answering")
+    start, end = logits.unbind(-1)
+    return {"start_logits": start.contiguous(), "end_logits": end.contiguous()}
 
 
 HEADS: dict[str, Head] = {
@@ -161,10 +172,14 @@ HEADS: dict[str, Head] = {
         sequence_classification, SequenceClassifierOutput, losses.sequence_classification, pooled=True, only_first=True
     ),
     "BertForMultipleChoice": Head(
-        multiple_choice, MultipleChoiceModelOutput, losses.multiple_choice, pooled=True, only_first=True, choices=True
+        multiple_choice, MultipleChoiceModelOutput, losses.multiple_choice, pooled=True, only_first=True, choices=True, finish=by_question
     ),
     "BertForTokenClassification": Head(token_classification, TokenClassifierOutput, losses.token_classification, token_labels=("labels",)),
     "BertForQuestionAnswering": Head(
-        question_answering, QuestionAnsweringModelOutput, losses.question_answering, span_labels=("start_positions", "end_positions")
+        question_answering,
+        QuestionAnsweringModelOutput,
+        losses.question_answering,
+        span_labels=("start_positions", "end_positions"),
+        finish=start_and_end,
     ),
 }

@@ -86,7 +86,7 @@ def last_layer_first_rows(layer: Any, x: Tensor, rows: Rows, first_rows: Tensor,
     q = O.linear(first, self.query.weight, self.query.bias)
     kv = O.linear_concat(x, (self.key.weight, self.value.weight), (self.key.bias, self.value.bias))
     k, v = kv.chunk(2, dim=1)
-    first = project_add_norm(layer.attention.output, attention(q, k, v, self.num_attention_heads), first, O)
+    first = project_add_norm(layer.attention.output, attention(q, k, v, self.num_attention_heads, O), first, O)
     return project_add_norm(layer.output, feed_forward(layer.intermediate, first, O), first, O)
 
 
@@ -95,7 +95,7 @@ def attend(self: Any, x: Tensor, attention: Attention, O: Any = ops, trace: Trac
     q, k, v = O.linear_concat(x, weights, biases).chunk(3, dim=1)
     if trace is not None and trace.keys_values is not None:
         trace.keys_values.append((k, v))
-    return attention(q, k, v, self.num_attention_heads)
+    return attention(q, k, v, self.num_attention_heads, O)
 
 
 def attend_across(self: Any, x: Tensor, rows: Rows, O: Any = ops) -> Tensor:  # [R, H] -> [R, H]
@@ -103,7 +103,7 @@ def attend_across(self: Any, x: Tensor, rows: Rows, O: Any = ops) -> Tensor:  # 
     q = O.linear(x, self.query.weight, self.query.bias)
     weights, biases = (self.key.weight, self.value.weight), (self.key.bias, self.value.bias)
     k, v = O.linear_concat(rows.encoder_rows, weights, biases).chunk(2, dim=1)
-    return rows.cross_attention(q, k, v, self.num_attention_heads)
+    return rows.cross_attention(q, k, v, self.num_attention_heads, O)
 
 
 def feed_forward(intermediate: Any, x: Tensor, O: Any = ops) -> Tensor:  # [R, H] -> [R, I]

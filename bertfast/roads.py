@@ -95,6 +95,7 @@ class Guard:
         everything = [model, *inner]
         self._implementation = model.config._attn_implementation
         self._reason = lasting_reason(model, inner)
+        self.plans: Any = None  # made by bertfast.graphs, on first use
         self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
         self._watch = _C.Watch(
             members=[(m._modules, name, child) for m in everything for name, child in m._modules.items()],
@@ -120,6 +121,9 @@ class Guard:
     def parameters(self) -> list[nn.Parameter]:
         """The model's parameters as they are now, each once."""
         return list(dict.fromkeys(p for d, name in self._parameters if (p := d.get(name)) is not None))
+
+    def parameter_places(self) -> list[tuple[dict[str, Any], str]]:
+        return self._parameters
 
     def differentiable_inputs(self, arguments: Any) -> list[Tensor]:
         """Every tensor a gradient may be asked for: parameters, and embeddings or states the caller passes."""

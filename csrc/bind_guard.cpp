@@ -4,6 +4,7 @@
 // forward. Asking all of a BERT-base again in Python costs more than a layer of a short sequence; here it is pointer comparisons.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <utility>
 #include <vector>
@@ -83,6 +84,50 @@ class Watch {
   std::vector<std::pair<py::object, py::object>> classes_;
 };
 
+// Where a model's parameters lie. torch is asked through its Python method: the host knows no torch headers.
+class Pointers {
+ public:
+  explicit Pointers(const py::list& parameters) {  // (Module._parameters, name)
+    for (const py::handle entry : parameters) {
+      const auto pair = entry.cast<py::tuple>();
+      places_.emplace_back(py::dict(pair[0]), py::object(pair[1]));
+    }
+    refresh();
+  }
+
+  bool hold() const {
+    for (size_t i = 0; i < places_.size(); ++i)
+      if (ask(i) != addresses_[i]) return false;
+    return true;
+  }
+
+  void refresh() {
+    addresses_.clear();
+    for (size_t i = 0; i < places_.size(); ++i) addresses_.push_back(ask(i));
+  }
+
+  std::vector<size_t> addresses() const { return addresses_; }
+
+ private:
+  size_t ask(size_t i) const {
+    PyObject* parameter = PyDict_GetItemWithError(places_[i].first.ptr(), places_[i].second.ptr());  // borrowed
+    if (parameter == nullptr || parameter == Py_None) {
+      if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+      return 0;
+    }
+    PyObject* address = PyObject_CallMethodNoArgs(parameter, name_.ptr());
+    if (address == nullptr) throw py::error_already_set();
+    const size_t value = PyLong_AsSize_t(address);
+    Py_DECREF(address);
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return value;
+  }
+
+  std::vector<std::pair<py::dict, py::object>> places_;
+  std::vector<size_t> addresses_;
+  py::str name_ = py::reinterpret_steal<py::str>(PyUnicode_InternFromString("data_ptr"));
+};
+
 }  // namespace
 
 void bind_guard(py::module_& m) {
@@ -91,6 +136,11 @@ void bind_guard(py::module_& m) {
            py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("falsy"))
       .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type: all of them.")
       .def("quiet", &Watch::quiet, "Every watched flag is there and false.");
+  py::class_<Pointers>(m, "Pointers", "The addresses of a model's parameters, (Module._parameters, name) each.")
+      .def(py::init<const py::list&>(), py::arg("parameters"))
+      .def("hold", &Pointers::hold, "Every parameter lies where it lay.")
+      .def("refresh", &Pointers::refresh, "Notes where they lie now.")
+      .def("addresses", &Pointers::addresses, "Where they lay, 0 for one that is gone.");
 }
 
 }  // namespace bertfast

@@ -7,6 +7,7 @@ void bind_ops(pybind11::module_& m);
 void bind_batching(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_guard(pybind11::module_& m);
+void bind_plan(pybind11::module_& m);
 }  // namespace bertfast
 
 PYBIND11_MODULE(_C, m) {
@@ -15,4 +16,5 @@ PYBIND11_MODULE(_C, m) {
   bertfast::bind_batching(m);
   bertfast::bind_runtime(m);
   bertfast::bind_guard(m);
+  bertfast::bind_plan(m);
 }

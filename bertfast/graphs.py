@@ -1,0 +1,385 @@
+"""A forward recorded once and replayed: on the CPU as a flat plan in the C++ host.
+
+The graph stays the Python one. The first call of a kind runs it with a Recorder in the place of the ops: every op is computed as
+ever and also written down, with what its operands are: an input (a slot), a weight (its address) or the result of an earlier op (a
+place in an arena). From then on a call of that kind is one crossing into C++ (csrc/plan). A plan holds for every batch, since sizes
+are symbols; it holds as long as the weights lie where they lay, which each replay checks.
+
+A forward that does something no op does (an activation that linear cannot fuse, say) cannot be recorded and runs op by op.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bertfast import _C, ops, roads
+from bertfast.attention import Varlen
+from bertfast.batch import PackedBatch
+from bertfast.heads import Logits
+from bertfast.model import Rows
+
+if TYPE_CHECKING:
+    from bertfast.forward import Call
+
+Ref = tuple[int, int, int]  # kind, value, column: see csrc/plan/plan.h
+NOTHING: Ref = (_C.REF_NONE, 0, 0)
+
+# Row counts a plan is told at each replay.
+ROWS, SEQUENCES, CELLS, KEYS, ENCODER, WORDS = range(6)
+
+LINE = 16  # floats: places in the arena start on a cache line
+
+
+class CannotRecordError(Exception):
+    """Something in the graph that a plan cannot hold; the message says what."""
+
+
+def run(call: Call) -> dict[str, Logits]:
+    """The outputs of a call: replayed where it can be, recorded where it is the first of its kind, else op by op."""
+    key = kind_of(call)
+    if key is None:
+        return call.run_ops(call.batch, call.O)
+    plans = plans_of(call.model)
+    plan = plans.find(key)
+    if plan is None:
+        return record(call, plans, key)
+    return replay(call, plan) if isinstance(plan, Recorded) else call.run_ops(call.batch, call.O)
+
+
+def plans_of(model: Any) -> Plans:
+    guard = roads.guard_of(model)
+    if guard.plans is None:
+        guard.plans = Plans(guard.parameter_places())
+    plans: Plans = guard.plans
+    return plans
+
+
+def kind_of(call: Call) -> tuple[Any, ...] | None:
+    """What must be alike for two calls to share a plan; None where the call has no plan."""
+    rows = call.batch.rows
+    attention, cross = rows.attention, rows.cross_attention
+    if type(attention) is not Varlen or (cross is not None and type(cross) is not Varlen) or call.batch.blank is not None:
+        return None
+    weight = call.bert.embeddings.word_embeddings.weight
+    if weight.dtype is not torch.float32 or weight.device.type != "cpu":
+        return None
+    return (
+        call.only_first(),
+        call.batch.indices is None,
+        rows.words is None,
+        rows.token_type_ids is None,
+        attention.causal,
+        attention.key_rows is None,
+        cross is None,
+        call.head is not None and call.head.pooled and call.bert.pooler is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    name: str
+    rows: int  # the row count it has
+
+
+SLOTS = [
+    Slot("input_ids", ROWS),
+    Slot("position_ids", ROWS),
+    Slot("cu_seqlens_q", SEQUENCES),
+    Slot("cu_seqlens_k", SEQUENCES),
+    Slot("token_type_ids", ROWS),
+    Slot("words", WORDS),
+    Slot("key_rows", KEYS),
+    Slot("indices", ROWS),
+    Slot("first_rows", SEQUENCES),
+    Slot("first_cu_seqlens", SEQUENCES),
+    Slot("encoder_rows", ENCODER),
+    Slot("cross_cu_seqlens_q", SEQUENCES),
+    Slot("cross_cu_seqlens_k", SEQUENCES),
+]
+
+
+def inputs_of(batch: PackedBatch) -> list[Tensor | None]:
+    """The tensors behind SLOTS."""
+    rows = batch.rows
+    attention, cross = rows.attention, rows.cross_attention
+    assert isinstance(attention, Varlen), "kind_of let nothing else through"
+    cross_q, cross_k = (cross.cu_seqlens_q, cross.cu_seqlens_k) if isinstance(cross, Varlen) else (None, None)
+    return [
+        rows.input_ids, rows.position_ids, attention.cu_seqlens_q, attention.cu_seqlens_k, rows.token_type_ids, rows.words,
+        attention.key_rows, batch.indices, batch.first_rows, attention.first_cu_seqlens(), rows.encoder_rows, cross_q, cross_k,
+    ]  # fmt: skip
+
+
+def batch_of(inputs: Sequence[Tensor | None], like: PackedBatch) -> PackedBatch:
+    """`like`, reading these tensors."""
+    copies: Sequence[Any] = inputs  # None only where `like` has None
+    ids, positions, cu_q, cu_k, types, words, key_rows, indices, first_rows, first_cu, encoder, cross_q, cross_k = copies
+    rows = like.rows
+    attention, cross = rows.attention, rows.cross_attention
+    assert isinstance(attention, Varlen), "kind_of let nothing else through"
+    return PackedBatch(
+        Rows(
+            ids, words, types, positions,
+            replace(attention, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, key_rows=key_rows, first_cu=first_cu),
+            encoder,
+            replace(cross, cu_seqlens_q=cross_q, cu_seqlens_k=cross_k) if isinstance(cross, Varlen) else None,
+        ),
+        like.batch, like.columns, indices, None, first_rows,
+    )  # fmt: skip
+
+
+def counts_of(batch: PackedBatch) -> list[int]:
+    rows = batch.rows
+    key_rows = rows.attention.key_rows if isinstance(rows.attention, Varlen) else None
+    return [
+        rows.input_ids.shape[0],
+        batch.batch,
+        batch.batch * batch.columns,
+        0 if key_rows is None else key_rows.shape[0],
+        0 if rows.encoder_rows is None else rows.encoder_rows.shape[0],
+        0 if rows.words is None else rows.words.shape[0],
+    ]
+
+
+@dataclass(slots=True)
+class Result:
+    """What an op left: `columns` wide, as many rows as the row count says."""
+
+    rows: int
+    columns: int
+    first: int  # the op that made it
+    last: int  # the last op that reads it
+    ref: Ref = NOTHING  # once places are given out
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    name: str
+    cells: bool
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    plan: Any
+    outputs: list[Output]
+
+
+def record(call: Call, plans: Plans, key: tuple[Any, ...]) -> dict[str, Logits]:
+    if call.batch.rows.input_ids.numel() == 0:  # results without storage cannot be told apart
+        return call.run_ops(call.batch, call.O)
+    # On copies: two inputs that happen to be one tensor today must not become one slot.
+    inputs = [None if t is None else t.clone() for t in inputs_of(call.batch)]
+    recorder = Recorder(inputs, plans.addresses())
+    logits = call.run_ops(batch_of(inputs, call.batch), recorder)
+    try:
+        plans.keep(key, recorder.finish(logits))
+    except CannotRecordError as reason:
+        plans.keep(key, str(reason))
+    return logits
+
+
+def replay(call: Call, recorded: Recorded) -> dict[str, Logits]:
+    inputs, counts = inputs_of(call.batch), counts_of(call.batch)
+    outputs = {o.name: Logits(torch.empty(counts[o.rows], o.columns), o.cells) for o in recorded.outputs}
+    addresses = [0 if t is None else t.data_ptr() for t in inputs]
+    addresses.extend(each.value.data_ptr() for each in outputs.values())
+    recorded.plan.run(counts, addresses)
+    return outputs
+
+
+class Plans:
+    """The plans of one model, forgotten when one of its weights moves."""
+
+    def __init__(self, parameters: Sequence[tuple[dict[str, Any], str]]) -> None:
+        self._pointers = _C.Pointers(list(parameters))
+        self._kept: dict[tuple[Any, ...], Recorded | str] = {}
+        self._lock = threading.Lock()
+
+    def find(self, key: tuple[Any, ...]) -> Recorded | str | None:
+        if not self._pointers.hold():
+            with self._lock:
+                self._kept = {}
+                self._pointers.refresh()
+        return self._kept.get(key)
+
+    def keep(self, key: tuple[Any, ...], plan: Recorded | str) -> None:
+        with self._lock:
+            self._kept = {**self._kept, key: plan}
+
+    def addresses(self) -> frozenset[int]:
+        return frozenset(self._pointers.addresses())
+
+    def reasons(self) -> Iterator[str]:
+        """Why some kinds of call run op by op."""
+        return (plan for plan in self._kept.values() if isinstance(plan, str))
+
+
+@dataclass(slots=True)
+class Recorder:
+    """The ops, computed and written down."""
+
+    inputs: Sequence[Tensor | None]
+    weights: frozenset[int]
+    results: dict[int, Result] = field(default_factory=dict)  # by the address of their storage
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)  # so that no address is used twice
+    trouble: str | None = None
+
+    def embed_layer_norm(
+        self, input_ids: Tensor, word_weight: Tensor, position_ids: Tensor, position_weight: Tensor,
+        token_type_ids: Tensor | None, token_type_weight: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    ) -> Tensor:  # fmt: skip
+        out = ops.embed_layer_norm(
+            input_ids, word_weight, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
+        )
+        given = word_weight.data_ptr() not in self.weights
+        self.note("embed_layer_norm", out, ROWS, out.shape[1],
+            input_ids=input_ids, words=word_weight, word_rows=WORDS if given else word_weight.shape[0],
+            position_ids=position_ids, positions=position_weight, position_rows=position_weight.shape[0],
+            type_ids=token_type_ids, types=token_type_weight, type_rows=token_type_weight.shape[0],
+            weight=weight, bias=bias, eps=eps, rows=ROWS, hidden=out.shape[1],
+        )  # fmt: skip
+        return out
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
+        return self._linear(ops.linear(x, weight, bias, activation), x, [weight], [bias], activation)
+
+    def linear_concat(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+        return self._linear(ops.linear_concat(x, weights, biases), x, weights, biases, None)
+
+    def _linear(self, out: Tensor, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None) -> Tensor:
+        rows = self.rows_of(x)
+        self.note("linear", out, rows, out.shape[1],
+            x=x, x_stride=self.stride_of(x), parts=[(w, b, w.shape[0]) for w, b in zip(weights, biases, strict=True)],
+            activation=_C.ACTIVATIONS[activation or "none"], rows=rows, inputs=x.shape[1],
+        )  # fmt: skip
+        return out
+
+    def add_layer_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        out = ops.add_layer_norm(x, residual, weight, bias, eps)
+        rows = self.rows_of(x)
+        self.note("add_layer_norm", out, rows, out.shape[1],
+            x=x, residual=residual, weight=weight, bias=bias, eps=eps, rows=rows, hidden=x.shape[1],
+        )  # fmt: skip
+        return out
+
+    def varlen_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
+        max_seqlen_q: int, max_seqlen_k: int, causal: bool = False, scale: float | None = None,
+    ) -> Tensor:  # fmt: skip
+        out = ops.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
+        N, D = q.shape[1:]
+        if D > 256:
+            self.trouble = self.trouble or f"attention of head size {D}"
+        rows = self.rows_of(q)
+        self.note("varlen_attention", out, rows, N * D,
+            q=q, q_stride=self.stride_of(q), k=k, k_stride=self.stride_of(k), v=v, v_stride=self.stride_of(v),
+            cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, q_rows=rows, k_rows=self.rows_of(k), sequences=SEQUENCES,
+            heads=N, head_size=D, scale=D**-0.5 if scale is None else scale, causal=causal,
+        )  # fmt: skip
+        return out
+
+    def pack(self, x: Tensor, indices: Tensor) -> Tensor:
+        out = ops.pack(x, indices)
+        rows = self.rows_of(indices)
+        self.note("pack", out, rows, out.shape[1], x=x, indices=indices, from_rows=self.rows_of(x), rows=rows, columns=x.shape[1])
+        return out
+
+    def unpack(self, x: Tensor, indices: Tensor, rows: int, fill: float = 0.0) -> Tensor:
+        out = ops.unpack(x, indices, rows, fill)
+        self.note("unpack", out, CELLS, out.shape[1],
+            x=x, indices=indices, from_rows=self.rows_of(x), rows=CELLS, columns=x.shape[1], fill=fill,
+        )  # fmt: skip
+        return out
+
+    def note(self, op: str, out: Tensor, row_count: int, width: int, /, **operands: Any) -> None:
+        at = len(self.calls)
+        for operand in operands.values():
+            for t in operand if isinstance(operand, list) else [operand]:
+                if isinstance(t, Tensor) and (result := self.results.get(t.untyped_storage().data_ptr())) is not None:
+                    result.last = at
+        self.results[out.untyped_storage().data_ptr()] = Result(row_count, width, at, at)
+        self.kept.append(out)
+        self.calls.append((op, {**operands, "out": out}))
+
+    def rows_of(self, t: Tensor) -> int:
+        result = self.results.get(t.untyped_storage().data_ptr())
+        if result is not None:
+            return result.rows
+        slot = self.slot_of(t)
+        if slot is None:
+            self.trouble = self.trouble or f"an op reads a tensor of shape {tuple(t.shape)} that no op made"
+            return ROWS
+        return SLOTS[slot].rows
+
+    def stride_of(self, t: Tensor) -> int:
+        """From one row to the next, for any number of rows: of a single row torch may report another stride."""
+        result = self.results.get(t.untyped_storage().data_ptr())
+        return int(t.stride(0)) if result is None else result.columns
+
+    def slot_of(self, t: Tensor) -> int | None:
+        address = t.data_ptr()
+        return next((i for i, known in enumerate(self.inputs) if known is not None and known.data_ptr() == address), None)
+
+    def finish(self, logits: dict[str, Logits]) -> Recorded:
+        """The plan. Raises CannotRecordError where something in the graph was no op."""
+        if self.trouble is not None:
+            raise CannotRecordError(self.trouble)
+        plan = _C.Plan()
+        outputs: list[Output] = []
+        for name, each in logits.items():
+            result = self.results.get(each.value.untyped_storage().data_ptr())
+            if result is None or each.value.shape[1:] != (result.columns,) or each.value.storage_offset() or result.ref != NOTHING:
+                raise CannotRecordError(f"the output {name} is not the whole result of an op")
+            result.ref = (_C.REF_SLOT, len(SLOTS) + len(outputs), 0)
+            outputs.append(Output(name, each.cells, result.rows, result.columns))
+        for result, place in places([r for r in self.results.values() if r.ref == NOTHING]):
+            result.ref = (_C.REF_BUFFER, plan.add_buffer(result.rows, place, result.columns), 0)
+        for op, operands in self.calls:
+            getattr(plan, op)(**{name: self.resolved(value) for name, value in operands.items()})
+        return Recorded(plan, outputs)
+
+    def resolved(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [tuple(self.operand(t) if t is None or isinstance(t, Tensor) else t for t in part) for part in value]
+        return self.operand(value) if value is None or isinstance(value, Tensor) else value
+
+    def operand(self, t: Tensor | None) -> Ref:
+        if t is None:
+            return NOTHING
+        result = self.results.get(t.untyped_storage().data_ptr())
+        if result is not None:
+            kind, value, _ = result.ref
+            if t.storage_offset() >= result.columns or (t.shape[0] > 1 and t.stride(0) != result.columns):
+                raise CannotRecordError("an op reads rows out of the middle of a result")
+            return kind, value, int(t.storage_offset())
+        if t.data_ptr() in self.weights:
+            return _C.REF_CONSTANT, t.data_ptr(), 0
+        slot = self.slot_of(t)
+        if slot is None:
+            raise CannotRecordError(f"an op reads a tensor of shape {tuple(t.shape)} that no op made")
+        return _C.REF_SLOT, slot, 0
+
+
+def places(results: list[Result]) -> Iterator[tuple[Result, int]]:
+    """Where each result lies among the columns of its arena: the lowest place that no result needed at the same time takes."""
+    given: list[tuple[Result, int]] = []
+    for result in results:
+        wanted = -(-result.columns // LINE) * LINE
+        place = 0
+        for other, at in sorted(given, key=lambda pair: pair[1]):
+            if other.rows != result.rows or other.last < result.first or result.last < other.first:
+                continue
+            if place + wanted <= at:
+                break
+            place = max(place, at + -(-other.columns // LINE) * LINE)
+        given.append((result, place))
+        yield result, place

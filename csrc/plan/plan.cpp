@@ -1,0 +1,194 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <new>
+
+#include "../check.h"
+#include "../cpu/dispatch.h"
+#include "../cpu/ops.h"
+#include "../parallel.h"
+
+namespace bertfast::plan {
+namespace {
+
+constexpr int64_t alignment = 16;                  // floats: a cache line, so that rows start on one where widths allow it
+constexpr int64_t kept_floats = 16 * 1024 * 1024;  // a thread keeps an arena up to 64 MiB; a larger one goes back after the call
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Arena = std::unique_ptr<float, Free>;
+
+Arena allocate(int64_t floats) {
+  const auto bytes = static_cast<size_t>((floats + 1023) / 1024 * 1024) * sizeof(float);
+  Arena arena(static_cast<float*>(std::aligned_alloc(4096, bytes)));
+  if (arena == nullptr) throw std::bad_alloc();
+  return arena;
+}
+
+// The ops of one replay. Steps point at them, so they may not move: deques.
+struct Ops {
+  std::vector<std::unique_ptr<cpu::EmbeddingOp>> embeddings;  // holds an atomic: cannot be moved
+  std::deque<cpu::LayerNormOp> norms;
+  std::deque<cpu::LinearOp> linears;
+  std::deque<cpu::AttentionOp> attentions;
+  std::deque<cpu::PackOp> packs;
+  std::deque<cpu::UnpackOp> unpacks;
+  std::vector<Step> steps;
+};
+
+// Puts this replay's addresses and sizes into the nodes of a plan.
+class Binder {
+ public:
+  Binder(const std::vector<Buffer>& buffers, const std::vector<int64_t>& counts, const std::vector<Address>& slots,
+         const std::vector<float*>& arenas)
+      : buffers_(buffers), counts_(counts), slots_(slots), arenas_(arenas) {}
+
+  Ops ops;
+
+  void operator()(const Embed& n) {
+    const int64_t word_rows = n.words.kind == Ref::Kind::slot ? count(n.word_rows) : n.word_rows;
+    ops.embeddings.emplace_back(new cpu::EmbeddingOp{
+        cpu::kernels(),
+        {get<const int64_t>(n.input_ids), get<const int64_t>(n.position_ids), get<const int64_t>(n.type_ids), get<const float>(n.words),
+         get<const float>(n.positions), get<const float>(n.types), word_rows, n.position_rows, n.type_rows, get<const float>(n.weight),
+         get<const float>(n.bias), get<float>(n.out), count(n.rows), n.hidden, n.eps}});
+    step(*ops.embeddings.back());
+  }
+
+  void operator()(const AddLayerNorm& n) {
+    ops.norms.push_back({cpu::kernels(),
+                         {get<const float>(n.x), get<const float>(n.residual), get<const float>(n.weight), get<const float>(n.bias),
+                          get<float>(n.out), count(n.rows), n.hidden, n.eps}});
+    step(ops.norms.back());
+  }
+
+  void operator()(const Linear& n) {
+    int64_t columns = 0;
+    for (const Part& part : n.parts) columns += part.features;
+    std::vector<cpu::Linear> parts;
+    parts.reserve(n.parts.size());
+    float* out = get<float>(n.out);
+    for (const Part& part : n.parts) {
+      parts.push_back({get<const float>(n.x), get<const float>(part.weight), get<const float>(part.bias), out, count(n.rows), n.inputs,
+                       part.features, n.x_stride, columns, n.activation});
+      out += part.features;
+    }
+    ops.linears.emplace_back(cpu::kernels(), std::move(parts), num_threads());
+    step(ops.linears.back());
+  }
+
+  void operator()(const Attend& n) {
+    const cpu::Attention args = {get<const float>(n.q),
+                                 get<const float>(n.k),
+                                 get<const float>(n.v),
+                                 get<float>(n.out),
+                                 n.q_stride,
+                                 n.k_stride,
+                                 n.v_stride,
+                                 get<const int32_t>(n.cu_seqlens_q),
+                                 get<const int32_t>(n.cu_seqlens_k),
+                                 count(n.sequences),
+                                 n.heads,
+                                 n.head_size,
+                                 n.scale,
+                                 n.causal};
+    cpu::check_boundaries("cu_seqlens_q", args.cu_seqlens_q, args.sequences, count(n.q_rows));
+    cpu::check_boundaries("cu_seqlens_k", args.cu_seqlens_k, args.sequences, count(n.k_rows));
+    ops.attentions.emplace_back(cpu::kernels(), args);
+    step(ops.attentions.back());
+  }
+
+  void operator()(const Pack& n) {
+    const auto* indices = get<const int64_t>(n.indices);
+    cpu::check_indices(indices, count(n.rows), count(n.from_rows), "pack");
+    ops.packs.push_back({get<const char>(n.x), indices, get<char>(n.out), count(n.rows), n.columns * 4});
+    step(ops.packs.back());
+  }
+
+  void operator()(const Unpack& n) {
+    const auto* indices = get<const int64_t>(n.indices);
+    const bool ascending = cpu::check_indices(indices, count(n.from_rows), count(n.rows), "unpack");
+    ops.unpacks.push_back(
+        {get<const float>(n.x), indices, get<float>(n.out), count(n.from_rows), n.columns, count(n.rows), n.fill, ascending});
+    step(ops.unpacks.back());
+  }
+
+ private:
+  int64_t count(int64_t symbol) const { return counts_[static_cast<size_t>(symbol)]; }
+
+  template <class T>
+  T* get(const Ref& ref) const {
+    switch (ref.kind) {
+      case Ref::Kind::constant:
+        return at<T>(static_cast<Address>(ref.value));
+      case Ref::Kind::slot:
+        return reinterpret_cast<T*>(at<float>(slots_[static_cast<size_t>(ref.value)]) + ref.column);
+      case Ref::Kind::buffer: {
+        const Buffer& buffer = buffers_[static_cast<size_t>(ref.value)];
+        return reinterpret_cast<T*>(arenas_[static_cast<size_t>(buffer.rows)] + buffer.place * count(buffer.rows) + ref.column);
+      }
+      case Ref::Kind::none:
+        break;
+    }
+    return nullptr;
+  }
+
+  template <class Op>
+  void step(const Op& op) {
+    ops.steps.push_back(step_of(op));
+  }
+
+  const std::vector<Buffer>& buffers_;
+  const std::vector<int64_t>& counts_;
+  const std::vector<Address>& slots_;
+  const std::vector<float*>& arenas_;
+};
+
+}  // namespace
+
+int64_t Plan::add_buffer(const Buffer& buffer) {
+  const auto rows = static_cast<size_t>(buffer.rows);
+  if (arena_columns_.size() <= rows) arena_columns_.resize(rows + 1, 0);
+  arena_columns_[rows] = std::max(arena_columns_[rows], buffer.place + buffer.columns);
+  buffers_.push_back(buffer);
+  return static_cast<int64_t>(buffers_.size()) - 1;
+}
+
+void Plan::run(const std::vector<int64_t>& counts, const std::vector<Address>& slots) const {
+  BF_CHECK(counts.size() >= arena_columns_.size(), "plan: ", counts.size(), " row counts, expected ", arena_columns_.size());
+  int64_t floats = 0;
+  std::vector<int64_t> offsets;
+  for (size_t s = 0; s < arena_columns_.size(); ++s) {
+    offsets.push_back(floats);
+    floats += (arena_columns_[s] * counts[s] + alignment - 1) / alignment * alignment;
+  }
+  thread_local Arena kept;
+  thread_local int64_t kept_size = 0;
+  Arena large;
+  float* base = nullptr;
+  if (floats > kept_floats) {
+    large = allocate(floats);
+    base = large.get();
+  } else {
+    if (floats > kept_size) {
+      kept.reset();
+      kept_size = 0;
+      kept = allocate(floats);
+      kept_size = floats;
+    }
+    base = kept.get();
+  }
+  std::vector<float*> arenas;
+  for (const int64_t offset : offsets) arenas.push_back(base + offset);
+
+  Binder bind(buffers_, counts, slots, arenas);
+  for (const Node& node : nodes_) std::visit(bind, node);
+  run_steps(bind.ops.steps.data(), static_cast<int64_t>(bind.ops.steps.size()));
+  for (const auto& op : bind.ops.embeddings) op->check();
+}
+
+}  // namespace bertfast::plan
