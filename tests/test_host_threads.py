@@ -1,0 +1,103 @@
+"""The thread pool: forks, callers from several threads, and threads that rest when there is nothing to do."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from bertfast import _C
+from bertfast.ops import cpu
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = _C.get_num_threads()
+    yield
+    _C.set_num_threads(before)
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FORK = """
+import os, sys, torch
+from bertfast import _C
+from bertfast.ops import cpu
+torch.set_num_threads(1)  # torch's own parallel ops hang in a forked child
+_C.set_num_threads({threads})
+x, weight, bias = torch.randn(300, 256), torch.randn(512, 256), torch.randn(512)
+expected = cpu.linear(x, weight, bias)                     # the pool has started
+for generation in range(2):                                # a child, and a child of that child
+    if (child := os.fork()) != 0:
+        _, status = os.waitpid(child, 0)
+        assert torch.equal(cpu.linear(x, weight, bias), expected)
+        print(_C.get_num_threads())
+        sys.stdout.flush()
+        os._exit(os.waitstatus_to_exitcode(status))
+    for _ in range(20):
+        assert torch.equal(cpu.linear(x, weight, bias), expected)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_forked_child_computes_with_threads_of_its_own(threads):
+    assert run_python(FORK.format(threads=threads)).split() == [str(threads)] * 2
+
+
+def test_a_forked_child_asks_again_for_the_default():
+    """A DataLoader's worker sets torch to one thread after the fork; the parent's number must not stay."""
+    code = """
+import os, torch
+torch.set_num_threads(3)
+from bertfast import _C
+from bertfast.ops import cpu
+assert _C.get_num_threads() == 3
+if (child := os.fork()) == 0:
+    torch.set_num_threads(1)
+    os._exit(_C.get_num_threads())
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+"""
+    assert run_python(code).split() == ["1"]
+
+
+def test_callers_from_several_threads_get_their_own_results():
+    _C.set_num_threads(3)
+    weight, bias = torch.randn(200, 128), torch.randn(200)
+    inputs = [torch.randn(rows, 128) for rows in (1, 7, 50, 400)]
+    expected = [cpu.linear(x, weight, bias, "gelu") for x in inputs]
+
+    def work(i: int) -> bool:
+        return all(torch.equal(cpu.linear(inputs[i], weight, bias, "gelu"), expected[i]) for _ in range(100))
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(work, range(4)))
+
+
+def test_the_number_of_threads_can_change_between_calls():
+    x, weight, bias = torch.randn(500, 96), torch.randn(96, 96), torch.randn(96)
+    expected = cpu.linear(x, weight, bias)
+    for threads in (1, 4, 2, 8, 1, 3):
+        _C.set_num_threads(threads)
+        assert _C.get_num_threads() == threads
+        assert torch.equal(cpu.linear(x, weight, bias), expected)
+
+
+def test_a_negative_number_of_threads_is_refused():
+    with pytest.raises(ValueError, match="num_threads: got -1, expected 1 or more, or 0 for the default"):
+        _C.set_num_threads(-1)
+
+
+def test_idle_threads_use_no_cpu():
+    _C.set_num_threads(4)
+    cpu.linear(torch.randn(500, 96), torch.randn(96, 96), torch.randn(96))
+    time.sleep(0.1)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1  # three threads that spin would have used 0.5 s at the very least
