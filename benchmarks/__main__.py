@@ -1,0 +1,121 @@
+"""python -m benchmarks: checked against transformers first, then timed. compare, readme, plot and list are subcommands."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import compare as comparing
+from benchmarks import plots, readme, report, results, runner, subjects, workloads
+
+app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
+console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 200)
+errors = Console(stderr=True)
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertfast-benchmarks"
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    workload: Annotated[
+        list[str] | None, typer.Option("--workload", "-w", help="minilm/1x128, 1x128, minilm, embed, 'bert-base/*'; may be repeated")
+    ] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option("--subject", "-s", help="bertfast, onnxruntime, 'openvino*'; may be repeated")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="every workload and subject, at least 9 rounds")] = False,
+    threads: Annotated[int, typer.Option(help="of every subject")] = 2,
+    rounds: Annotated[int | None, typer.Option(min=1, help="least number of undisturbed rounds")] = None,
+    seconds: Annotated[float | None, typer.Option(help="of rounds a workload, once it has its least number")] = None,
+    twice: Annotated[str | None, typer.Option(help="a subject to run in a second process as well: its ratio to itself should be 1")] = None,
+    out: Annotated[Path | None, typer.Option(help="the result file; .md, and .png pictures, are written beside it")] = None,
+    cache: Annotated[Path | None, typer.Option(help="where weights and converted models are kept")] = None,
+) -> None:
+    """Check, time and show; without options the quick selection (under 3 minutes on 2 cores)."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        specs = subjects.select(subject or [], full)
+        chosen = workloads.select(workload or [], full)
+        if twice is not None:
+            specs = [*specs, subjects.again(twice)]
+    except ValueError as error:
+        _stop(str(error))
+    settings = runner.Settings(
+        threads=threads,
+        cache=cache or default_cache(),
+        rounds=rounds or (9 if full else 5),
+        seconds=seconds if seconds is not None else (20.0 if full else 4.0),
+        turn=0.2 if full else 0.1,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("starting", total=len(chosen))
+        settings.report = lambda doing: progress.update(task, description=doing)
+        settings.advance = lambda done: progress.advance(task, done)
+        result = runner.run(specs, chosen, settings)
+    report.print_result(result, console)
+    if out is not None:
+        results.save(result, out)
+        out.with_suffix(".md").write_text(report.markdown(result), encoding="utf-8")
+        pictures = plots.draw(result, out.with_suffix(""))
+        console.print(f"\nwritten: {out}, {out.with_suffix('.md')}" + "".join(f", {p}" for p in pictures), highlight=False)
+    if any(row["status"] in ("failed", "refused") for w in result["workloads"].values() for row in w["rows"].values()):
+        errors.print("some rows failed or were refused; see their reasons above", style="red")
+
+
+@app.command("list")
+def list_all() -> None:
+    """Workloads and subjects, and which of them are absent here."""
+    for name, w in workloads.WORKLOADS.items():
+        console.print(f"{name:24} {w.title or w.geometry.title}{'' if w.quick else ' (--full)'}", highlight=False)
+    for name, s in subjects.SUBJECTS.items():
+        console.print(f"{name:24} {s.dtype:9} {s.missing or s.setup}", highlight=False, markup=False)
+
+
+@app.command()
+def compare(before: Path, after: Path) -> None:
+    """Two result files, row by row, with a verdict that knows the noise."""
+    try:
+        comparing.print_comparison(results.load(before), results.load(after), console)
+    except ValueError as error:
+        _stop(str(error))
+
+
+@app.command("readme")
+def write_readme(path: Annotated[Path, typer.Argument(help="the page with the markers")] = Path("README.md")) -> None:
+    """Puts the committed results' table between the markers of README.md."""
+    try:
+        changed = readme.update(path, [results.load(p) for p in results.committed()])
+    except ValueError as error:
+        _stop(str(error))
+    console.print(f"{path}: {'written' if changed else 'already so'}", highlight=False)
+
+
+@app.command()
+def plot(result: Path) -> None:
+    """The pictures of a result file, beside it."""
+    try:
+        pictures = plots.draw(results.load(result), result.with_suffix(""))
+    except ValueError as error:
+        _stop(str(error))
+    for picture in pictures:
+        console.print(str(picture), highlight=False)
+    if not pictures:
+        _stop("no pictures: matplotlib is not installed (pip install 'bertfast[bench]'), or nothing in the file can be drawn")
+
+
+def _stop(message: str) -> None:
+    errors.print(message, style="red", highlight=False, markup=False)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

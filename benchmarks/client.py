@@ -1,0 +1,121 @@
+"""The suite's end of a worker process: starts it, asks, waits with a limit, and ends it."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.subjects import Spec
+
+_STOP = 5.0  # seconds to leave by itself once its input is closed
+
+
+class WorkerError(RuntimeError):
+    """A subject failed, in its own process. `kind` is the name of the exception there."""
+
+    def __init__(self, kind: str, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.detail = detail
+
+
+class Client:
+    def __init__(self, spec: Spec, threads: int, log: Path) -> None:
+        self.spec = spec
+        self._threads = threads
+        self._log = log
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "FTE_THREADS": str(threads),
+            "RAYON_NUM_THREADS": str(threads),  # the tokenizers
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OPENVINO_TELEMETRY_DISABLE": "1",
+        }
+        self.started = time.perf_counter()
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,  # so that it can be ended together with what it started
+            )
+        self._pending = b""
+        self._answer(60.0)
+
+    @property
+    def process(self) -> int:
+        return self._process.pid
+
+    def convert(self, folder: Path, task: str, cache: Path, limit: float = 1800) -> None:
+        self.ask(
+            "convert",
+            limit,
+            factory=self.spec.factory,
+            dtype=self.spec.dtype,
+            threads=self._threads,
+            options=dict(self.spec.options),
+            folder=str(folder),
+            task=task,
+            cache=str(cache),
+        )
+
+    def ask(self, what: str, limit: float = 600, **arguments: Any) -> dict[str, Any]:
+        """The answer; WorkerError if the subject raised, died, or took longer than `limit` seconds (it is ended then)."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+        return self._answer(limit)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            self._end()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _answer(self, limit: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        until = time.monotonic() + limit
+        while b"\n" not in self._pending:
+            if not select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+                self._end()
+                raise WorkerError("Timeout", f"no answer within {limit:.0f} s")
+            data = os.read(pipe, 1 << 16)
+            if not data:
+                raise self._died()
+            self._pending += data
+        line, _, self._pending = self._pending.partition(b"\n")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"], answer["message"], answer.get("traceback", ""))
+        return dict(answer)
+
+    def _died(self) -> WorkerError:
+        code = self._process.wait()
+        tail = self._log.read_text(errors="replace").strip().splitlines()[-5:]
+        return WorkerError("Died", f"its process ended with status {code}", "\n".join(tail))
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()

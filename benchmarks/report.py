@@ -1,0 +1,138 @@
+"""A result file as tables: rich ones for the terminal, Markdown for pages."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.stats import NOISY
+
+HEADINGS = ("subject", "time", "p20 - p80", "times as fast", "of the machine", "error", "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One subject's row: what is shown, and in which colour."""
+
+    cells: tuple[str, ...]
+    style: str = ""
+
+
+def headline(result: dict[str, Any]) -> list[str]:
+    """Which machine, how fast it was found to be, which libraries, what was wrong."""
+    m, peaks = result["machine"], result["peaks"]
+    lines = [f"{m['title']}; {result['threads']} threads; {m['system']}; {result['created']}"]
+    if peaks:
+        rates = [f"{name} {peaks[name] / 1e9:.0f}" for name in ("float32", "bfloat16", "int8") if peaks[name]]
+        lines.append(f"peaks measured in this run: {', '.join(rates)} GFLOP/s (GOP/s), memory {peaks['bandwidth'] / 1e9:.1f} GB/s")
+    lines.append(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    return lines + [f"note: {note}" for note in result["notes"]]
+
+
+def title(name: str, workload: dict[str, Any]) -> str:
+    parts = [name, workload["title"]]
+    if workload["kind"] == "cold":
+        parts.append("from the start of the process to the first answer, files in the page cache")
+    elif workload["kind"] == "memory":
+        parts.append("peak memory of a fresh process that loads and computes")
+    elif workload["task"] == "embed":
+        parts.append(f"{workload['B']} sentences, mean {workload['tokens'] / workload['B']:.0f} tokens, tokenising included")
+    elif workload["task"] == "generate":
+        parts.append(f"batch {workload['B']}, prompt {max(workload['lengths'])}, {workload['new_tokens']} new tokens, greedy")
+    elif workload["padding"]:
+        parts.append(
+            f"{workload['B']} rows, {workload['tokens']} tokens, {workload['padding']:.0%} of {workload['B']}x{workload['S']} is padding"
+        )
+    if quality := workload.get("quality"):
+        parts.append(f"{quality['rounds']} rounds" + (f", {quality['disturbed']} disturbed" if quality["disturbed"] else ""))
+        if quality["noisy"]:
+            parts.append("NOISY MACHINE")
+    return "; ".join(parts)
+
+
+def lines(workload: dict[str, Any]) -> Iterator[Line]:
+    best = min((r["seconds"]["median"] for r in workload["rows"].values() if "seconds" in r), default=None)
+    for name, row in workload["rows"].items():
+        error = _error(row.get("check"))
+        if row["status"] != "timed":
+            yield Line(
+                (name, row["status"], "", "", "", error, row.get("reason", "").splitlines()[0]),
+                "dim" if row["status"] == "absent" else "red",
+            )
+        elif "mib" in row:
+            yield Line((name, f"{row['mib']:.0f} MiB", "", _ratio(row), "", error, f"{row['loaded_mib']:.0f} MiB once loaded"))
+        else:
+            spread = row["seconds"]
+            style = "bold green" if spread["median"] == best else ""
+            band = f"{amount(spread['p20'], workload)} - {amount(spread['p80'], workload)}"
+            yield Line((name, amount(spread["median"], workload), band, _ratio(row), _share(row), error, _remark(row, workload)), style)
+
+
+def amount(seconds: float, workload: dict[str, Any]) -> str:
+    """Milliseconds: of a call, or of a step when generating."""
+    ms = seconds * 1e3 / max(1, workload["new_tokens"])
+    return f"{ms:.0f} ms" if ms >= 1000 else f"{ms:.3g} ms"
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    for line in headline(result):
+        console.print(line, highlight=False, markup=False)
+    absent = {name: s["absent"] for name, s in result["subjects"].items() if s["absent"]}
+    for name, workload in result["workloads"].items():
+        table = Table(title=title(name, workload), title_justify="left", title_style="bold", header_style="dim")
+        for i, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if i in (0, 5, 6) else "right", overflow="fold")
+        for line in lines(workload):
+            table.add_row(*line.cells, style=line.style)
+        console.print()
+        console.print(table)
+    for name, reason in absent.items():
+        console.print(f"absent: {name} ({reason})", style="dim", highlight=False)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All of it, one table a workload."""
+    out = [*(f"{line}  " for line in headline(result)), ""]
+    for name, workload in result["workloads"].items():
+        out += [f"**{title(name, workload)}**", "", "| " + " | ".join(HEADINGS) + " |", "|---|--:|--:|--:|--:|---|---|"]
+        out += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line.cells) + " |" for line in lines(workload)]
+        out.append("")
+    out += [
+        f"- {name}: {s['setup']} ({s['dtype']})" + (f": absent, {s['absent']}" if s["absent"] else "")
+        for name, s in result["subjects"].items()
+    ]
+    return "\n".join(out) + "\n"
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    ratio = row.get("ratio")
+    if not ratio:
+        return ""
+    band = f" ± {ratio['band']:.0%}" if ratio["band"] else ""
+    return f"{ratio['value']:.2f}x{band}" + (" (noisy)" if ratio["band"] > NOISY else "")
+
+
+def _share(row: dict[str, Any]) -> str:
+    """Of the arithmetic it could do (F), or of the bandwidth (B) where that is what limits it more."""
+    shares = [(row[key], letter) for key, letter in (("of_arithmetic", "F"), ("of_bandwidth", "B")) if key in row]
+    return "{:.0%} {}".format(*max(shares)) if shares else ""
+
+
+def _error(check: dict[str, Any] | None) -> str:
+    if check is None:
+        return ""
+    if check["agreement"] is not None:
+        return f"{check['agreement']:.1%} of tokens"
+    if check["largest"] is None:
+        return ""
+    mark = " *" if check["inexact"] else ""
+    return f"{check['largest']:.1e}, cos {check['cosine']:.5f}{mark}"
+
+
+def _remark(row: dict[str, Any], workload: dict[str, Any]) -> str:
+    if phases := row.get("phases"):
+        return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
+    per_second = (workload["B"] if workload["task"] == "embed" else workload["tokens"]) / row["seconds"]["median"]
+    return f"{per_second:,.0f} {'sentences' if workload['task'] == 'embed' else 'tokens'}/s"

@@ -1,0 +1,174 @@
+"""Who is measured: one adapter a library, each in a process of its own, set up for speed as its own documentation advises."""
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+
+_ALL = ("encoder", "pretraining", "lm", "tokens", "qa")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """`factory` is module:Class of the adapter, `options` its arguments. `modules` must be importable, or the subject is listed as
+    absent. `quick`: takes part when nothing is asked for."""
+
+    name: str
+    factory: str
+    dtype: str
+    modules: tuple[str, ...]
+    setup: str
+    tasks: tuple[str, ...] = _ALL
+    kinds: tuple[str, ...] = ("call", "cold", "memory")
+    options: tuple[tuple[str, str], ...] = ()
+    quick: bool = True
+    ours: bool = False
+
+    @property
+    def missing(self) -> str | None:
+        """What is not installed, or None."""
+        absent = [module for module in self.modules if find_spec(module) is None]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+    def matches(self, pattern: str) -> bool:
+        """onnxruntime means both onnxruntime and onnxruntime-int8; transformers means all that start so."""
+        return fnmatchcase(self.name, pattern) or self.name.startswith(f"{pattern}-")
+
+
+REFERENCE = "transformers"  # what all ratios are to; sentence-transformers where text is embedded
+EMBED_REFERENCE = "sentence-transformers"
+_TORCH = (*_ALL, "generate")
+_TRANSFORMERS = "benchmarks.subjects.torch_based:Transformers"
+_BERTFAST = "benchmarks.subjects.torch_based:Bertfast"
+_ONNXRUNTIME = "benchmarks.subjects.onnxruntime_based:OnnxRuntime"
+_OPENVINO = "benchmarks.subjects.openvino_based:OpenVino"
+_CTRANSLATE2 = "benchmarks.subjects.ctranslate2_based:CTranslate2"
+_EXPORTED = (*_ALL, "embed")
+
+
+def _options(**options: str) -> tuple[tuple[str, str], ...]:
+    return tuple(options.items())
+
+
+SUBJECTS = {
+    spec.name: spec
+    for spec in (
+        Spec("transformers", _TRANSFORMERS, "float32", ("torch", "transformers"), "sdpa, inference mode", _TORCH),
+        Spec(
+            "sentence-transformers",
+            "benchmarks.subjects.torch_based:SentenceTransformers",
+            "float32",
+            ("sentence_transformers",),
+            "SentenceTransformer.encode, batches of 32 (it sorts by length itself)",
+            ("embed",),
+            ("call",),
+        ),
+        Spec("bertfast", _BERTFAST, "float32", ("bertfast",), "inference mode", (*_TORCH, "embed"), ours=True),
+        Spec("bertfast-bf16", _BERTFAST, "bfloat16", ("bertfast",), "dtype=torch.bfloat16", (*_TORCH, "embed"), ours=True),
+        Spec("bertfast-int8", _BERTFAST, "int8", ("bertfast",), 'quantization="int8"', (*_TORCH, "embed"), ours=True),
+        Spec(
+            "transformers-eager",
+            _TRANSFORMERS,
+            "float32",
+            ("torch", "transformers"),
+            "eager attention, inference mode",
+            _TORCH,
+            ("call",),
+            _options(attention="eager"),
+            quick=False,
+        ),
+        Spec("transformers-bf16", _TRANSFORMERS, "bfloat16", ("torch", "transformers"), "sdpa, inference mode", _TORCH, ("call",)),
+        Spec(
+            "transformers-eager-bf16",
+            _TRANSFORMERS,
+            "bfloat16",
+            ("torch", "transformers"),
+            "eager attention, inference mode",
+            _TORCH,
+            ("call",),
+            _options(attention="eager"),
+            quick=False,
+        ),
+        Spec(
+            "torch-int8",
+            _TRANSFORMERS,
+            "int8",
+            ("torch", "transformers"),
+            "torch.ao.quantization.quantize_dynamic of every Linear",
+            _TORCH,
+            options=_options(quantize="dynamic"),
+            quick=False,
+        ),
+        Spec(
+            "torch.compile",
+            _TRANSFORMERS,
+            "float32",
+            ("torch", "transformers"),
+            "sdpa, torch.compile, Inductor with frozen weights, one graph a shape",
+            _ALL,
+            ("call",),
+            _options(compile="yes"),
+            quick=False,
+        ),
+        Spec(
+            "onnxruntime",
+            _ONNXRUNTIME,
+            "float32",
+            ("onnx", "onnxruntime"),
+            "onnxruntime.transformers.optimizer, model_type bert, attention and LayerNorm fused",
+            _EXPORTED,
+        ),
+        Spec(
+            "onnxruntime-int8",
+            _ONNXRUNTIME,
+            "int8",
+            ("onnx", "onnxruntime"),
+            "the same, then quantize_dynamic with int8 weights (7 bits where the CPU has no VNNI)",
+            _EXPORTED,
+        ),
+        Spec("openvino", _OPENVINO, "float32", ("openvino",), "latency hint, one stream, dynamic shapes", _EXPORTED),
+        Spec("openvino-bf16", _OPENVINO, "bfloat16", ("openvino",), "the same, inference precision bf16", _EXPORTED),
+        Spec(
+            "openvino-int8",
+            _OPENVINO,
+            "int8",
+            ("openvino", "nncf"),
+            "nncf.quantize, static, transformer model type, 300 samples of the workload's kind",
+            ("encoder", "embed"),
+        ),
+        Spec(
+            "ctranslate2",
+            _CTRANSLATE2,
+            "float32",
+            ("ctranslate2",),
+            "Encoder.forward_batch on lists of ids",
+            ("encoder", "embed"),
+        ),
+        Spec("ctranslate2-int8", _CTRANSLATE2, "int8", ("ctranslate2",), "the same, compute type int8", ("encoder", "embed")),
+        Spec(
+            "fasttextembed",
+            "benchmarks.subjects.fasttextembed_based:FastTextEmbed",
+            "float16",
+            ("fasttextembed",),
+            "weights in float16, arithmetic in float32; models of bge-small's shape only",
+            ("embed",),
+            ("call",),
+        ),
+    )
+}
+
+
+def select(patterns: list[str], full: bool) -> list[Spec]:
+    """Those that match any pattern; without patterns the quick ones, or all. ValueError for a pattern that matches none."""
+    if not patterns:
+        return [s for s in SUBJECTS.values() if full or s.quick]
+    for pattern in patterns:
+        if not any(s.matches(pattern) for s in SUBJECTS.values()):
+            raise ValueError(f"no subject matches {pattern!r}; there are: {', '.join(SUBJECTS)}")
+    return [s for s in SUBJECTS.values() if any(s.matches(p) for p in patterns)]
+
+
+def again(name: str) -> Spec:
+    """The same subject once more, in a process of its own: what its ratio to itself differs from 1 by is noise."""
+    if name not in SUBJECTS:
+        raise ValueError(f"no subject is called {name!r}; there are: {', '.join(SUBJECTS)}")
+    return replace(SUBJECTS[name], name=f"{name} (again)")

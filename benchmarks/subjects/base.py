@@ -1,0 +1,53 @@
+"""What an adapter does. It lives in a worker process and is used in this order: convert, load, then prepare and outputs for each
+workload."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class AbsentError(Exception):
+    """This subject cannot take part here, and that is no failure: the CPU, or this version of the library, lacks what it takes."""
+
+
+class Adapter(ABC):
+    """One way to compute a BERT. `threads` is how many it may use; the worker has set OMP_NUM_THREADS as well."""
+
+    def __init__(self, dtype: str, threads: int) -> None:
+        self.dtype = dtype
+        self.threads = threads
+
+    def convert(self, folder: Path, task: str, cache: Path) -> None:  # noqa: B027  (most have nothing to convert)
+        """Turns transformers' checkpoint into what the library loads, once; kept in `cache`, and not timed."""
+
+    @abstractmethod
+    def load(self, folder: Path, task: str, cache: Path) -> None:
+        """From the disk to ready for a first call."""
+
+    @abstractmethod
+    def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
+        """The call that is timed, its inputs already in the library's own types."""
+
+    @abstractmethod
+    def outputs(self, result: Any) -> Arrays:
+        """What that call returned, as float32 (or int64) arrays by transformers' names. Not timed."""
+
+
+def once(target: Path, write: Callable[[Path], None]) -> Path:
+    """`target`, written by `write` to a path beside it first, so that a run that is cut off leaves nothing half done."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f"unfinished-{target.name}")
+        write(unfinished)
+        unfinished.rename(target)
+    return target
+
+
+def attended(inputs: Arrays) -> list[list[int]]:
+    """The real tokens of each row, for libraries that take lists."""
+    return [row[m.astype(bool)].tolist() for row, m in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]

@@ -1,0 +1,76 @@
+"""transformers' checkpoints as ONNX files and OpenVINO models: the wrapper that both are traced through."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.models import HEADS
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def traceable(folder: Path, task: str, attention: str) -> tuple[Any, tuple[str, ...], dict[str, Any]]:
+    """A module that takes the three inputs by position and returns a tuple; its outputs' names; example inputs with padding, so
+    that no branch on an all-ones mask is taken for good."""
+    import torch
+    import transformers
+
+    name, outputs = HEADS[task]
+
+    class Positional(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            found = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            return tuple(found[output] for output in outputs)
+
+    model = getattr(transformers, name).from_pretrained(folder, attn_implementation=attention)
+    model.config.use_cache = False
+    ids = torch.arange(1, 19).reshape(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return Positional(model.eval()), outputs, {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+
+def write_onnx(folder: Path, task: str, target: Path) -> None:
+    """Eager attention by the tracing exporter: the graph that ONNX Runtime's BERT optimizer knows how to fuse."""
+    import torch
+
+    module, outputs, example = traceable(folder, task, "eager")
+    axes = {name: {0: "B", 1: "S"} for name in INPUTS}
+    axes.update({name: {0: "B"} if name in ("pooler_output", "seq_relationship_logits") else {0: "B", 1: "S"} for name in outputs})
+    with quiet():
+        torch.onnx.export(
+            module,
+            tuple(example.values()),
+            str(target),
+            dynamo=False,
+            opset_version=17,
+            input_names=list(INPUTS),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+        )
+
+
+@contextmanager
+def quiet() -> Any:
+    """Exporters warn about what they always warn about; a failure still raises."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def named(outputs: tuple[str, ...]) -> Callable[[Any], dict[str, np.ndarray]]:
+    return lambda result: {name: np.asarray(array) for name, array in zip(outputs, result, strict=True)}

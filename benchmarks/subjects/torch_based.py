@@ -1,0 +1,136 @@
+"""transformers (sdpa, eager, compiled, dynamically quantized), bertfast, and sentence-transformers on either."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.models import HEADS
+from benchmarks.subjects.base import AbsentError, Adapter, Arrays
+
+_BATCH = 32  # sentence-transformers' default
+
+
+class _Torch(Adapter):
+    model: Any
+
+    def __init__(self, dtype: str, threads: int) -> None:
+        import torch
+
+        super().__init__(dtype, threads)
+        torch.set_num_threads(threads)
+        self.torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+    def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
+        import torch
+
+        model = self.model
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        if new_tokens:
+            del tensors["token_type_ids"]
+            options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+            tensors["input_ids"] = tensors["input_ids"].clone()
+
+            def call() -> Any:
+                with torch.inference_mode():
+                    return model.generate(**tensors, **options)
+        else:
+
+            def call() -> Any:
+                with torch.inference_mode():
+                    return model(**tensors)
+
+        return call
+
+    def outputs(self, result: Any) -> Arrays:
+        import torch
+
+        if isinstance(result, torch.Tensor):
+            return {"sequences": result.numpy()}
+        return {name: tensor.float().numpy() for name, tensor in result.items() if isinstance(tensor, torch.Tensor)}
+
+
+class Transformers(_Torch):
+    def __init__(self, dtype: str, threads: int, attention: str = "sdpa", compile: str = "", quantize: str = "") -> None:
+        super().__init__(dtype, threads)
+        self.attention = attention
+        self.compile = compile
+        self.quantize = quantize
+
+    def load(self, folder: Path, task: str, cache: Path) -> None:
+        import torch
+        import transformers
+
+        cls = getattr(transformers, HEADS[task][0])
+        model = cls.from_pretrained(folder, attn_implementation=self.attention, dtype=self.torch_dtype).eval()
+        if self.quantize:
+            model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        if self.compile:
+            import torch._inductor.config
+
+            torch._inductor.config.freezing = True
+            model = torch.compile(model, dynamic=False)
+        self.model = model
+
+
+class Bertfast(_Torch):
+    def load(self, folder: Path, task: str, cache: Path) -> None:
+        import bertfast
+
+        options: dict[str, Any] = {"dtype": self.torch_dtype}
+        if self.dtype == "int8":
+            options = {"quantization": "int8"}
+            if not _takes(bertfast, "quantization"):
+                raise AbsentError("this version of bertfast does not quantize")
+        if self.dtype == "bfloat16":
+            import torch
+
+            from bertfast import ops
+
+            if not ops.has_kernels(torch.device("cpu"), torch.bfloat16):
+                raise AbsentError("bertfast has no bfloat16 kernels for this CPU")
+        if hasattr(bertfast, "set_num_threads"):
+            bertfast.set_num_threads(self.threads)
+        if task == "embed":
+            from sentence_transformers import SentenceTransformer
+
+            model = SentenceTransformer(
+                str(folder), device="cpu", model_kwargs={"dtype": self.torch_dtype} if self.dtype != "int8" else None
+            )
+            self.model = bertfast.optimize(model, **({"quantization": "int8"} if self.dtype == "int8" else {}))
+        else:
+            self.model = getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval()
+
+    def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
+        return _encode(self.model, inputs) if "sentences" in inputs else super().prepare(inputs, new_tokens)
+
+    def outputs(self, result: Any) -> Arrays:
+        return {"embeddings": result} if isinstance(result, np.ndarray) else super().outputs(result)
+
+
+class SentenceTransformers(Adapter):
+    model: Any
+
+    def load(self, folder: Path, task: str, cache: Path) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        torch.set_num_threads(self.threads)
+        self.model = SentenceTransformer(str(folder), device="cpu")
+
+    def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
+        return _encode(self.model, inputs)
+
+    def outputs(self, result: Any) -> Arrays:
+        return {"embeddings": result}
+
+
+def _encode(model: Any, inputs: Arrays) -> Callable[[], Any]:
+    texts = inputs["sentences"].tolist()
+    return lambda: model.encode(texts, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True)
+
+
+def _takes(bertfast: Any, option: str) -> bool:
+    return option in inspect.signature(bertfast.optimize).parameters

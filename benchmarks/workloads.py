@@ -1,0 +1,175 @@
+"""What is computed: shapes, lengths and texts, all of them seeded.
+
+A workload's name is `model/shape`: minilm/1x128 is one row of 128 tokens, bert-base/padded32 is 32 rows of ragged lengths in
+128 columns. Either half may be given to --workload, and wildcards.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.models import MODELS, Model, minilm_folder
+
+SEED = 20240613
+FIRST_WORD = 1000  # BERT's vocabulary holds special tokens and unused slots below
+CLS, SEP = 101, 102
+LONGEST = 128
+
+
+@dataclass(frozen=True)
+class Workload:
+    """B sequences of these lengths in S columns. `kind`: "call" times calls of one process; "cold" whole processes, from their start to
+    their first answer; "memory" reads the peak of a fresh process instead of the clock."""
+
+    model: str
+    shape: str
+    lengths: tuple[int, ...]
+    S: int
+    task: str = "encoder"
+    kind: str = "call"
+    new_tokens: int = 0
+    quick: bool = False
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.shape}"
+
+    @property
+    def B(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """What a user asked for: real tokens, or new ones when generating."""
+        return self.B * self.new_tokens or sum(self.lengths)
+
+    @property
+    def padding(self) -> float:
+        """Share of the B x S rectangle that holds no token."""
+        return 1 - sum(self.lengths) / (self.B * self.S)
+
+    @property
+    def geometry(self) -> Model:
+        return MODELS[self.model]
+
+    def matches(self, pattern: str) -> bool:
+        return any(fnmatchcase(name, pattern) for name in (self.name, self.model, self.shape, self.task, self.kind))
+
+    # What the machine must do at least, whoever computes it.
+
+    def flops(self) -> float:
+        m = self.geometry
+        if self.task == "generate":
+            steps = m.flops(list(self.lengths)) + 2.0 * self.B * self.new_tokens * m.layer_weights
+            seen = sum(n * self.new_tokens + self.new_tokens**2 // 2 for n in self.lengths)  # keys that the new tokens look at
+            return steps + 4.0 * m.L * m.H * seen + 2.0 * self.B * self.new_tokens * m.H * (m.H + m.V)
+        head = 2.0 * sum(self.lengths) * m.H * (m.H + m.V) if self.task in ("lm", "pretraining") else 0.0
+        return m.flops(list(self.lengths)) + head
+
+    def weights_read(self) -> float:
+        """Weights that have to come in from memory, counted once a call (once a step when generating)."""
+        m = self.geometry
+        head = m.H * (m.H + m.V) if self.task in ("lm", "pretraining", "generate") else 0
+        return float(m.layer_weights + head) * max(1, self.new_tokens)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """input_ids, attention_mask, token_type_ids, as a tokenizer hands them over: [B, S] int64, padding on the right (on the left when
+        generating); for `embed`, sentences [n]."""
+        rng = np.random.default_rng(SEED + self.B * self.S)
+        if self.task == "embed":
+            return {"sentences": np.array(sentences(self.lengths, rng))}
+        ids = np.zeros((self.B, self.S), np.int64)
+        mask = np.zeros((self.B, self.S), np.int64)
+        low = min(FIRST_WORD, self.geometry.V // 2)
+        for row, n in enumerate(self.lengths):
+            at = slice(self.S - n, self.S) if self.task == "generate" else slice(0, n)
+            ids[row, at] = rng.integers(low, self.geometry.V, n)
+            mask[row, at] = 1
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "title": self.title or self.geometry.title,
+            "task": self.task,
+            "kind": self.kind,
+            "B": self.B,
+            "S": self.S,
+            "lengths": list(self.lengths),
+            "new_tokens": self.new_tokens,
+            "tokens": self.tokens,
+            "padding": self.padding,
+            "seed": SEED,
+            "flops": self.flops(),
+            "weights_read": self.weights_read(),
+        }
+
+
+def ragged(rows: int, mean: float, longest: int, shortest: int = 4) -> tuple[int, ...]:
+    """Lengths as text has them: log-normal with a spread of 0.6, clipped, the longest present, and the mean met exactly."""
+    rng = np.random.default_rng(SEED + rows)
+    lengths = np.clip(rng.lognormal(np.log(mean) - 0.18, 0.6, rows).round().astype(int), shortest, longest)
+    lengths[0] = longest
+    missing = round(mean * rows) - int(lengths.sum())
+    while missing:  # one token at a time, to or from rows that can take it
+        row = int(rng.integers(1, rows))
+        step = 1 if missing > 0 else -1
+        if shortest <= lengths[row] + step <= longest:
+            lengths[row] += step
+            missing -= step
+    return tuple(int(n) for n in lengths)
+
+
+@cache
+def _words(folder: Path) -> tuple[str, ...]:
+    """Vocabulary entries that are one plain English-looking word, so that a sentence of n of them is n tokens."""
+    entries = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(word for word in entries[FIRST_WORD:] if word.isascii() and word.isalpha() and len(word) > 1)
+
+
+def sentences(lengths: tuple[int, ...], rng: np.random.Generator) -> list[str]:
+    """Seeded words; `lengths` count [CLS] and [SEP]."""
+    words = _words(minilm_folder())
+    return [" ".join(words[i] for i in rng.integers(0, len(words), n - 2)) for n in lengths]
+
+
+def _grid() -> list[Workload]:
+    found = []
+    for model in ("minilm", "bert-base"):
+        for B, S in ((1, 16), (1, 128), (8, 128), (32, 128), (1, 384), (8, 512)):
+            quick = (B, S) in (((1, 16), (1, 128), (8, 128)) if model == "minilm" else ((1, 16), (1, 128)))
+            found.append(Workload(model, f"{B}x{S}", (S,) * B, S, quick=quick))
+        found.append(Workload(model, "padded32", ragged(32, 45, LONGEST), LONGEST, quick=model == "minilm"))
+    found += [Workload("minilm", f"fill{p}", ragged(32, LONGEST * p / 100, LONGEST), LONGEST) for p in (25, 50, 75)]
+    found += [Workload("minilm", f"{task}-8x64", ragged(8, 45, 64), 64, task) for task in ("pretraining", "lm", "tokens", "qa")]
+    for model, n, quick in (("minilm", 200, True), ("minilm", 2000, False), ("bge-small", 200, False)):
+        found.append(Workload(model, f"embed{n}", ragged(n, 24, LONGEST), LONGEST, task="embed", quick=quick))
+    found += [Workload("bert-base", f"generate-{B}", (32,) * B, 32, "generate", new_tokens=64) for B in (1, 8)]
+    found += [Workload("bert-base", f"steps{new}", (32,), 32, "generate", new_tokens=new) for new in (50, 100, 200, 400)]
+    for model in ("minilm", "bert-base"):
+        found.append(Workload(model, "cold", (16,), 16, kind="cold"))
+        found.append(Workload(model, "memory", ragged(32, 45, LONGEST), LONGEST, kind="memory"))
+    found.append(Workload("tiny", "2x8", (8, 5), 8))
+    found.append(Workload("tiny", "generate", (8, 5), 8, task="generate", new_tokens=6))
+    found.append(Workload("tiny", "cold", (8, 5), 8, kind="cold"))
+    found.append(Workload("tiny", "memory", (8, 5), 8, kind="memory"))
+    return found
+
+
+WORKLOADS = {workload.name: workload for workload in _grid()}
+
+
+def select(patterns: list[str], full: bool) -> list[Workload]:
+    """Those that match any pattern; without patterns the quick ones, or all. ValueError for a pattern that matches none."""
+    own = [w for w in WORKLOADS.values() if w.model != "tiny"]  # the suite's own tests are run by name only
+    if not patterns:
+        return [w for w in own if full or w.quick]
+    for pattern in patterns:
+        if not any(w.matches(pattern) for w in WORKLOADS.values()):
+            raise ValueError(f"no workload matches {pattern!r}; there are: {', '.join(w.name for w in own)}")
+    return [w for w in WORKLOADS.values() if any(w.matches(p) for p in patterns) and (w in own or w.name in patterns)]

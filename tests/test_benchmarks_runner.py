@@ -1,0 +1,119 @@
+"""The whole of it on a tiny model, in real worker processes: nothing here looks at how long anything took."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import first_speed, plots, report, runner, subjects
+from benchmarks.subjects import Spec
+from benchmarks.workloads import WORKLOADS
+
+ROOT = Path(__file__).parents[1]
+
+
+def wrong(name: str, fault: str) -> Spec:
+    return Spec(name, "wrong_subject:Wrong", "float32", ("torch",), f"wrong on purpose: {fault}", options=(("fault", fault),))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def settings(cache):
+    return runner.Settings(threads=1, cache=cache, rounds=2, seconds=0.0, turn=0.0, starts=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_the_root():
+    """Workers are started as python -m benchmarks.worker, and the wrong subject lies beside this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(settings):
+    faults = {name: wrong(name, name) for name in ("offset", "later", "raises", "dies")}
+    ghost = Spec("ghost", "nowhere:Ghost", "float32", ("no_such_library_at_all",), "")
+    return runner.run([*faults.values(), ghost, subjects.again("transformers")], [WORKLOADS["tiny/2x8"]], settings)
+
+
+def test_a_subject_that_is_off_by_a_hundredth_is_not_timed(result):
+    row = result["workloads"]["tiny/2x8"]["rows"]["offset"]
+    assert row["status"] == "refused"
+    assert "seconds" not in row
+    assert "turns" not in row
+    assert row["check"]["largest"] == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_a_subject_that_goes_wrong_while_it_is_timed_loses_its_time(result):
+    row = result["workloads"]["tiny/2x8"]["rows"]["later"]
+    assert row["status"] == "refused"
+    assert "after it was timed" in row["reason"]
+    assert "seconds" not in row
+
+
+def test_failures_cost_their_own_rows_only(result):
+    rows = result["workloads"]["tiny/2x8"]["rows"]
+    assert rows["raises"]["status"] == "failed"
+    assert "it does not load" in rows["raises"]["reason"]
+    assert rows["dies"]["status"] == "failed"
+    assert "status 7" in rows["dies"]["reason"]
+    assert rows["transformers"]["status"] == "timed"
+    assert result["subjects"]["ghost"]["absent"] == "not installed: no_such_library_at_all"
+
+
+def test_timed_rows_are_complete(result):
+    workload = result["workloads"]["tiny/2x8"]
+    row = workload["rows"]["transformers (again)"]
+    assert row["check"]["largest"] == 0.0  # the same program twice
+    assert len(row["turns"]) == workload["quality"]["rounds"]
+    assert row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
+    assert row["ratio"]["to"] == "transformers"
+    assert row["ratio"]["band"] > 0
+    if result["peaks"]:
+        assert row["of_arithmetic"] > 0
+
+
+def test_result_prints_and_draws(result, tmp_path):
+    page = report.markdown(result)
+    assert "| offset | refused |" in page
+    for picture in plots.draw(result, tmp_path / "tiny"):
+        assert picture.stat().st_size > 0
+
+
+def test_generation_cold_start_and_memory(settings):
+    names = ["tiny/generate", "tiny/cold", "tiny/memory"]
+    result = runner.run([subjects.SUBJECTS["transformers"]], [WORKLOADS[name] for name in names], settings)
+    generate, cold, memory = (result["workloads"][name]["rows"]["transformers"] for name in names)
+    assert generate["status"] == "timed", generate
+    assert generate["check"]["agreement"] == 1.0
+    assert set(cold["phases"]) == {"import", "load", "first"}
+    assert cold["seconds"]["median"] == pytest.approx(sum(cold["phases"].values()))
+    assert memory["mib"] >= memory["loaded_mib"] > 10
+
+
+def test_promises_are_judged_by_ratio_and_noise():
+    def file(ratio, band=0.02, noisy=False, isa=("AVX2",)):
+        row = {"status": "timed", "ratio": {"to": "transformers", "value": ratio, "band": band}}
+        workload = {"rows": {"bertfast": row}, "quality": {"noisy": noisy}}
+        return {"machine": {"isa": list(isa)}, "workloads": {promise.workload: workload for promise in first_speed.PROMISES}}
+
+    def codes(result):
+        return [code for *_, code in first_speed.judge(result)]
+
+    kept, broken, noisy = first_speed.KEPT, first_speed.BROKEN, first_speed.NOISY
+    assert codes(file(4.5)) == [kept] * 4
+    assert codes(file(2.5)) == [broken, kept, broken, kept]
+    assert codes(file(2.5, isa=("AVX-512",))) == [kept, kept, broken, kept]
+    assert codes(file(0.5)) == [broken] * 4  # twice the memory, too
+    assert codes(file(4.5, noisy=True)) == [noisy, noisy, noisy, kept]
+    assert codes(file(4.5, band=0.2)) == [noisy, noisy, noisy, kept]
+    absent = file(4.5)
+    for workload in absent["workloads"].values():
+        workload["rows"] = {}
+    assert codes(absent) == [broken] * 4

@@ -1,0 +1,183 @@
+"""Medians, ratios, verdicts, and the comparison of two files."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from benchmarks import compare, readme, report, results
+from benchmarks.stats import PLACEMENT, Ratio, Spread, change, ratio_of, verdict
+
+
+def test_spread_is_median_and_percentiles():
+    spread = Spread.of([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert (spread.median, spread.p20, spread.p80) == (3.0, 1.8, 4.2)
+    assert spread.relative == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="no values"):
+        Spread.of([])
+
+
+def test_ratio_is_taken_within_rounds():
+    """A machine that slows down by half in the middle changes both times and not their ratio."""
+    slow = np.array([1, 1, 1, 1, 2, 2, 2, 2, 2])
+    ratio = ratio_of(list(3.0 * slow), list(1.0 * slow))
+    assert ratio.value == pytest.approx(3.0)
+    assert ratio.band == PLACEMENT
+    with pytest.raises(ValueError, match="interleaved"):
+        ratio_of([1.0, 2.0], [1.0])
+
+
+def test_a_subject_against_itself_lies_within_its_band():
+    """Two series of the same distribution, many times over: 1 is inside the band at least nine times in ten."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        a, b = rng.normal(1.0, 0.02, (2, 9))
+        ratio = ratio_of(list(a), list(b))
+        inside += ratio.low <= 1 <= ratio.high
+    assert inside > 180
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (Ratio(2.0, 0.02), Ratio(2.4, 0.02), "faster"),
+        (Ratio(2.0, 0.02), Ratio(1.7, 0.02), "slower"),
+        (Ratio(2.0, 0.02), Ratio(2.04, 0.02), "same"),
+        (Ratio(2.0, 0.04), Ratio(2.1, 0.04), "same"),
+        (Ratio(2.0, 0.02), Ratio(2.1, 0.02), "faster"),
+        (Ratio(2.0, 0.06), Ratio(4.0, 0.02), "noisy"),
+        (Ratio(2.0, 0.02), Ratio(4.0, 0.30), "noisy"),
+    ],
+)
+def test_verdict_knows_the_noise(before, after, expected):
+    assert verdict(before, after) == expected
+
+
+def test_independent_noise_adds_in_squares():
+    moved = change(Ratio(2.0, 0.03), Ratio(3.0, 0.04))
+    assert moved.value == 1.5
+    assert moved.band == pytest.approx(0.05)
+
+
+def row(milliseconds, ratio, band=0.02, **more):
+    seconds = milliseconds / 1e3
+    spread = {"median": seconds, "p20": seconds * 0.99, "p80": seconds * 1.01}
+    check = {"largest": 1e-6, "cosine": 1.0, "agreement": None, "refused": None, "inexact": False}
+    return {"status": "timed", "seconds": spread, "ratio": {"to": "transformers", "value": ratio, "band": band}, "check": check, **more}
+
+
+@pytest.fixture
+def result():
+    workload = {
+        "model": "minilm",
+        "title": "all-MiniLM-L6, real weights",
+        "task": "encoder",
+        "kind": "call",
+        "B": 1,
+        "S": 128,
+        "lengths": [128],
+        "new_tokens": 0,
+        "tokens": 128,
+        "padding": 0.0,
+        "reference": "transformers",
+        "quality": {"rounds": 9, "disturbed": 0, "noisy": False},
+        "rows": {
+            "transformers": row(20.0, 1.0, band=0.0, of_arithmetic=0.5),
+            "bertfast": row(8.0, 2.5, of_arithmetic=0.9),
+            "openvino": {"status": "refused", "reason": "differs by 1.0e-02", "check": None},
+            "ctranslate2": {"status": "absent", "reason": "not installed: ctranslate2"},
+        },
+    }
+    subjects = {name: {"dtype": "float32", "setup": "as it is", "ours": name == "bertfast", "absent": None} for name in workload["rows"]}
+    return {
+        "format": 1,
+        "created": "2024-01-01T00:00:00+00:00",
+        "machine": {"title": "a machine", "key": "amd-25-avx2-2c", "system": "Linux", "isa": ["AVX2"]},
+        "threads": 2,
+        "peaks": {"float32": 2e11, "bfloat16": 0.0, "int8": 4e11, "bandwidth": 2.5e10},
+        "versions": {"torch": "2.13.0"},
+        "notes": [],
+        "subjects": subjects,
+        "workloads": {"minilm/1x128": workload},
+    }
+
+
+def verdicts(before, after):
+    return {r.subject: r.verdict for r in compare.rows(before, after)}
+
+
+def test_compare_says_faster_slower_same(result):
+    after = copy.deepcopy(result)
+    assert verdicts(result, after) == {"transformers": "reference", "bertfast": "same", "openvino": "not timed", "ctranslate2": "not timed"}
+    after["workloads"]["minilm/1x128"]["rows"]["bertfast"] = row(6.0, 3.3)
+    assert verdicts(result, after)["bertfast"] == "faster"
+    assert verdicts(after, result)["bertfast"] == "slower"
+
+
+def test_compare_gives_no_verdict_on_a_noisy_machine(result):
+    after = copy.deepcopy(result)
+    after["workloads"]["minilm/1x128"]["rows"]["bertfast"] = row(4.0, 5.0)
+    after["workloads"]["minilm/1x128"]["quality"]["noisy"] = True
+    assert verdicts(result, after)["bertfast"] == "noisy"
+
+
+def test_compare_never_mixes_machine_classes(result):
+    after = copy.deepcopy(result)
+    after["machine"]["key"] = "amd-26-avx-512-2c"
+    after["workloads"]["minilm/1x128"]["rows"]["bertfast"] = row(4.0, 5.0)
+    assert verdicts(result, after)["bertfast"] == compare.OTHER_MACHINE
+    after["machine"]["key"] = result["machine"]["key"]
+    after["threads"] = 4
+    assert verdicts(result, after)["bertfast"] == compare.OTHER_MACHINE
+
+
+def test_compare_lists_what_one_side_lacks(result):
+    after = copy.deepcopy(result)
+    rows = after["workloads"]["minilm/1x128"]["rows"]
+    rows["onnxruntime"] = row(10.0, 2.0)
+    del rows["bertfast"]
+    found = verdicts(result, after)
+    assert found["onnxruntime"] == "only after"
+    assert found["bertfast"] == "only before"
+    after["workloads"]["minilm/1x16"] = after["workloads"].pop("minilm/1x128")
+    assert {r.workload for r in compare.rows(result, after)} == {"minilm/1x128", "minilm/1x16"}
+
+
+def test_files_round_trip_and_others_are_refused(result, tmp_path):
+    path = tmp_path / "some" / "result.json"
+    results.save(result, path)
+    assert results.load(path) == result
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="format None"):
+        results.load(path)
+    path.write_text("no json")
+    with pytest.raises(ValueError, match="no result file"):
+        results.load(path)
+
+
+def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):
+    page = report.markdown(result)
+    assert "| bertfast | 8 ms | 7.92 ms - 8.08 ms | 2.50x ± 2% | 90% F |" in page
+    assert "| openvino | refused |" in page
+    assert "differs by 1.0e-02" in page
+    assert "| ctranslate2 | absent |" in page
+    assert "float32 200, int8 400 GFLOP/s" in page
+
+
+def test_readme_table_is_written_between_the_markers_only(result, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    assert readme.update(page, [result])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| minilm/1x128 | 8 ms (2.50x) | 20 ms |" in text
+    assert readme.current(page) == readme.section([result])
+    assert not readme.update(page, [result])
+    with pytest.raises(ValueError, match="no committed results"):
+        readme.update(page, [])
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="no place for the table"):
+        readme.update(page, [result])

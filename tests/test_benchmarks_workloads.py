@@ -1,0 +1,148 @@
+"""What is measured is what the page says: shapes, lengths, floors, selection, the machine's figures."""
+
+import os
+
+import numpy as np
+import pytest
+
+from benchmarks import machine, models, subjects, workloads
+from benchmarks.machine import Usage, disturbance
+from benchmarks.peaks import NoCompilerError, PeakMeter, Peaks
+from benchmarks.workloads import WORKLOADS, Workload, ragged
+
+
+@pytest.mark.parametrize(("rows", "mean", "longest"), [(32, 45, 128), (32, 32, 128), (32, 96, 128), (2000, 24, 128), (8, 45, 64)])
+def test_ragged_lengths_meet_their_description(rows, mean, longest):
+    lengths = ragged(rows, mean, longest)
+    assert len(lengths) == rows
+    assert sum(lengths) == rows * mean
+    assert max(lengths) == longest
+    assert min(lengths) >= 4
+    assert len(set(lengths)) > rows // 4 or rows > 100
+    assert lengths == ragged(rows, mean, longest)
+
+
+def test_inputs_are_seeded_and_as_long_as_they_say():
+    padded = WORKLOADS["minilm/padded32"]
+    inputs = padded.inputs()
+    assert inputs["input_ids"].shape == (32, 128)
+    assert tuple(inputs["attention_mask"].sum(1)) == padded.lengths
+    assert (inputs["input_ids"][inputs["attention_mask"] == 0] == 0).all()
+    assert inputs["input_ids"].max() < padded.geometry.V
+    again = padded.inputs()
+    assert all((again[name] == array).all() for name, array in inputs.items())
+
+
+def test_generation_pads_on_the_left():
+    inputs = WORKLOADS["tiny/generate"].inputs()
+    assert inputs["attention_mask"].tolist() == [[1] * 8, [0] * 3 + [1] * 5]
+
+
+def test_sentences_have_as_many_tokens_as_they_say():
+    from tokenizers import Tokenizer
+
+    workload = WORKLOADS["minilm/embed200"]
+    texts = workload.inputs()["sentences"].tolist()
+    tokenizer = Tokenizer.from_file(str(models.minilm_folder() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    assert tuple(len(e.ids) for e in tokenizer.encode_batch(texts)) == workload.lengths
+
+
+def test_floors_count_real_tokens():
+    """BERT-base, one row of 128: 12 layers of 12 H^2 weights, and 4 H S^2 multiply-adds counted 2 a layer for attention."""
+    layers = 12 * 12 * 768 * 768
+    assert WORKLOADS["bert-base/1x128"].flops() == 2 * 128 * layers + 12 * 4 * 768 * 128**2
+    assert WORKLOADS["bert-base/1x128"].weights_read() == layers
+    padded = WORKLOADS["bert-base/padded32"]
+    assert padded.flops() < WORKLOADS["bert-base/32x128"].flops() * (1 - padded.padding)
+    generate = WORKLOADS["bert-base/generate-1"]
+    assert generate.tokens == 64
+    assert generate.weights_read() == 64 * (layers + 768 * (768 + 30522))
+
+
+def test_selection():
+    names = {w.name for w in workloads.select(["1x128"], full=False)}
+    assert names == {"minilm/1x128", "bert-base/1x128"}
+    assert {w.name for w in workloads.select(["minilm/1x128", "bert-base/generate*"], full=False)} == {
+        "minilm/1x128",
+        "bert-base/generate-1",
+        "bert-base/generate-8",
+    }
+    quick, full = ({w.name for w in workloads.select([], full=f)} for f in (False, True))
+    assert quick < full
+    assert not any(name.startswith("tiny") for name in full)
+    with pytest.raises(ValueError, match="no workload matches '9x9'"):
+        workloads.select(["9x9"], full=False)
+    assert [s.name for s in subjects.select(["onnxruntime"], full=False)] == ["onnxruntime", "onnxruntime-int8"]
+    with pytest.raises(ValueError, match="no subject matches"):
+        subjects.select(["tensorflow"], full=False)
+    with pytest.raises(ValueError, match="no subject is called"):
+        subjects.again("tensorflow")
+
+
+def test_what_is_not_installed_is_listed_as_absent():
+    spec = subjects.Spec("ghost", "nowhere:Ghost", "float32", ("no_such_library_at_all",), "")
+    assert spec.missing == "not installed: no_such_library_at_all"
+    assert subjects.SUBJECTS["transformers"].missing is None
+
+
+def test_disturbance_counts_others_only():
+    cores = len(os.sched_getaffinity(0))
+    before = Usage(ours=10.0, busy=20.0, stolen=1.0)
+    assert not disturbance(before, Usage(10.0 + cores, 20.0 + cores, 1.0), 1.0).disturbed  # all of it was us
+    assert disturbance(before, Usage(10.0, 20.0 + 0.5 * cores, 1.0), 1.0).others == pytest.approx(0.5)
+    assert disturbance(before, Usage(10.0, 20.0, 1.0 + 0.1 * cores), 1.0).disturbed
+    assert disturbance(before, Usage(11.0, 20.0, 1.0), 1.0).others == 0.0  # ticks round either way
+
+
+def test_usage_sees_this_process_work():
+    before = machine.usage([os.getpid()])
+    until = before.ours + 0.05
+    x = np.ones((64, 64))
+    while machine.usage([os.getpid()]).ours < until:
+        x @ x
+    after = machine.usage([os.getpid()])
+    assert after.busy > before.busy
+    assert machine.usage([2**22 + 1]).ours == 0.0  # gone: nothing, not an error
+
+
+def test_machine_key_tells_classes_apart():
+    here = machine.this_machine()
+    assert here.key.endswith(f"-{here.cores}c")
+    assert here.memory_gib > 0
+    assert "torch" in machine.versions()
+
+
+def test_peaks_are_measured_and_positive(tmp_path):
+    try:
+        meter = PeakMeter(tmp_path, threads=1)
+    except NoCompilerError as error:
+        pytest.skip(str(error))
+    one = meter.rate("float32", 0.01)
+    assert one > 1e9  # a core of this century
+    assert meter.bandwidth(0.01) > 1e8
+    assert list(tmp_path.glob("peaks-*.so"))
+
+
+def test_a_missing_compiler_is_said_clearly(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    with pytest.raises(NoCompilerError, match=r"/nowhere/cc.*left out"):
+        PeakMeter(tmp_path, threads=1)
+
+
+def test_a_dtype_without_instructions_is_done_in_float32():
+    peaks = Peaks(float32=2e11, bfloat16=0.0, int8=4e11, bandwidth=1e10)
+    assert peaks.rate("bfloat16") == 2e11
+    assert peaks.rate("float16") == 2e11
+    assert peaks.rate("int8") == 4e11
+
+
+def test_every_workload_says_what_it_is():
+    for workload in WORKLOADS.values():
+        assert isinstance(workload, Workload)
+        described = workload.as_dict()
+        assert described["seed"]
+        assert described["title"]
+        assert described["tokens"] > 0
+        assert 0 <= workload.padding < 1
