@@ -108,6 +108,7 @@ def write(model: Model, task: str, target: Path) -> None:
             intermediate_size=model.I,
             max_position_embeddings=model.P,
             is_decoder=task in _CAUSAL,
+            position_embedding_type="absolute",  # as published checkpoints say; CTranslate2's converter asks for it
         )
         module = cls(config)
         body = None

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from benchmarks.stats import NOISY
 
-HEADINGS = ("subject", "time", "p20 - p80", "times as fast", "of the machine", "error", "")
+_HEADINGS = ("subject", "time", "p20 - p80", "times as fast", "of the machine", "error", "")
+_MEMORY_HEADINGS = ("subject", "peak", "", "times as small", "", "error", "")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ def title(name: str, workload: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _headings(workload: dict[str, Any]) -> tuple[str, ...]:
+    return _MEMORY_HEADINGS if workload["kind"] == "memory" else _HEADINGS
+
+
 def lines(workload: dict[str, Any]) -> Iterator[Line]:
     best = min((r["seconds"]["median"] for r in workload["rows"].values() if "seconds" in r), default=None)
     for name, row in workload["rows"].items():
@@ -82,7 +87,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     absent = {name: s["absent"] for name, s in result["subjects"].items() if s["absent"]}
     for name, workload in result["workloads"].items():
         table = Table(title=title(name, workload), title_justify="left", title_style="bold", header_style="dim")
-        for i, heading in enumerate(HEADINGS):
+        for i, heading in enumerate(_headings(workload)):
             table.add_column(heading, justify="left" if i in (0, 5, 6) else "right", overflow="fold")
         for line in lines(workload):
             table.add_row(*line.cells, style=line.style)
@@ -96,7 +101,7 @@ def markdown(result: dict[str, Any]) -> str:
     """All of it, one table a workload."""
     out = [*(f"{line}  " for line in headline(result)), ""]
     for name, workload in result["workloads"].items():
-        out += [f"**{title(name, workload)}**", "", "| " + " | ".join(HEADINGS) + " |", "|---|--:|--:|--:|--:|---|---|"]
+        out += [f"**{title(name, workload)}**", "", "| " + " | ".join(_headings(workload)) + " |", "|---|--:|--:|--:|--:|---|---|"]
         out += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line.cells) + " |" for line in lines(workload)]
         out.append("")
     out += [

@@ -77,41 +77,47 @@ class Transformers(_Torch):
 
 class Bertfast(_Torch):
     def load(self, folder: Path, task: str, cache: Path) -> None:
+        import torch
+
         import bertfast
+        from bertfast import ops
 
-        options: dict[str, Any] = {"dtype": self.torch_dtype}
-        if self.dtype == "int8":
-            options = {"quantization": "int8"}
-            if not _takes(bertfast, "quantization"):
-                raise AbsentError("this version of bertfast does not quantize")
-        if self.dtype == "bfloat16":
-            import torch
-
-            from bertfast import ops
-
-            if not ops.has_kernels(torch.device("cpu"), torch.bfloat16):
-                raise AbsentError("bertfast has no bfloat16 kernels for this CPU")
-        if hasattr(bertfast, "set_num_threads"):
-            bertfast.set_num_threads(self.threads)
+        if self.dtype == "bfloat16" and not ops.has_kernels(torch.device("cpu"), torch.bfloat16):
+            raise AbsentError("bertfast has no bfloat16 kernels for this CPU")
+        bertfast.set_num_threads(self.threads)
+        options: dict[str, Any] = {"quantization": "int8"} if self.dtype == "int8" else {"dtype": self.torch_dtype}
         if task == "embed":
-            from sentence_transformers import SentenceTransformer
+            from bertfast.tasks import Embedder
 
-            model = SentenceTransformer(
-                str(folder), device="cpu", model_kwargs={"dtype": self.torch_dtype} if self.dtype != "int8" else None
-            )
-            self.model = bertfast.optimize(model, **({"quantization": "int8"} if self.dtype == "int8" else {}))
-        else:
+            if self.dtype == "int8" and "quantization" not in inspect.signature(Embedder.from_pretrained).parameters:
+                raise AbsentError("bertfast's Embedder does not quantize")
+            self.model = Embedder.from_pretrained(folder, device="cpu", **options)
+            return
+        try:
             self.model = getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval()
+        except ValueError as error:
+            if self.dtype == "int8" and "not available" in str(error):
+                raise AbsentError(str(error)) from None
+            raise
 
     def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
-        return _encode(self.model, inputs) if "sentences" in inputs else super().prepare(inputs, new_tokens)
+        if "sentences" in inputs:
+            texts = inputs["sentences"].tolist()
+            return lambda: self.model.encode(texts)
+        return super().prepare(inputs, new_tokens)
 
     def outputs(self, result: Any) -> Arrays:
         return {"embeddings": result} if isinstance(result, np.ndarray) else super().outputs(result)
 
 
 class SentenceTransformers(Adapter):
+    """As it comes, or with the BERT inside it exchanged by bertfast.optimize."""
+
     model: Any
+
+    def __init__(self, dtype: str, threads: int, optimize: str = "") -> None:
+        super().__init__(dtype, threads)
+        self.optimize = optimize
 
     def load(self, folder: Path, task: str, cache: Path) -> None:
         import torch
@@ -119,18 +125,17 @@ class SentenceTransformers(Adapter):
 
         torch.set_num_threads(self.threads)
         self.model = SentenceTransformer(str(folder), device="cpu")
+        if self.optimize:
+            import bertfast
+
+            bertfast.set_num_threads(self.threads)
+            self.model = bertfast.optimize(self.model)
 
     def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
-        return _encode(self.model, inputs)
+        texts = inputs["sentences"].tolist()
+        return lambda: self.model.encode(
+            texts, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True
+        )
 
     def outputs(self, result: Any) -> Arrays:
         return {"embeddings": result}
-
-
-def _encode(model: Any, inputs: Arrays) -> Callable[[], Any]:
-    texts = inputs["sentences"].tolist()
-    return lambda: model.encode(texts, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True)
-
-
-def _takes(bertfast: Any, option: str) -> bool:
-    return option in inspect.signature(bertfast.optimize).parameters
