@@ -35,7 +35,14 @@ EXTERNAL = {  # what only the named modules may import
     "triton": {"bertfast.kernels"},
     "typer": {"bertfast.cli"},
     "rich": {"bertfast.commands"},
-    "bertfast._C": {"bertfast.ops.cpu", "bertfast.batch", "bertfast.planner", "bertfast.threads", "bertfast.commands.info"},
+    "bertfast._C": {
+        "bertfast.ops.cpu",
+        "bertfast.batch",
+        "bertfast.roads",
+        "bertfast.planner",
+        "bertfast.threads",
+        "bertfast.commands.info",
+    },
     "bertfast.kernels": {"bertfast.kernels", "bertfast.ops.cuda"},
     "h5py": {"bertfast.checkpoints"},
     "msgpack": {"bertfast.checkpoints"},
@@ -65,10 +72,11 @@ def imports_of(module: str) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}, line {node.lineno}: imports are written with full names"
+            package = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            source = ".".join(filter(None, [package, node.module]))
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                found.add(full if full in SOURCES or full == "bertfast._C" else str(node.module))
+                full = f"{source}.{alias.name}"
+                found.add(full if full in SOURCES or full == "bertfast._C" else source)
         for child in ast.iter_child_nodes(node):
             visit(child)
 

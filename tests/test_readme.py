@@ -20,7 +20,7 @@ def test_python_blocks_run_one_after_the_other():
     assert hidden[mask == 0].count_nonzero() == 0
     assert hidden[mask == 1].count_nonzero() > 0
     assert names["vectors"].shape == (2, 384)
-    assert type(names["model"]).__module__ == "transformers.models.bert.modeling_bert"
+    assert type(names["encoder"][0].model).__module__ == "transformers.models.bert.modeling_bert"  # restored
     assert isinstance(hidden, torch.Tensor)
 
 

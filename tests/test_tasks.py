@@ -56,6 +56,21 @@ def test_real_model_as_its_folder_says(minilm_dir):
     )
 
 
+@pytest.mark.parametrize("saved_by", ["version-2", "this-version"])
+def test_sentence_transformers_gives_the_same_from_the_same_folder(minilm_dir, tmp_path, saved_by):
+    """MiniLM's folder was written by an early version; the current one writes other files and keys."""
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(minilm_dir), device="cpu")
+    folder = minilm_dir
+    if saved_by == "this-version":
+        theirs.save(str(tmp_path))
+        folder = tmp_path
+    vectors = Embedder.from_pretrained(folder, device="cpu").encode(TEXTS)
+    truth = by_hand(minilm_dir, TEXTS, torch.float64, normalize=True)
+    assert_as_accurate(torch.from_numpy(vectors), yardstick=torch.from_numpy(theirs.encode(TEXTS)), truth=truth)
+
+
 @pytest.mark.parametrize("mode", ["mean", "cls", "max"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_arguments_override_the_folder(small_dir, mode, normalize):
