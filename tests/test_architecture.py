@@ -72,7 +72,8 @@ def imports_of(module: str) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            up = node.level - (SOURCES[module].name == "__init__.py")  # a package's own dots start inside of it
+            package = ".".join(module.split(".")[: -up or None]) if node.level else ""
             source = ".".join(filter(None, [package, node.module]))
             for alias in node.names:
                 full = f"{source}.{alias.name}"
