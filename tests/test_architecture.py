@@ -22,6 +22,7 @@ LAYERS = [
     ["bertfast.modeling"],
     ["bertfast.checkpoints"],
     ["bertfast.forward"],
+    ["bertfast.graphs"],
     ["bertfast.gradients", "bertfast.heads", "bertfast.losses", "bertfast.roads"],
     ["bertfast.batch"],
     ["bertfast.model"],
@@ -38,6 +39,7 @@ EXTERNAL = {  # what only the named modules may import
     "bertfast._C": {
         "bertfast.ops.cpu",
         "bertfast.batch",
+        "bertfast.graphs",
         "bertfast.roads",
         "bertfast.planner",
         "bertfast.threads",
