@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -36,6 +36,7 @@ def run(
     seconds: Annotated[float | None, typer.Option(help="of rounds a workload, once it has its least number")] = None,
     twice: Annotated[str | None, typer.Option(help="a subject to run in a second process as well: its ratio to itself should be 1")] = None,
     out: Annotated[Path | None, typer.Option(help="the result file; .md, and .png pictures, are written beside it")] = None,
+    add: Annotated[bool, typer.Option("--add", help="keep what OUT already holds of other workloads")] = False,
     cache: Annotated[Path | None, typer.Option(help="where weights and converted models are kept")] = None,
 ) -> None:
     """Check, time and show; without options the quick selection (under 3 minutes on 2 cores)."""
@@ -46,6 +47,9 @@ def run(
         chosen = workloads.select(workload or [], full)
         if twice is not None:
             specs = [*specs, subjects.again(twice)]
+        old = results.load(out) if add and out is not None and out.exists() else None
+        if old is not None:
+            results.merged(old, runner.Run(runner.Settings(threads, out)).as_dict())  # before hours are spent
     except ValueError as error:
         _stop(str(error))
     settings = runner.Settings(
@@ -58,11 +62,20 @@ def run(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task("starting", total=len(chosen))
+
+        def keep(result: dict[str, Any]) -> None:
+            progress.advance(task)
+            if not errors.is_terminal:  # no bar is drawn there
+                errors.print(f"{len(result['workloads'])} of {len(chosen)}: {list(result['workloads'])[-1]}", highlight=False)
+            if out is not None:  # whatever ends this run, what it has measured is there
+                results.save(results.merged(old, result) if old else result, out)
+
         settings.report = lambda doing: progress.update(task, description=doing)
-        settings.advance = lambda done: progress.advance(task, done)
+        settings.advance = keep
         result = runner.run(specs, chosen, settings)
     report.print_result(result, console)
     if out is not None:
+        result = results.merged(old, result) if old else result
         results.save(result, out)
         out.with_suffix(".md").write_text(report.markdown(result), encoding="utf-8")
         pictures = plots.draw(result, out.with_suffix(""))

@@ -27,6 +27,18 @@ def load(path: Path) -> dict[str, Any]:
     return result
 
 
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`new`, with those workloads of `old` that it did not measure. Each workload is one interleaved run, so they may stand in one file:
+    if machine class, threads and versions are the same. ValueError if not."""
+    for what in ("threads", "versions"):
+        if old[what] != new[what]:
+            raise ValueError(f"the file has {what} {old[what]}, this run {new[what]}: they do not belong into one file")
+    if old["machine"]["key"] != new["machine"]["key"]:
+        raise ValueError(f"the file was measured on {old['machine']['key']}, this is {new['machine']['key']}")
+    workloads = {**old["workloads"], **new["workloads"]}
+    return {**new, "subjects": {**old["subjects"], **new["subjects"]}, "workloads": workloads, "notes": [*old["notes"], *new["notes"]]}
+
+
 def committed() -> list[Path]:
     return sorted(FOLDER.glob("*.json"))
 

@@ -45,7 +45,7 @@ class Settings:
     most_rounds: int = 41
     starts: int = 3  # of processes, for kind "cold"
     report: Callable[[str], None] = lambda _: None  # what is being done now
-    advance: Callable[[int], None] = lambda _: None  # workloads done
+    advance: Callable[[dict[str, Any]], None] = lambda _: None  # another workload is done: the result so far
 
 
 @dataclass
@@ -91,7 +91,7 @@ def run(specs: list[Spec], workloads: list[Workload], settings: Settings) -> dic
             with timer(state, taking_part, model, task, Path(scratch)) as group_timer:
                 for workload in group:
                     state.workloads[workload.name] = {**workload.as_dict(), **group_timer.measure(workload)}
-                    settings.advance(1)
+                    settings.advance(state.as_dict())
     if state.meter and state.peaks:
         again = state.meter.rate()
         if again < _SLOWED * state.peaks.float32:
@@ -266,11 +266,13 @@ class _Calls(_Group):
         walls = dict.fromkeys(names, 0.0)
         peak_before = self.state.meter.rate() if self.state.meter else 0.0
         begin = time.monotonic()
-        while names and len(good) < settings.most_rounds:
+        most = workload.most_rounds or settings.most_rounds
+        wanted = min(settings.rounds, most)
+        while names and len(good) < most:
             spent = time.monotonic() - begin
-            if len(good) >= settings.rounds and spent > settings.seconds:
+            if len(good) >= wanted and spent > settings.seconds:
                 break
-            if len(good) + len(bad) >= 2 * settings.rounds and spent > 2 * settings.seconds:
+            if len(good) + len(bad) >= 2 * wanted and spent > 2 * settings.seconds:
                 break
             settings.report(f"{workload.name}: round {len(good) + len(bad) + 1}")
             ours = [os.getpid(), *(c.process for c in self.clients.values())]
@@ -293,7 +295,7 @@ class _Calls(_Group):
             seen = machine.disturbance(before, machine.usage(ours), time.monotonic() - at)
             disturbances.append(seen)
             (bad if seen.disturbed else good).append(turns)
-        kept = good if len(good) >= settings.rounds else good + bad
+        kept = good if len(good) >= wanted else good + bad
         peak_after = self.state.meter.rate() if self.state.meter else 0.0
         slowed = self.state.peaks is not None and min(peak_before, peak_after) < _SLOWED * self.state.peaks.float32
         for name in names:

@@ -32,6 +32,7 @@ class Workload:
     task: str = "encoder"
     kind: str = "call"
     new_tokens: int = 0
+    most_rounds: int | None = None  # enough for a curve, where a comparison takes more
     quick: bool = False
     title: str = ""
 
@@ -150,7 +151,7 @@ def _grid() -> list[Workload]:
     for model, n, quick in (("minilm", 200, True), ("minilm", 2000, False), ("bge-small", 200, False)):
         found.append(Workload(model, f"embed{n}", ragged(n, 24, LONGEST), LONGEST, task="embed", quick=quick))
     found += [Workload("bert-base", f"generate-{B}", (32,) * B, 32, "generate", new_tokens=64) for B in (1, 8)]
-    found += [Workload("bert-base", f"steps{new}", (32,), 32, "generate", new_tokens=new) for new in (50, 100, 200, 400)]
+    found += [Workload("bert-base", f"steps{new}", (32,), 32, "generate", new_tokens=new, most_rounds=3) for new in (50, 100, 200, 400)]
     for model in ("minilm", "bert-base"):
         found.append(Workload(model, "cold", (16,), 16, kind="cold"))
         found.append(Workload(model, "memory", ragged(32, 45, LONGEST), LONGEST, kind="memory"))

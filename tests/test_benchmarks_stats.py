@@ -156,6 +156,16 @@ def test_files_round_trip_and_others_are_refused(result, tmp_path):
         results.load(path)
 
 
+def test_files_of_one_machine_and_one_set_of_versions_may_be_joined(result):
+    new = copy.deepcopy(result)
+    new["workloads"] = {"minilm/1x16": new["workloads"]["minilm/1x128"]}
+    both = results.merged(result, new)
+    assert list(both["workloads"]) == ["minilm/1x128", "minilm/1x16"]
+    for what, value in (("versions", {"torch": "2.12.0"}), ("threads", 4), ("machine", {**new["machine"], "key": "other"})):
+        with pytest.raises(ValueError, match="file"):
+            results.merged(result, {**new, what: value})
+
+
 def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):
     page = report.markdown(result)
     assert "| bertfast | 8 ms | 7.92 ms - 8.08 ms | 2.50x ± 2% | 90% F |" in page
