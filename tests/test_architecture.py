@@ -222,7 +222,7 @@ from bertfast.roads import reason_to_leave
 assert reason_to_leave(model, {}) is None
 logits = model(torch.tensor([[1, 2, 3], [4, 5, 0]]), attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]])).logits
 assert logits.shape == (2, 3, 2) and logits.isfinite().all()
-assert not [m for m in sys.modules if m.split(".")[0] == "triton"]
+assert not [m for m in sys.modules if m.startswith(("bertfast.kernels", "bertfast.ops.cuda"))]
 print("ran")
 """
 
@@ -231,6 +231,6 @@ def test_works_where_triton_cannot_be_imported():
     assert python(RUN_A_MODEL).strip() == "ran"
 
 
-def test_a_cpu_call_does_not_import_triton():
-    """Even where Triton is installed. (torch's compiler imports it by itself; an inference does not start that.)"""
+def test_a_cpu_call_does_not_import_the_triton_kernels():
+    """Even where Triton is installed. (It may be imported there all the same: torch._dynamo does so, and transformers imports that.)"""
     assert python(RUN_A_MODEL.replace("sys.meta_path.insert(0, NoTriton())", ""), CUDA_VISIBLE_DEVICES="").strip() == "ran"
