@@ -70,6 +70,14 @@ def _read_pickle(path: Path) -> Weights:
     return weights
 
 
+def folder_of(path: Any, kwargs: dict[str, Any]) -> Path:
+    """The folder that a from_pretrained call names; takes `subfolder` out of kwargs. Raises OSError where it is no local folder."""
+    folder = Path(path) / (kwargs.pop("subfolder", None) or "")
+    if not folder.is_dir():
+        raise OSError(f"{path}: no such folder; download the model first, then pass the folder it lies in")
+    return folder
+
+
 def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
     """`load(path, *args, **kwargs)`, for a folder of any format.
 

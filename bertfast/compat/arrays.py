@@ -1,0 +1,170 @@
+"""NumPy, torch, TensorFlow and JAX arrays as torch tensors, and back.
+
+tensorflow and jax are never imported here: an array of theirs can only exist where the process has imported them. On the way in
+and out memory is shared wherever DLPack or the buffer protocol allows it.
+"""
+
+import sys
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, not in their __all__
+
+
+class Kind(Enum):
+    """What a caller hands over, and gets back."""
+
+    NUMPY = "numpy"
+    TORCH = "torch"
+    TF = "tensorflow"
+    JAX = "jax"
+
+
+def kind_of(values: Iterable[Any]) -> Kind:
+    """The kind of the outputs of a call with these arguments: that of its first array that is not NumPy's."""
+    for value in values:
+        if value is None or type(value) is np.ndarray:
+            continue
+        if isinstance(value, Tensor):
+            return Kind.TORCH
+        if _is_tf(value):
+            return Kind.TF
+        if _is_jax(value):
+            return Kind.JAX
+    return Kind.NUMPY
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, np.generic, Tensor)) or _is_tf(value) or _is_jax(value)
+
+
+def refuse_tracing(face: str, values: Iterable[Any]) -> None:
+    """Raises where a program is being traced: a host call inside it would be frozen at its first inputs without a word."""
+    tf = sys.modules.get("tensorflow")
+    if tf is not None and hasattr(tf, "inside_function") and tf.inside_function():
+        raise ValueError(
+            f"{face}: called inside tf.function, which would trace this host call once and never run it again; "
+            "call the model outside, on eager tensors, or wrap the call in tf.py_function"
+        )
+    for value in values:
+        if _is_jax(value) and not hasattr(value, "addressable_shards"):  # a tracer, not an array
+            raise ValueError(
+                f"{face}: called inside jax.jit (or another JAX transform) with a traced value, which has no numbers yet; "
+                "call the model outside, or wrap the call in jax.pure_callback"
+            )
+        if _is_tf(value) and not hasattr(value, "numpy"):
+            raise ValueError(f"{face}: got a symbolic Keras or TensorFlow tensor, which has no numbers; call the model on eager tensors")
+
+
+def to_torch(value: Any, name: str) -> Tensor:
+    """The value as a tensor, sharing its memory where that can be. Raises TypeError for what is no array of numbers."""
+    if isinstance(value, Tensor):
+        return value
+    if _is_tf(value) or _is_jax(value):
+        return _imported(value)
+    try:
+        array = value if type(value) is np.ndarray else np.asarray(value)
+        return from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an array of numbers ({error})") from error
+
+
+def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
+    """A tensor on the array's memory; a copy where it may not be written to, since torch would let anybody write."""
+    if array.dtype.name == "bfloat16":  # ml_dtypes', which torch does not know
+        return from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def to_numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":
+    """The tensor as a NumPy array on the same memory (a copy from another device).
+
+    NumPy has no bfloat16: the array is ml_dtypes' where that is installed, else float32 of the same values.
+    """
+    tensor = tensor.detach().cpu()
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    bfloat16 = numpy_bfloat16()
+    return tensor.float().numpy() if bfloat16 is None else tensor.view(torch.int16).numpy().view(bfloat16)
+
+
+def numpy_bfloat16() -> Any | None:
+    """ml_dtypes' bfloat16 as a NumPy dtype, or None where it is not installed."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def from_torch(tensor: Tensor, kind: Kind) -> Any:
+    """The tensor as an array of the kind, sharing its memory where that can be."""
+    if kind is Kind.NUMPY:
+        return to_numpy(tensor)
+    tensor = tensor.detach()
+    if kind is Kind.TORCH:
+        return tensor
+    if kind is Kind.JAX:
+        jax: Any = sys.modules["jax"]
+        # JAX has no 0-d or empty DLPack exchange on every version, and keeps 64-bit numbers only where it is told to.
+        return jax.numpy.asarray(to_numpy(tensor)) if tensor.numel() < 2 else jax.dlpack.from_dlpack(tensor.contiguous())
+    tf: Any = sys.modules["tensorflow"]
+    if tensor.numel() == 0:
+        return tf.constant(to_numpy(tensor))
+    return tf.experimental.dlpack.from_dlpack(to_dlpack(tensor.contiguous()))
+
+
+def tree_from_torch(value: Any, kind: Kind) -> Any:
+    """from_torch for a tensor, a tuple of them, or None."""
+    if isinstance(value, tuple):
+        return tuple(from_torch(item, kind) for item in value)
+    return from_torch(value, kind) if isinstance(value, Tensor) else value
+
+
+def torch_dtype(dtype: Any, name: str = "dtype") -> torch.dtype:
+    """torch's dtype for torch's, NumPy's, JAX's or TensorFlow's, or a name. Raises TypeError for what is none of the floating ones."""
+    if not isinstance(dtype, torch.dtype):
+        label = dtype if isinstance(dtype, str) else _dtype_name(dtype)
+        found = getattr(torch, label, None)
+        if not isinstance(found, torch.dtype):
+            raise TypeError(f"{name}: got {dtype!r}, expected float32, bfloat16 or float16")
+        dtype = found
+    if not dtype.is_floating_point:
+        raise TypeError(f"{name}: got {dtype}, expected a floating point dtype")
+    return dtype
+
+
+def _dtype_name(dtype: Any) -> str:
+    named = getattr(dtype, "name", None)  # NumPy's and TensorFlow's dtypes; jnp.float32 is a class with a `dtype`
+    if isinstance(named, str):
+        return named
+    try:
+        return str(np.dtype(getattr(dtype, "dtype", dtype)).name)
+    except TypeError:
+        return str(dtype)
+
+
+def _is_tf(value: Any) -> bool:
+    return type(value).__module__.startswith(("tensorflow.", "keras."))
+
+
+def _is_jax(value: Any) -> bool:
+    return type(value).__module__.startswith(("jax.", "jaxlib", "jax_", "jax._src"))
+
+
+def _imported(value: Any) -> Tensor:
+    try:
+        return from_dlpack(value)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        pass  # no DLPack for this dtype (bool, strings), device or version: through NumPy
+    return from_numpy(np.asarray(value))

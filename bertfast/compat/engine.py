@@ -1,0 +1,75 @@
+"""One call of a face on the torch classes: their kernels where the call is plain, else the graph under its own mask."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertfast import ops
+from bertfast.attention import Attention
+from bertfast.batch import Needs, PackedBatch, make_batch
+from bertfast.compat.dense import Dense, Dropout, DroppingOps
+from bertfast.heads import HEADS, Encoded
+from bertfast.model import Trace, encode
+
+
+@dataclass(slots=True)
+class Result:
+    """What the graph gave, as torch tensors of the padded shape."""
+
+    outputs: dict[str, Tensor]  # by the names of the torch class's output
+    hidden_states: tuple[Tensor, ...] | None = None  # [B, S, H], after the embeddings and after each layer
+    attentions: tuple[Tensor, ...] | None = None  # [B, N, S, Sk] a layer
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+class Engine:
+    """A public class of bertfast in eval mode, without gradients."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module.eval().requires_grad_(False)
+        self.bert: Any = getattr(module, "bert", module)
+        self.head = HEADS[type(module).__name__]
+        self.device = self.bert.embeddings.word_embeddings.weight.device
+        self.dtype = self.bert.embeddings.word_embeddings.weight.dtype
+
+    def plain(self, arguments: dict[str, Any], keep_padding: bool, hidden_states: bool) -> Result:
+        """A call that means the same to the torch class; with keep_padding, padded cells are computed like the others."""
+        if keep_padding:
+            pooled = self.head.pooled and self.bert.pooler is not None
+            return self.encoded(make_batch(arguments, self.bert, Needs(True, pooled)), hidden_states)
+        outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
+        return Result({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
+
+    def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> Result:
+        """The graph over a batch; head_dropout: the rate before the head's own layer."""
+        O: Any = ops if dropout is None else DroppingOps(dropout)
+        trace = Trace(hidden_states=[]) if hidden_states else None
+        rows = encode(self.bert, batch.rows, O, trace)
+        seen = rows if dropout is None else dropout(rows, head_dropout)
+        outputs = {name: logits.value for name, logits in self.head.compute(self.module, Encoded(seen, batch, {}, O)).items()}
+        states = None if trace is None or trace.hidden_states is None else tuple(map(batch.unpack, trace.hidden_states))
+        return Result(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
+
+    def converted(self, dtype: torch.dtype) -> "Engine":
+        """The same weights in another dtype, for a compute dtype that is not the parameters'."""
+        return self if dtype == self.dtype else Engine(copy.deepcopy(self.module).to(dtype))
+
+
+def probabilities(attention: Attention | None) -> tuple[Tensor, ...] | None:
+    return tuple(attention.probabilities) if isinstance(attention, Dense) and attention.keep else None
+
+
+def is_plain_mask(mask: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether the mask [B, S] says only real or padding, with a real token in each row: then every library means the same by it."""
+    if mask.shape != shape:
+        return False
+    real = mask if mask.dtype == torch.bool else mask.to(torch.bool)
+    binary = mask.dtype == torch.bool or torch.equal(real.to(mask.dtype), mask)
+    return binary and bool(real.any(dim=1).all())
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed & (2**63 - 1))

@@ -1,0 +1,51 @@
+"""What the output classes of both libraries have in common.
+
+As in transformers 4.37: a dict of the fields that are there (absent ones are not keys, and read as None by attribute), in order,
+that can also be indexed by number and unpacked like a tuple.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+class Output(dict[str, Any]):
+    """Base of the output dataclasses: attribute, key and index access, to_tuple, replace."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # the subclasses are dataclasses
+            value = getattr(self, field.name)
+            if value is not None:
+                dict.__setitem__(self, field.name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return dict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        dict.__setitem__(self, key, value)
+        object.__setattr__(self, key, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self and value is not None:
+            dict.__setitem__(self, name, value)
+        object.__setattr__(self, name, value)
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"{type(self).__name__}: its fields cannot be deleted")
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are there, in order."""
+        return tuple(self.values())
+
+    def replace(self, **changes: Any) -> Any:
+        """A copy with other values in some fields (flax.struct's habit)."""
+        return type(self)(**{**self, **changes})
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (type(self), dict(self))
+
+
+def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
+    return cls(**values)
+
+
+output = dataclass(repr=False, eq=False)  # a dict prints and compares by its items

@@ -1,0 +1,124 @@
+"""What a TF call's arguments mean.
+
+The first argument is an array, a list or tuple in the documented order, or a dict of names; the rest are keywords. Shapes
+broadcast as TF's embedding sum and attention scores do. Errors name the argument.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertfast.compat.arrays import is_array, to_torch
+
+
+def merged(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, whatever form the first one has."""
+    first = given["input_ids"]
+    values = dict(given, input_ids=None)
+    if isinstance(first, (list, tuple)):
+        if len(first) > len(names):
+            raise ValueError(f"input_ids: a list of {len(first)} inputs, and there are {len(names)}: {', '.join(names)}")
+        for name, value in zip(names, first, strict=False):
+            if isinstance(value, (list, tuple)) or (name == "input_ids" and value is not None and not is_array(value)):
+                raise ValueError(
+                    f"input_ids: a list in first place is a list of inputs in the order {', '.join(names)}, and its entry for "
+                    f"{name} is a {type(value).__name__}; pass token ids as an array"
+                )
+            values[name] = value
+        return values
+    if isinstance(first, Mapping):
+        for name, value in first.items():
+            if name not in values:
+                raise TypeError(f"got an unexpected input {name!r}; expected some of {', '.join(names)}")
+            values[name] = value
+        return values
+    if first is not None and not is_array(first):
+        raise ValueError(f"input_ids: got a {type(first).__name__}, expected an array, a list of arrays or a dict of them")
+    values["input_ids"] = first
+    return values
+
+
+@dataclass(slots=True)
+class Inputs:
+    """The inputs of one call, read."""
+
+    shape: tuple[int, int]  # B, S
+    input_ids: Tensor | None  # [B, S] int64
+    inputs_embeds: Tensor | None  # [B, S, H] float32
+    token_type_ids: Tensor | None  # [B, S] int64
+    position_ids: Tensor | None  # [B, S] int64; None: 0 .. S - 1
+    attention_mask: Tensor | None  # [1 or B, 1 or S], of any number type
+
+
+def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) -> Inputs:
+    ids, embeds = values["input_ids"], values["inputs_embeds"]
+    if ids is not None and embeds is not None:
+        raise ValueError("input_ids and inputs_embeds: you cannot specify both at the same time")
+    if ids is None and embeds is None:
+        raise ValueError("input_ids: you have to specify either input_ids or inputs_embeds")
+    if ids is not None:
+        ids = read_ids(ids, "input_ids", config.vocab_size, device)
+        if ids.dim() != 2:
+            raise ValueError(f"input_ids: got shape {tuple(ids.shape)}, expected [batch, length]")
+        leading = ids.shape[0], ids.shape[1]
+    else:
+        embeds = to_torch(embeds, "inputs_embeds").to(device, torch.float32)
+        if embeds.dim() != 3 or embeds.shape[2] != config.hidden_size:
+            raise ValueError(f"inputs_embeds: got shape {tuple(embeds.shape)}, expected [batch, length, {config.hidden_size}]")
+        leading = embeds.shape[0], embeds.shape[1]
+    types = read_optional(values["token_type_ids"], "token_type_ids", config.type_vocab_size, leading, device)
+    positions = read_optional(values["position_ids"], "position_ids", config.max_position_embeddings, leading, device)
+    if positions is None and leading[1] > config.max_position_embeddings:
+        raise ValueError(f"input_ids: length {leading[1]}, and the model has {config.max_position_embeddings} positions")
+    mask = values["attention_mask"]
+    if mask is not None:
+        mask = to_torch(mask, "attention_mask").to(device)
+        if mask.dim() != 2 or mask.shape[0] not in (1, leading[0]) or mask.shape[1] not in (1, leading[1]):
+            raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, expected {leading}, or 1 in place of either")
+    return Inputs(leading, ids, embeds, types, positions, mask)
+
+
+def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
+    ids = to_torch(value, name)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name}: got {ids.dtype}, expected integers")
+    if ids.numel():
+        low, high = (int(end) for end in torch.aminmax(ids))
+        if low < 0 or high >= rows:
+            raise ValueError(f"{name}: got {low if low < 0 else high}, expected 0 <= {name} < {rows}, the rows of its embedding table")
+    return ids.to(device, torch.int64)
+
+
+def read_optional(value: Any, name: str, rows: int, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    if value is None:
+        return None
+    ids = read_ids(value, name, rows, device)
+    if ids.dim() > 2 or any(got not in (1, want) for got, want in zip(reversed(ids.shape), reversed(shape), strict=False)):
+        raise ValueError(f"{name}: got shape {tuple(ids.shape)}, expected {shape}, or what broadcasts to it")
+    return ids.expand(shape)
+
+
+def read_head_mask(value: Any, config: Any, device: torch.device) -> list[Tensor] | None:
+    """[N] for all layers or [L, N] -> a layer each, [1, N, 1, 1]: multiplies the probabilities, with the values as they are."""
+    if value is None:
+        return None
+    L, N = config.num_hidden_layers, config.num_attention_heads
+    mask = to_torch(value, "head_mask").to(device, torch.float32)
+    if tuple(mask.shape) not in ((N,), (L, N)):
+        raise ValueError(f"head_mask: got shape {tuple(mask.shape)}, expected ({N},) for all layers or ({L}, {N})")
+    return list(mask.expand(L, N)[:, None, :, None, None])
+
+
+def additive_mask(mask: Tensor | None, causal: bool, S: int) -> Tensor | None:
+    """[B, 1, S or 1, S]: (1 - mask) * -10000 with the values as they are; causal: the mask is 0 above the diagonal."""
+    if mask is None and not causal:
+        return None
+    device = mask.device if mask is not None else None
+    visible = torch.ones(1, 1, dtype=torch.float32, device=device) if mask is None else mask.to(torch.float32)
+    visible = visible[:, None, None, :]
+    if causal:
+        visible = visible * torch.ones(S, S, dtype=torch.float32, device=device).tril()
+    return (1.0 - visible) * -10000.0
