@@ -21,7 +21,8 @@ namespace {
 
 struct Vec {
   static constexpr int64_t width = 16;
-  static constexpr int64_t tile_rows = 6;  // 6 x 4 sums, 4 columns and a row: 29 of 32 registers
+  static constexpr int64_t tile_rows = 6;         // 6 x 4 sums, 4 columns and a row: 29 of 32 registers
+  static constexpr bool room_to_prefetch = true;  // 24 multiply-adds hide 10 loads and a few prefetches
   __m512 v;
 
   static __mmask16 mask(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
@@ -65,7 +66,8 @@ inline Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)
 
 struct Vec {
   static constexpr int64_t width = 8;
-  static constexpr int64_t tile_rows = 3;  // 3 x 4 sums, 4 columns: all 16 registers
+  static constexpr int64_t tile_rows = 3;          // 3 x 4 sums, 4 columns: all 16 registers
+  static constexpr bool room_to_prefetch = false;  // 12 multiply-adds barely hide 7 loads
   __m256 v;
 
   static __m256i mask(int64_t lanes) {
@@ -120,6 +122,7 @@ inline Vec times_power_of_two(Vec a, Vec n) {
 struct Vec {
   static constexpr int64_t width = 4;
   static constexpr int64_t tile_rows = 2;
+  static constexpr bool room_to_prefetch = false;
   typedef float Lanes __attribute__((vector_size(16)));
   typedef int32_t Ints __attribute__((vector_size(16)));
   Lanes v;
