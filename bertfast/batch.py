@@ -94,9 +94,10 @@ def read_mask(mask: Tensor, device: torch.device) -> Packing:
     if host.shape[1] and host.stride(1) != 1:
         host = host.contiguous()
     B, S = host.shape
-    cu_seqlens = torch.empty(B + 1, dtype=torch.int32)
-    indices = torch.empty(B * S, dtype=torch.int64)
-    positions = torch.empty(B * S, dtype=torch.int64)
+    # The device by name: torch.set_default_device may say another.
+    cu_seqlens = torch.empty(B + 1, dtype=torch.int32, device="cpu")
+    indices = torch.empty(B * S, dtype=torch.int64, device="cpu")
+    positions = torch.empty(B * S, dtype=torch.int64, device="cpu")
     total, longest, shortest, first_column_kept = _C.pack_mask(
         host.data_ptr(), _MASK_KINDS[host.dtype], B, S, host.stride(0), cu_seqlens.data_ptr(), indices.data_ptr(), positions.data_ptr()
     )
@@ -130,7 +131,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
     packing = None
     visible: Tensor | None = None  # [B, 1, Sq or 1, Sk]
     if mask is not None:
-        mask = read_attention_mask(mask, "attention_mask", B, S, S, device, dtype)
+        mask = read_attention_mask(mask, "attention_mask", B, config.num_attention_heads, S, S, device, dtype)
         if mask.dim() == 4:
             visible, plain = mask, True
         else:
@@ -152,7 +153,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
     def rows_of(t: Tensor | None, name: str) -> Tensor | None:  # [B or 1, S] -> [R]
         if t is None:
             return None
-        t = read_ids(t, name, B, S)
+        t = read_ids(t, name, B, S, device)
         flat = t.reshape(-1)
         return flat if cells is None else flat.index_select(0, cells)
 
@@ -204,17 +205,19 @@ def read_input(arguments: Arguments, embeddings: Any, config: Any) -> tuple[Tens
     if ids is not None:
         if not isinstance(ids, Tensor) or ids.dim() != 2:
             raise ValueError(f"input_ids: got {describe(ids)}, expected a tensor [batch, length]")
-        return read_ids(ids, "input_ids", *ids.shape), None, *ids.shape
+        B, S = ids.shape
+        return read_ids(ids, "input_ids", B, S, weight.device), None, B, S
     assert embeds is not None
     H = weight.shape[1]
     if not isinstance(embeds, Tensor) or embeds.dim() != 3 or embeds.shape[2] != H:
         raise ValueError(f"inputs_embeds: got {describe(embeds)}, expected a tensor [batch, length, {H}]")
     if embeds.dtype != weight.dtype:
         raise ValueError(f"inputs_embeds: got {embeds.dtype}, expected {weight.dtype} as the model's weights; cast one of them")
-    return None, embeds.reshape(-1, H), embeds.shape[0], embeds.shape[1]
+    check_device(embeds, "inputs_embeds", weight.device)
+    return None, embeds.reshape(-1, H).contiguous(), embeds.shape[0], embeds.shape[1]
 
 
-def read_ids(ids: Any, name: str, B: int, S: int) -> Tensor:  # -> [B, S] int64
+def read_ids(ids: Any, name: str, B: int, S: int, device: torch.device) -> Tensor:  # -> [B, S] int64, contiguous
     if not isinstance(ids, Tensor):
         raise ValueError(f"{name}: got {describe(ids)}, expected a tensor of integers")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -225,10 +228,16 @@ def read_ids(ids: Any, name: str, B: int, S: int) -> Tensor:  # -> [B, S] int64
         if ids.dim() != 2 or ids.shape[1] != S or ids.shape[0] not in (1, B):
             raise ValueError(f"{name}: got shape {tuple(ids.shape)}, expected ({B}, {S}), one for each token of the input")
         ids = ids.expand(B, S)
-    return ids if ids.dtype == torch.int64 else ids.long()
+    check_device(ids, name, device)
+    return ids.to(torch.int64).contiguous()
 
 
-def read_attention_mask(mask: Any, name: str, B: int, Sq: int, Sk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def check_device(t: Tensor, name: str, device: torch.device) -> None:
+    if t.device != device:
+        raise ValueError(f"{name}: got a tensor on {t.device}, expected one on {device}, where the model's weights are")
+
+
+def read_attention_mask(mask: Any, name: str, B: int, N: int, Sq: int, Sk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[B, Sk] as it is, where it is; [B, Sq, Sk] (every value but 0 sees) and [B, 1 or N, Sq, Sk] (bool sees, float is added) as 4-D."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"{name}: got {describe(mask)}, expected a tensor")
@@ -241,7 +250,7 @@ def read_attention_mask(mask: Any, name: str, B: int, Sq: int, Sk: int, device: 
         if shape not in ((B, Sq, Sk), (B, 1, Sk)):
             raise ValueError(f"{got}, expected ({B}, {Sq}, {Sk}), one value for each query and key")
         return mask.to(device).ne(0)[:, None]
-    if mask.dim() != 4 or shape[0] not in (1, B) or shape[2] not in (1, Sq) or shape[3] != Sk:
+    if mask.dim() != 4 or shape[0] not in (1, B) or shape[1] not in (1, N) or shape[2] not in (1, Sq) or shape[3] != Sk:
         raise ValueError(f"{got}, expected ({B}, {Sk}), ({B}, {Sq}, {Sk}) or ({B}, 1, {Sq}, {Sk})")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(f"{name}: got a 4-D mask of {mask.dtype}, expected torch.bool (True sees) or {dtype} (added to the scores)")
@@ -305,11 +314,12 @@ def read_encoder(arguments: Arguments, B: int, S: int, config: Any, device: torc
         )
     if states.dtype != dtype:
         raise ValueError(f"encoder_hidden_states: got {states.dtype}, expected {dtype} as the model's weights; cast one of them")
+    check_device(states, "encoder_hidden_states", device)
     Se = states.shape[1]
-    rows = states.reshape(B * Se, H)
+    rows = states.reshape(B * Se, H).contiguous()
     if mask is None:
         return Encoder(rows, Se)
-    mask = read_attention_mask(mask, "encoder_attention_mask", B, S, Se, device, dtype)
+    mask = read_attention_mask(mask, "encoder_attention_mask", B, config.num_attention_heads, S, Se, device, dtype)
     if mask.dim() == 4:
         return Encoder(rows, Se, visible=mask)
     packing = read_mask(mask, device)

@@ -29,9 +29,10 @@ def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
             f"head_mask: transformers' forward no longer knows it, and this call has to take that forward ({reason}); "
             "call the model in eval mode, without hooks inside and without a cache"
         )
-    if reason is not roads.RECOMPUTING:
+    if reason is not roads.INSIDE:
         roads.say_once(type(model).__name__, f"transformers' own forward is used: {reason}")
-    return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is the transformers class
+    with roads.reference_only():  # the model inside a head as well: its padding may count here
+        return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is the transformers class
 
 
 def compute(model: Any, base: type, head: Head, arguments: Arguments) -> Any:

@@ -3,7 +3,7 @@
 The graph stays the Python one. The first call of a kind runs it with a Recorder in the place of the ops: every op is computed as
 ever and also written down, with what its operands are: an input (a slot), a weight (its address) or the result of an earlier op (a
 place in an arena). From then on a call of that kind is one crossing into C++ (csrc/plan). A plan holds for every batch, since sizes
-are symbols; it holds as long as the weights lie where they lay, which each replay checks.
+are symbols; it holds as long as the weights lie where they lay, which the model's guard checks before each call.
 
 A forward that does something no op does (an activation that linear cannot fuse, say) cannot be recorded and runs op by op.
 """
@@ -55,7 +55,7 @@ def run(call: Call) -> dict[str, Logits]:
 def plans_of(model: Any) -> Plans:
     guard = roads.guard_of(model)
     if guard.plans is None:
-        guard.plans = Plans(guard.parameter_places())
+        guard.plans = Plans(guard.addresses())
     plans: Plans = guard.plans
     return plans
 
@@ -177,7 +177,7 @@ def record(call: Call, plans: Plans, key: tuple[Any, ...]) -> dict[str, Logits]:
         return call.run_ops(call.batch, call.O)
     # On copies: two inputs that happen to be one tensor today must not become one slot.
     inputs = [None if t is None else t.clone() for t in inputs_of(call.batch)]
-    recorder = Recorder(inputs, plans.addresses())
+    recorder = Recorder(inputs, plans.weights)
     logits = call.run_ops(batch_of(inputs, call.batch), recorder)
     try:
         plans.keep(key, recorder.finish(logits))
@@ -188,7 +188,7 @@ def record(call: Call, plans: Plans, key: tuple[Any, ...]) -> dict[str, Logits]:
 
 def replay(call: Call, recorded: Recorded) -> dict[str, Logits]:
     inputs, counts = inputs_of(call.batch), counts_of(call.batch)
-    outputs = {o.name: Logits(torch.empty(counts[o.rows], o.columns), o.cells) for o in recorded.outputs}
+    outputs = {o.name: Logits(torch.empty(counts[o.rows], o.columns, dtype=torch.float32, device="cpu"), o.cells) for o in recorded.outputs}
     addresses = [0 if t is None else t.data_ptr() for t in inputs]
     addresses.extend(each.value.data_ptr() for each in outputs.values())
     recorded.plan.run(counts, addresses)
@@ -196,26 +196,19 @@ def replay(call: Call, recorded: Recorded) -> dict[str, Logits]:
 
 
 class Plans:
-    """The plans of one model, forgotten when one of its weights moves."""
+    """The plans of one model. Its guard forgets them when one of its weights moves."""
 
-    def __init__(self, parameters: Sequence[tuple[dict[str, Any], str]]) -> None:
-        self._pointers = _C.Pointers(list(parameters))
+    def __init__(self, weights: frozenset[int]) -> None:
+        self.weights = weights  # the addresses of the parameters
         self._kept: dict[tuple[Any, ...], Recorded | str] = {}
         self._lock = threading.Lock()
 
     def find(self, key: tuple[Any, ...]) -> Recorded | str | None:
-        if not self._pointers.hold():
-            with self._lock:
-                self._kept = {}
-                self._pointers.refresh()
         return self._kept.get(key)
 
     def keep(self, key: tuple[Any, ...], plan: Recorded | str) -> None:
         with self._lock:
             self._kept = {**self._kept, key: plan}
-
-    def addresses(self) -> frozenset[int]:
-        return frozenset(self._pointers.addresses())
 
     def reasons(self) -> Iterator[str]:
         """Why some kinds of call run op by op."""

@@ -37,23 +37,23 @@ def causal_lm(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tenso
 
 
 def masked_lm(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
-    return cross_entropy(logits["logits"].view(-1, model.config.vocab_size), arguments.get("labels"))
+    return cross_entropy(logits["logits"], arguments.get("labels"), model.config.vocab_size)
 
 
 def next_sentence(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
-    return cross_entropy(logits["logits"].view(-1, 2), arguments.get("labels"))
+    return cross_entropy(logits["logits"], arguments.get("labels"), 2)
 
 
 def token_classification(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
-    return cross_entropy(logits["logits"].view(-1, model.num_labels), arguments.get("labels"))
+    return cross_entropy(logits["logits"], arguments.get("labels"), model.num_labels)
 
 
 def multiple_choice(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
-    return cross_entropy(logits["logits"], arguments.get("labels"))
+    return cross_entropy(logits["logits"], arguments.get("labels"), logits["logits"].shape[-1])
 
 
-def cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
-    return None if labels is None else F.cross_entropy(logits, labels.view(-1))
+def cross_entropy(logits: Tensor, labels: Tensor | None, classes: int) -> Tensor | None:
+    return None if labels is None else F.cross_entropy(logits.view(-1, classes), labels.view(-1))
 
 
 def sequence_classification(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:

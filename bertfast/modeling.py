@@ -52,6 +52,12 @@ class Fast:
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        kind = getattr(config, "position_embedding_type", None)
+        if kind not in (None, "absolute"):  # transformers 5 takes them and computes absolute ones
+            raise ValueError(
+                f"config.position_embedding_type: got {kind!r}, expected 'absolute': relative positions were removed from transformers 5, "
+                "and a model trained with them would compute something else"
+            )
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # the transformers class
         for module in self.modules():  # type: ignore[attr-defined]  # nn.Module's
             adopt(module)

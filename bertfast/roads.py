@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from transformers.models.bert import modeling_bert as bert
 
 from bertfast import _C
 
@@ -48,12 +50,12 @@ def say_once(kind: str, message: str) -> None:
         logger.warning("%s: %s", kind, message)
 
 
-RECOMPUTING = "a backward recomputes it"  # on purpose: not worth a warning
+INSIDE = "part of a forward that left the fast road"  # which said why itself
 
 
 @contextmanager
 def reference_only() -> Iterator[None]:
-    """Within: every call of this thread takes transformers' forward (a backward recomputes through it)."""
+    """Within: every call of this thread takes transformers' forward."""
     before = getattr(_local, "reference_only", False)
     _local.reference_only = True
     try:
@@ -65,17 +67,22 @@ def reference_only() -> Iterator[None]:
 def reason_to_leave(model: nn.Module, arguments: Any) -> str | None:
     """Why this call takes transformers' forward; None where the fast road covers it."""
     if getattr(_local, "reference_only", False):
-        return RECOMPUTING
+        return INSIDE
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return "a compiler or tracer reads the forward (torch.compile, torch.export, torch.jit)"
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return "autocast is on"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform is active"
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return "a torch.func transform or forward-mode differentiation is active"
+    if torch._C._len_torch_dispatch_stack():
+        return "a torch dispatch mode is active"
     if any(_GLOBAL_HOOKS):
         return "a global module hook is registered"
     if not READ.issuperset(arguments):
         return f"an argument that transformers' attention functions read: {', '.join(sorted(set(arguments) - READ))}"
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and type(value) is not Tensor and type(value) is not nn.Parameter:
+            return f"{name} is a {type(value).__name__}"
     return guard_of(model).reason()
 
 
@@ -83,11 +90,12 @@ class Guard:
     """What the fast road takes for granted about a module tree, and whether it still holds.
 
     Walking a tree of 200 modules takes longer than a small forward. So the walk is done once, and what it saw is remembered in a
-    form that C++ compares: children, classes, hooks, patched forwards, dropout modes.
+    form that C++ compares: children, classes, hooks, patched forwards, dropout modes, where the parameters lie.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = weakref.ref(model)
+        self._lock = threading.Lock()
         self._refresh(model)
 
     def _refresh(self, model: Any) -> None:
@@ -95,35 +103,52 @@ class Guard:
         everything = [model, *inner]
         self._implementation = model.config._attn_implementation
         self._reason = lasting_reason(model, inner)
-        self.plans: Any = None  # made by bertfast.graphs, on first use
+        self.plans: Any = None  # made by bertfast.graphs, on first use; what they read is watched here
         self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
+        self._forwards = [(kind, kind.forward) for kind in {type(m) for m in inner}]
         self._watch = _C.Watch(
-            members=[(m._modules, name, child) for m in everything for name, child in m._modules.items()],
-            absent=[(m.__dict__, "forward") for m in inner],
+            members=[
+                *((d, name, value) for m in everything for d in (m._modules, m._parameters) for name, value in d.items()),
+                *((m.__dict__, "forward", m.__dict__["forward"]) for m in inner if "forward" in m.__dict__),
+                *((m.__dict__, "max_norm", m.max_norm) for m in inner if isinstance(m, nn.Embedding)),
+            ],
+            absent=[(m.__dict__, "forward") for m in inner if "forward" not in m.__dict__],
             sizes=[
-                *((m._modules, len(m._modules)) for m in everything),
+                *((d, len(d)) for m in everything for d in (m._modules, m._parameters)),
                 *((m.__dict__[name], len(m.__dict__[name])) for m in inner for name in _HOOKS),
             ],
             classes=[(m, type(m)) for m in inner],
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
+        self._pointers = _C.Pointers(self._parameters if self._reason is None else [])
 
     def reason(self) -> str | None:
         model = self._model()
         if model is None:
             raise RuntimeError("the model of this guard is gone")
-        if not self._watch.holds() or model.config._attn_implementation != self._implementation:
-            self._refresh(model)
+        if not self._holds(model):
+            with self._lock:
+                if not self._holds(model):
+                    self._refresh(model)
         if self._reason is None and not self._watch.quiet():
             return "training mode: dropout is part of the forward"
         return self._reason
+
+    def _holds(self, model: Any) -> bool:
+        return (
+            self._watch.holds()
+            and self._pointers.hold()
+            and model.config._attn_implementation == self._implementation
+            and all(kind.forward is known for kind, known in self._forwards)
+        )
 
     def parameters(self) -> list[nn.Parameter]:
         """The model's parameters as they are now, each once."""
         return list(dict.fromkeys(p for d, name in self._parameters if (p := d.get(name)) is not None))
 
-    def parameter_places(self) -> list[tuple[dict[str, Any], str]]:
-        return self._parameters
+    def addresses(self) -> frozenset[int]:
+        """Where the parameters lie."""
+        return frozenset(self._pointers.addresses())
 
     def differentiable_inputs(self, arguments: Any) -> list[Tensor]:
         """Every tensor a gradient may be asked for: parameters, and embeddings or states the caller passes."""
@@ -151,34 +176,63 @@ def lasting_reason(model: Any, inner: list[nn.Module]) -> str | None:
     """What about the modules themselves keeps a model off the fast road."""
     if model.config._attn_implementation not in ATTENTIONS:
         return f"the config names an attention function of its own: {model.config._attn_implementation}"
-    for m in inner:
-        if (kind := foreign(m)) is not None:
+    for name, m in model.named_modules():
+        if m is not model and (kind := foreign(name.rpartition(".")[2], m)) is not None:
             return kind
+    kinds = set()
     for name, parameter in model.named_parameters():
         if type(parameter) is not nn.Parameter:
             return f"parameter {name} is a {type(parameter).__name__}"
         if parameter.device.type == "meta":
             return f"parameter {name} is on the meta device"
+        if not parameter.is_contiguous():
+            return f"parameter {name} does not lie row by row: its strides are {parameter.stride()}"
+        kinds.add((parameter.device, parameter.dtype))
+    if len(kinds) > 1:
+        return f"parameters of several kinds: {', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}"
     return None
 
 
-def foreign(m: nn.Module) -> str | None:
-    """Why a submodule's own forward has to run."""
+# What the graph reads the parameters of, by the name it has in its parent: exactly that class, or its own forward has to run.
+_EXPECTED: dict[str, type] = {
+    **dict.fromkeys(("query", "key", "value", "dense", "decoder", "classifier", "qa_outputs", "seq_relationship"), nn.Linear),
+    **dict.fromkeys(("word_embeddings", "position_embeddings", "token_type_embeddings"), nn.Embedding),
+    "LayerNorm": nn.LayerNorm,
+    "layer": nn.ModuleList,
+    "embeddings": bert.BertEmbeddings,
+    "encoder": bert.BertEncoder,
+    "pooler": bert.BertPooler,
+    "self": bert.BertSelfAttention,
+    "intermediate": bert.BertIntermediate,
+    "crossattention": bert.BertAttention,
+    "attention": bert.BertAttention,
+    "transform": bert.BertPredictionHeadTransform,
+    "predictions": bert.BertLMPredictionHead,
+}
+_AT_HOME = ("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bertfast.")
+
+
+def foreign(name: str, m: Any) -> str | None:
+    """Why the own forward of a submodule, called `name` in its parent, has to run."""
     kind = type(m)
-    if "forward" in m.__dict__:
-        return f"the forward of a {kind.__name__} inside was patched"
+    what = f"the {kind.__name__} called {name}"
+    if "forward" in m.__dict__ or (kind.forward.__module__ != kind.__module__ and kind.__module__ == bert.__name__):
+        return f"the forward of {what} was patched"
     for hooks in _HOOKS:
         if any(not is_capture(hook) for hook in m.__dict__.get(hooks, {}).values()):
-            return f"a hook on a {kind.__name__} inside"
-    if not kind.__module__.startswith(("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bertfast.")):
-        return f"a {kind.__module__}.{kind.__name__} inside"
+            return f"a hook on {what}"
+    if not kind.__module__.startswith(_AT_HOME):
+        return f"{what} is of {kind.__module__}"
+    expected = _EXPECTED.get(name, bert.BertLayer if name.isdecimal() else None)
+    if expected is not None and kind is not expected and not (name == "self" and kind is bert.BertCrossAttention):
+        return f"{what} is no {expected.__name__}"
+    if kind is nn.LayerNorm and (m.weight is None or m.bias is None):
+        return f"{what} has no weight or no bias"
+    if kind is nn.Embedding and m.max_norm is not None:
+        return f"{what} renormalises its rows"
     return None
 
 
 def is_capture(hook: Any) -> bool:
     """transformers leaves the hooks that collect hidden states in place; outside its own forward they do nothing."""
     return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
-
-
-def is_plain(t: Any) -> bool:
-    return type(t) in (Tensor, nn.Parameter)

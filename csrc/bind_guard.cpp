@@ -84,48 +84,71 @@ class Watch {
   std::vector<std::pair<py::object, py::object>> classes_;
 };
 
-// Where a model's parameters lie. torch is asked through its Python method: the host knows no torch headers.
+// Where a model's parameters lie. torch is asked through its Python methods: the host knows no torch headers. The address alone
+// would not tell that `.data` became a view of itself: so also the length, and of square matrices, which a transposed view has
+// the same of, whether rows still lie one after the other.
 class Pointers {
  public:
   explicit Pointers(const py::list& parameters) {  // (Module._parameters, name)
     for (const py::handle entry : parameters) {
       const auto pair = entry.cast<py::tuple>();
-      places_.emplace_back(py::dict(pair[0]), py::object(pair[1]));
+      Place place{py::dict(pair[0]), py::object(pair[1])};
+      PyObject* parameter = find(place);
+      if (parameter == nullptr) continue;
+      const auto shape = py::reinterpret_borrow<py::object>(parameter).attr("shape").cast<py::tuple>();
+      place.address = address(parameter);
+      place.rows = PyObject_Size(parameter);
+      place.square = shape.size() == 2 && shape[0].equal(shape[1]);
+      places_.push_back(std::move(place));
     }
-    refresh();
   }
 
   bool hold() const {
-    for (size_t i = 0; i < places_.size(); ++i)
-      if (ask(i) != addresses_[i]) return false;
+    for (const Place& place : places_) {
+      PyObject* parameter = find(place);
+      if (parameter == nullptr || address(parameter) != place.address || PyObject_Size(parameter) != place.rows) return false;
+      if (place.square && call(parameter, is_contiguous_).ptr() != Py_True) return false;
+    }
     return true;
   }
 
-  void refresh() {
-    addresses_.clear();
-    for (size_t i = 0; i < places_.size(); ++i) addresses_.push_back(ask(i));
+  std::vector<size_t> addresses() const {
+    std::vector<size_t> out;
+    for (const Place& place : places_) out.push_back(place.address);
+    return out;
   }
 
-  std::vector<size_t> addresses() const { return addresses_; }
-
  private:
-  size_t ask(size_t i) const {
-    PyObject* parameter = PyDict_GetItemWithError(places_[i].first.ptr(), places_[i].second.ptr());  // borrowed
-    if (parameter == nullptr || parameter == Py_None) {
-      if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-      return 0;
-    }
-    PyObject* address = PyObject_CallMethodNoArgs(parameter, name_.ptr());
-    if (address == nullptr) throw py::error_already_set();
-    const size_t value = PyLong_AsSize_t(address);
-    Py_DECREF(address);
+  struct Place {
+    py::dict dict;
+    py::object name;
+    size_t address = 0;
+    Py_ssize_t rows = 0;
+    bool square = false;
+  };
+
+  static PyObject* find(const Place& place) {  // borrowed; null where there is none
+    PyObject* parameter = PyDict_GetItemWithError(place.dict.ptr(), place.name.ptr());
+    if (parameter == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return parameter == Py_None ? nullptr : parameter;
+  }
+
+  static py::object call(PyObject* parameter, const py::str& method) {
+    PyObject* result = PyObject_CallMethodNoArgs(parameter, method.ptr());
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  }
+
+  size_t address(PyObject* parameter) const {
+    const size_t value = PyLong_AsSize_t(call(parameter, data_ptr_).ptr());
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     return value;
   }
 
-  std::vector<std::pair<py::dict, py::object>> places_;
-  std::vector<size_t> addresses_;
-  py::str name_ = py::reinterpret_steal<py::str>(PyUnicode_InternFromString("data_ptr"));
+  static py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
+
+  std::vector<Place> places_;
+  py::str data_ptr_ = interned("data_ptr"), is_contiguous_ = interned("is_contiguous");
 };
 
 }  // namespace
@@ -138,9 +161,8 @@ void bind_guard(py::module_& m) {
       .def("quiet", &Watch::quiet, "Every watched flag is there and false.");
   py::class_<Pointers>(m, "Pointers", "The addresses of a model's parameters, (Module._parameters, name) each.")
       .def(py::init<const py::list&>(), py::arg("parameters"))
-      .def("hold", &Pointers::hold, "Every parameter lies where it lay.")
-      .def("refresh", &Pointers::refresh, "Notes where they lie now.")
-      .def("addresses", &Pointers::addresses, "Where they lay, 0 for one that is gone.");
+      .def("hold", &Pointers::hold, "Every parameter lies where it lay, as it lay.")
+      .def("addresses", &Pointers::addresses, "Where they lay.");
 }
 
 }  // namespace bertfast

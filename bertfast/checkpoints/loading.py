@@ -13,7 +13,7 @@ from torch import Tensor
 from bertfast.checkpoints import flax_msgpack, hdf5, names
 from bertfast.checkpoints.errors import DamagedCheckpoint, damaged
 from bertfast.checkpoints.folder import Checkpoint, Origin, detect
-from bertfast.checkpoints.tensors import read_safetensors, to_pytorch_layout
+from bertfast.checkpoints.tensors import read_safetensors, safetensors_header, to_pytorch_layout
 
 Weights = dict[str, Tensor]
 
@@ -91,9 +91,23 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
     checkpoint = detect(folder, wanted)
     if wanted is not None and (checkpoint is None or checkpoint.origin != wanted):
         raise ValueError(f"from_{wanted}=True: {folder} holds no weights written by {'TensorFlow' if wanted == 'tf' else 'Flax'}")
-    if checkpoint is None or not checkpoint.foreign:
+    if checkpoint is None:
         return load(path, *args, **kwargs)
+    if not checkpoint.foreign:
+        try:
+            return load(path, *args, **kwargs)
+        except Exception:
+            _look_for_damage(checkpoint)  # an error that names the file, where it is the file's fault
+            raise
     return load_foreign(load, config_class, folder, checkpoint, *args, **kwargs)
+
+
+def _look_for_damage(checkpoint: Checkpoint) -> None:
+    for file in checkpoint.files:
+        if checkpoint.format == "pytorch":
+            _read_pickle(file)
+        else:
+            safetensors_header(file)
 
 
 def load_foreign(
