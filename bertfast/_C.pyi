@@ -102,3 +102,49 @@ class Plan:
     def __len__(self) -> int: ...
     def add_buffer(self, rows: int, place: int, columns: int) -> int: ...
     def run(self, counts: list[int], slots: list[int]) -> None: ...
+
+def write_cache(
+    k: int,
+    k_stride: int,
+    v: int,
+    v_stride: int,
+    tokens: int,
+    keys: int,
+    key_strides: Sequence[int],
+    values: int,
+    value_strides: Sequence[int],
+    shape: Sequence[int],
+    rows: int,
+    cells: int,
+) -> None: ...
+def cached_attention(
+    q: int,
+    q_stride: int,
+    queries: int,
+    keys: int,
+    key_strides: Sequence[int],
+    values: int,
+    value_strides: Sequence[int],
+    shape: Sequence[int],
+    rows: int,
+    first: int,
+    last: int,
+    scale: float,
+    out: int,
+) -> None: ...
+
+class SlotTable:
+    def __init__(self, slots: int, cells: int) -> None: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def cells(self) -> int: ...
+    @property
+    def running(self) -> list[int]: ...
+    @property
+    def lengths(self) -> list[int]: ...
+    def admit(self, lengths: Sequence[int]) -> list[int]: ...
+    def extend(self, count: int) -> None: ...
+    def crop(self, count: int) -> None: ...
+    def reorder(self, parents: Sequence[int]) -> list[tuple[int, int]]: ...
+    def check_integrity(self) -> None: ...

@@ -86,3 +86,9 @@ class Masked:
 
     def first_rows(self) -> "Masked | None":
         return None
+
+
+def probabilities_of(attention: "Attention | None") -> list[Tensor]:
+    """What a Masked attention kept, also where another one (on a cache) works through it."""
+    attention = getattr(attention, "inner", attention)
+    return attention.probabilities if isinstance(attention, Masked) else []

@@ -7,27 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast import gradients, graphs, ops, roads
-from bertfast.attention import Masked
+from bertfast import gradients, graphs, kv_cache, ops, roads
+from bertfast.attention import probabilities_of
 from bertfast.batch import Needs, PackedBatch, make_batch
-from bertfast.heads import Encoded, Head, Logits
+from bertfast.cached import make_cached_batch, open_cache
+from bertfast.heads import HEADS, Encoded, Head, Logits
 from bertfast.model import Trace, encode
 from bertfast.ops import reference
 
 Arguments = dict[str, Any]
 
+FIELDS = {head.output: {field.name for field in fields(head.output)} for head in HEADS.values()}
+
 
 def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
     """What base.forward(model, **arguments) returns, by the fast road where it covers the call."""
     reason = roads.reason_to_leave(model, arguments)
-    if reason is None and wants_cache(model.config, head, arguments):
-        reason = "a KV cache is asked for"
+    cached = reason is None and wants_cache(model.config, head, arguments)
+    if cached:
+        reason = reason_of_cache(model, arguments)
     if reason is None:
-        return compute(model, base, head, arguments)
+        return compute(model, base, head, arguments, cached)
     if arguments.pop("head_mask", None) is not None:
         raise ValueError(
             f"head_mask: transformers' forward no longer knows it, and this call has to take that forward ({reason}); "
-            "call the model in eval mode, without hooks inside and without a cache"
+            "call the model in eval mode and without hooks inside"
         )
     if reason is not roads.INSIDE:
         roads.say_once(type(model).__name__, f"transformers' own forward is used: {reason}")
@@ -35,13 +39,14 @@ def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
         return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is the transformers class
 
 
-def compute(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
+def compute(model: Any, base: type, head: Head, arguments: Arguments, cached: bool = False) -> Any:
     config = model.config
     hidden, attentions = (arguments.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions"))
     inputs = flatten_choices(arguments) if head.choices else arguments
     inspected = bool(hidden) or bool(attentions) or inputs.get("head_mask") is not None
     differentiated = torch.is_grad_enabled() and roads.guard_of(model).wants_gradient(inputs)
-    call = Call(model, head, arguments, inputs, bool(hidden), bool(attentions), differentiable=differentiated and inspected)
+    differentiable = differentiated and inspected
+    call = Call(model, head, arguments, inputs, bool(hidden), bool(attentions), differentiable, cached)
     if not differentiated or inspected:
         with torch.set_grad_enabled(differentiated):
             tensors = call.finished(call.run())
@@ -55,8 +60,9 @@ class Call:
     """One forward on our own graph."""
 
     def __init__(
-        self, model: Any, head: Head, arguments: Arguments, inputs: Arguments, hidden: bool, attentions: bool, differentiable: bool
-    ) -> None:
+        self, model: Any, head: Head, arguments: Arguments, inputs: Arguments, hidden: bool, attentions: bool, differentiable: bool,
+        cached: bool,
+    ) -> None:  # fmt: skip
         self.model, self.head = model, head
         self.arguments, self.inputs = arguments, inputs  # as the caller passed them; with the choices of a question laid out as a batch
         self.bert = getattr(model, "bert", model)
@@ -64,7 +70,13 @@ class Call:
         self.trace = Trace(hidden_states=[]) if hidden else None
         pooled = head.pooled and self.bert.pooler is not None
         keep = model.keep_padding or padding_counts(head, inputs)
-        self.batch = make_batch(inputs, self.bert, Needs(keep, pooled, attentions, differentiable))
+        needs = Needs(keep, pooled, attentions, differentiable)
+        self.cache = open_cache(inputs, self.bert.config) if cached else None
+        self.store = None
+        if self.cache is None:
+            self.batch = make_batch(inputs, self.bert, needs)
+        else:
+            self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
 
     def run(self) -> dict[str, Logits]:
         return graphs.run(self) if self.recordable() else self.run_ops(self.batch, self.O)
@@ -73,6 +85,8 @@ class Call:
         """The forward as calls of the ops O: what graphs.py records, and what everything else runs."""
         first = self.only_first()
         rows = encode(self.bert, batch.rows, O, self.trace, batch.first_rows if first else None)
+        if self.store is not None:
+            self.store.finish()
         return self.head.compute(self.model, Encoded(rows, batch, self.inputs, O, first))
 
     def only_first(self) -> bool:
@@ -102,8 +116,15 @@ class Call:
             return list(tensors.values())
 
         unlabelled = {k: v for k, v in self.arguments.items() if k not in NOT_RECOMPUTED}
+        if self.cache is not None:
+            unlabelled["use_cache"] = False
 
         def recompute() -> list[Tensor]:
+            if self.cache is not None and self.cache.past:
+                raise RuntimeError(
+                    "backward through a step on a KV cache: what the cache holds was computed without gradients; "
+                    "pass the whole sequence at once, with use_cache=False"
+                )
             with roads.reference_only():
                 outputs = base.forward(self.model, **{**unlabelled, "return_dict": True})
             # What came back as a fill was a constant: no gradient passes there.
@@ -120,7 +141,7 @@ class Call:
         return [self.batch.cells(self.batch.unpack(x, self.O)) for x in states or ()]
 
     def probabilities(self, attention: Any) -> tuple[Tensor, ...]:
-        return tuple(map(self.batch.unpack_probabilities, attention.probabilities)) if isinstance(attention, Masked) else ()
+        return tuple(map(self.batch.unpack_probabilities, probabilities_of(attention)))
 
 
 # What a recomputed forward does without: its outputs are logits alone, and the loss is taken outside.
@@ -137,12 +158,26 @@ def expand(blank: Tensor, like: Tensor) -> Tensor:
 
 
 def wants_cache(config: Any, head: Head, arguments: Arguments) -> bool:
-    if arguments.get("cache") is not None or arguments.get("past_key_values") is not None:
+    """Whether the call reads or writes a KV cache."""
+    if kv_cache.given_cache(arguments) is not None:
         return True
-    if not config.is_decoder or (head.shifted and arguments.get("labels") is not None):
+    if not config.is_decoder or kv_cache.FIELD not in FIELDS[head.output] or (head.shifted and arguments.get("labels") is not None):
         return False
     use_cache = arguments.get("use_cache")
     return bool(config.use_cache if use_cache is None else use_cache)
+
+
+def reason_of_cache(model: Any, arguments: Arguments) -> str | None:
+    """Why a call with a cache takes transformers' forward; None where the fast road covers it.
+
+    Under grad mode the fast road stays: its keys and values carry no gradient, and a backward that would need one raises. Where the
+    gradient shows in what a call returns (hidden states and attentions), it is transformers' forward that has it.
+    """
+    inspected = any(arguments.get(name, getattr(model.config, name, False)) for name in ("output_hidden_states", "output_attentions"))
+    if inspected and torch.is_grad_enabled() and roads.guard_of(model).wants_gradient(arguments):
+        return "hidden states or attentions under grad mode, and a KV cache"
+    given = kv_cache.given_cache(arguments)
+    return None if given is None else kv_cache.reason_to_leave(kv_cache.from_legacy(given), model.config)
 
 
 def padding_counts(head: Head, inputs: Mapping[str, Any]) -> bool:
@@ -194,15 +229,16 @@ def make_output(
         rows = call.batch.rows
         inside["attentions"] = call.probabilities(rows.attention)
         inside["cross_attentions"] = call.probabilities(rows.cross_attention)
+    cache = {} if call.cache is None else {kv_cache.FIELD: call.cache.output()}
     if call.bert is call.model:
         if inside.get("hidden_states") and inside["hidden_states"][-1] is not None:
             inside["hidden_states"] = (*inside["hidden_states"][:-1], tensors["last_hidden_state"])
-        out = call.head.output(**tensors)
+        out = call.head.output(**tensors, **cache)
         for name, value in inside.items():  # transformers adds these to the finished output, so they come last in its tuple
             out[name] = value
     else:
-        known = {field.name for field in fields(call.head.output)}
-        out = call.head.output(loss=loss, **tensors, **{name: value for name, value in inside.items() if name in known})
+        known = {name: value for name, value in inside.items() if name in FIELDS[call.head.output]}
+        out = call.head.output(loss=loss, **tensors, **cache, **known)
     return out if as_dict else out.to_tuple()
 
 

@@ -28,6 +28,7 @@ class Rows:
     attention: Attention
     encoder_rows: Tensor | None = None  # [Re, He]: what cross-attention reads
     cross_attention: Attention | None = None
+    cross_cache: Any = None  # bertfast.cached.CrossCache: where its keys and values are kept
 
 
 @dataclass(slots=True)
@@ -101,8 +102,14 @@ def attend(self: Any, x: Tensor, attention: Attention, O: Any = ops, trace: Trac
 def attend_across(self: Any, x: Tensor, rows: Rows, O: Any = ops) -> Tensor:  # [R, H] -> [R, H]
     assert rows.cross_attention is not None, "made together, in bertfast.batch"
     q = O.linear(x, self.query.weight, self.query.bias)
+    cached = None if rows.cross_cache is None else rows.cross_cache.read()
+    if cached is not None:
+        keys, values = cached
+        return rows.cross_attention(q, keys, values, self.num_attention_heads, O)
     weights, biases = (self.key.weight, self.value.weight), (self.key.bias, self.value.bias)
     k, v = O.linear_concat(rows.encoder_rows, weights, biases).chunk(2, dim=1)
+    if rows.cross_cache is not None:
+        rows.cross_cache.keep(k, v, self.num_attention_heads)
     return rows.cross_attention(q, k, v, self.num_attention_heads, O)
 
 

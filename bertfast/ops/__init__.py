@@ -155,6 +155,63 @@ def varlen_attention(
     return backend.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
 
 
+def write_cache(
+    k: Tensor,  # [T, N, D]; rows may be strided, the last two dimensions lie back to back
+    v: Tensor,  # [T, N, D]
+    keys: Tensor,  # [R, N, C, D], the last dimension contiguous; written in place
+    values: Tensor,  # [R, N, C, D]
+    rows: Tensor,  # [T] int64: the cache row of each token
+    cells: Tensor,  # [T] int64: its cell there; no (row, cell) twice
+) -> None:
+    """keys[rows[t], :, cells[t]] = k[t], and values alike. A row or cell outside of the cache raises ValueError (on CUDA it is the
+    caller's to prevent)."""
+    op = "write_cache"
+    _check_cache(op, k, keys, values, rows=rows, cells=cells)
+    _check(v.shape == k.shape, op, "v {} does not match k {}", v.shape, k.shape)
+    _check_token_rows(op, k=k, v=v)
+    _check_no_grad(op, k, v)
+    _backend(k.device.type, k.dtype).write_cache(k, v, keys, values, rows, cells)
+
+
+def cached_attention(
+    q: Tensor,  # [T, N, D]; rows may be strided, the last two dimensions lie back to back
+    keys: Tensor,  # [R, N, C, D], the last dimension contiguous
+    values: Tensor,  # [R, N, C, D]
+    rows: Tensor,  # [T] int64: the cache row that a query reads
+    first: Tensor | None,  # [T] int64, or None: 0
+    last: Tensor,  # [T] int64: query t reads cells first[t] .. last[t] - 1
+    scale: float | None = None,  # None: D ** -0.5
+) -> Tensor:  # [T, N, D], contiguous
+    """softmax(q k^T scale) v of single queries, each against a range of one row of a KV cache; zeros for an empty range. A range
+    outside of the cache raises ValueError (on CUDA it is the caller's to prevent)."""
+    op = "cached_attention"
+    ranges = {"rows": rows, "last": last} if first is None else {"rows": rows, "first": first, "last": last}
+    _check_cache(op, q, keys, values, **ranges)
+    _check_token_rows(op, q=q)
+    _check_no_grad(op, q, keys, values)
+    return _backend(q.device.type, q.dtype).cached_attention(q, keys, values, rows, first, last, scale)
+
+
+def _check_cache(op: str, x: Tensor, keys: Tensor, values: Tensor, **per_token: Tensor) -> None:
+    _check(x.dim() == 3, op, "the first operand must be [T, N, D], got {}", x.shape)
+    T, N, D = x.shape
+    _check(keys.dim() == 4 and keys.shape[1] == N and keys.shape[3] == D, op, "keys {} do not match N={} and D={}", keys.shape, N, D)
+    _check(values.shape == keys.shape, op, "values {} do not match keys {}", values.shape, keys.shape)
+    for name, t in (("keys", keys), ("values", values)):
+        _check(t.numel() == 0 or t.stride(3) == 1, op, "the last dimension of {} must be contiguous, got strides {}", name, t.stride())
+        same = t.dtype == x.dtype and t.device == x.device
+        _check(same, op, "{} are {} on {}, expected {} on {}", name, t.dtype, t.device, x.dtype, x.device)
+    for name, t in per_token.items():
+        _check(t.shape == (T,) and t.dtype == torch.int64, op, "{} must be [{}] int64, got {} {}", name, T, t.shape, t.dtype)
+        _check(t.device == x.device and t.is_contiguous(), op, "{} must lie contiguous on {}", name, x.device)
+
+
+def _check_token_rows(op: str, **operands: Tensor) -> None:
+    for name, t in operands.items():
+        stride = t.stride()
+        _check(t.numel() == 0 or stride[1:] == (t.shape[2], 1), op, "rows of {} must be contiguous, got strides {}", name, stride)
+
+
 def pack(
     x: Tensor,  # [R, C]
     indices: Tensor,  # [T] int64, each in [0, R)

@@ -79,6 +79,26 @@ def varlen_attention(
     return out
 
 
+def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
+    _C.write_cache(
+        k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), len(k),
+        keys.data_ptr(), keys.stride()[:3], values.data_ptr(), values.stride()[:3], keys.shape,
+        rows.data_ptr(), cells.data_ptr(),
+    )  # fmt: skip
+
+
+def cached_attention(
+    q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, first: Tensor | None, last: Tensor, scale: float | None = None
+) -> Tensor:
+    T, N, D = q.shape
+    out = q.new_empty(T, N, D)
+    _C.cached_attention(
+        q.data_ptr(), q.stride(0), T, keys.data_ptr(), keys.stride()[:3], values.data_ptr(), values.stride()[:3], keys.shape,
+        rows.data_ptr(), _address(first), last.data_ptr(), D**-0.5 if scale is None else scale, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
 def pack(x: Tensor, indices: Tensor) -> Tensor:
     out = x.new_empty(len(indices), x.shape[1])
     _C.pack(x.data_ptr(), len(x), indices.data_ptr(), out.data_ptr(), len(indices), x.shape[1] * x.element_size())

@@ -15,8 +15,20 @@ from torch import Tensor
 from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, tuning
 from bertfast.kernels import pack as packing
 from bertfast.ops import reference
+from bertfast.ops.reference import cached_attention, write_cache  # a few torch kernels each; nothing waits for the device
 
-__all__ = ["add_layer_norm", "embed_layer_norm", "linear", "linear_concat", "pack", "raise_out_of_range", "unpack", "varlen_attention"]
+__all__ = [
+    "add_layer_norm",
+    "cached_attention",
+    "embed_layer_norm",
+    "linear",
+    "linear_concat",
+    "pack",
+    "raise_out_of_range",
+    "unpack",
+    "varlen_attention",
+    "write_cache",
+]
 
 
 def embed_layer_norm(

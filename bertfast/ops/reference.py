@@ -93,6 +93,21 @@ def varlen_attention(
     return torch.cat(rows) if rows else q.new_zeros(q.shape)
 
 
+def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
+    keys[rows, :, cells] = k
+    values[rows, :, cells] = v
+
+
+def cached_attention(
+    q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, first: Tensor | None, last: Tensor, scale: float | None = None
+) -> Tensor:
+    cell = torch.arange(keys.shape[2], device=q.device)
+    visible = cell < last[:, None]
+    if first is not None:
+        visible &= cell >= first[:, None]
+    return attention(q[:, :, None], keys[rows], values[rows], visible[:, None, None], scale)[0][:, :, 0]
+
+
 def attention(
     q: Tensor,  # [..., N, Sq, D]
     k: Tensor,  # [..., N, Sk, D]

@@ -56,6 +56,18 @@ struct Attention {
   bool causal;
 };
 
+// out = softmax(q k^T scale) v of single queries, each against a range of the cells of one row of a KV cache.
+struct CachedAttention {
+  const float* q;               // [queries, heads, head_size], rows q_stride apart
+  const float *keys, *values;   // [rows, heads, cells, head_size], strides below
+  const int64_t* rows;          // [queries]: whose cells a query reads
+  const int64_t *first, *last;  // [queries]: it reads cells first .. last - 1; first null: from 0
+  float* out;                   // [queries, heads, head_size], contiguous
+  int64_t q_stride, key_row, key_head, key_cell, value_row, value_head, value_cell;
+  int64_t queries, heads, head_size;
+  float scale;
+};
+
 // How attention is cut; the same on every machine, so the order of a sum is too.
 constexpr int64_t attention_rows = 64;   // queries in a piece
 constexpr int64_t attention_keys = 128;  // keys in a tile
@@ -73,6 +85,8 @@ struct Kernels {
   // Queries [first, last) of one head of one sequence, counted from the sequence's start; at most attention_rows of
   // them, starting at a multiple of it. scratch: attention_scratch floats.
   void (*attention)(const Attention&, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch);
+  // One query and head; scratch: as many floats as the query reads cells.
+  void (*cached_attention)(const CachedAttention&, int64_t query, int64_t head, float* scratch);
 
   int64_t linear_scratch;
   int64_t attention_scratch;

@@ -1,6 +1,7 @@
 // Compiled once per instruction set; CMake sets BERTFAST_ISA_NAME and the -m flags.
 
 #include "attention.inl.h"
+#include "decode_attention.inl.h"
 #include "embedding.inl.h"
 #include "kernels.h"
 #include "layernorm.inl.h"
@@ -13,7 +14,14 @@ namespace bertfast::cpu::BERTFAST_ISA_NAME {
 
 extern const Kernels table;
 const Kernels table = {
-    BERTFAST_STRING(BERTFAST_ISA_NAME), embed_layer_norm, add_layer_norm, linear, attention, linear_scratch, attention_scratch,
+    BERTFAST_STRING(BERTFAST_ISA_NAME),
+    embed_layer_norm,
+    add_layer_norm,
+    linear,
+    attention,
+    cached_attention,
+    linear_scratch,
+    attention_scratch,
 };
 
 }  // namespace bertfast::cpu::BERTFAST_ISA_NAME

@@ -1,0 +1,99 @@
+// The KV cache: its bookkeeping, and the two ops on it.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "bind.h"
+#include "cpu/cached_ops.h"
+#include "cpu/dispatch.h"
+#include "kv_cache/slot_table.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace bertfast {
+namespace {
+
+using Shape = std::array<int64_t, 4>;    // of keys and of values: rows, heads, cells, head_size
+using Strides = std::array<int64_t, 3>;  // of the first three, in floats
+
+void write_cache(Address k, int64_t k_stride, Address v, int64_t v_stride, int64_t tokens, Address keys, const Strides& key_strides,
+                 Address values, const Strides& value_strides, const Shape& shape, Address rows, Address cells) {
+  const auto [key_row, key_head, key_cell] = key_strides;
+  const auto [value_row, value_head, value_cell] = value_strides;
+  const cpu::CacheWrite args = {at<const float>(k),
+                                at<const float>(v),
+                                at<float>(keys),
+                                at<float>(values),
+                                at<const int64_t>(rows),
+                                at<const int64_t>(cells),
+                                k_stride,
+                                v_stride,
+                                key_row,
+                                key_head,
+                                key_cell,
+                                value_row,
+                                value_head,
+                                value_cell,
+                                tokens,
+                                shape[1],
+                                shape[3]};
+  run_op(cpu::CacheWriteOp(args, shape[0], shape[2]));
+}
+
+void cached_attention(Address q, int64_t q_stride, int64_t queries, Address keys, const Strides& key_strides, Address values,
+                      const Strides& value_strides, const Shape& shape, Address rows, Address first, Address last, float scale,
+                      Address out) {
+  const auto [key_row, key_head, key_cell] = key_strides;
+  const auto [value_row, value_head, value_cell] = value_strides;
+  const cpu::CachedAttention args = {at<const float>(q),
+                                     at<const float>(keys),
+                                     at<const float>(values),
+                                     at<const int64_t>(rows),
+                                     at<const int64_t>(first),
+                                     at<const int64_t>(last),
+                                     at<float>(out),
+                                     q_stride,
+                                     key_row,
+                                     key_head,
+                                     key_cell,
+                                     value_row,
+                                     value_head,
+                                     value_cell,
+                                     queries,
+                                     shape[1],
+                                     shape[3],
+                                     scale};
+  run_op(cpu::CachedAttentionOp(cpu::kernels(), args, shape[0], shape[2]));
+}
+
+}  // namespace
+
+void bind_kv_cache(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  using py::arg;
+
+  m.def("write_cache", write_cache, release(), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"), arg("tokens"), arg("keys"),
+        arg("key_strides"), arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("cells"),
+        "keys[rows[t], :, cells[t]] = k[t], values alike. ValueError for a row or cell outside of the cache.");
+  m.def("cached_attention", cached_attention, release(), arg("q"), arg("q_stride"), arg("queries"), arg("keys"), arg("key_strides"),
+        arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("first"), arg("last"), arg("scale"), arg("out"),
+        "out[t] = softmax(q[t] keys^T scale) values over cells first[t] .. last[t] - 1 of row rows[t]. ValueError for a range outside.");
+
+  py::class_<SlotTable>(m, "SlotTable", "Which rows of a KV cache are taken, and how many of their cells are filled.")
+      .def(py::init<int64_t, int64_t>(), arg("slots"), arg("cells"))
+      .def_property_readonly("slots", &SlotTable::slots)
+      .def_property_readonly("cells", &SlotTable::cells)
+      .def_property_readonly("running", &SlotTable::running, "The slots of the running sequences, in the order of the batch.")
+      .def_property_readonly("lengths", &SlotTable::lengths, "How many cells of each running sequence are filled.")
+      .def("admit", &SlotTable::admit, arg("lengths"), "New sequences with so many cells filled; returns their slots.")
+      .def("extend", &SlotTable::extend, arg("count"), "So many more cells filled in every running sequence.")
+      .def("crop", &SlotTable::crop, arg("count"), "The last so many cells of every running sequence are free again.")
+      .def("reorder", &SlotTable::reorder, arg("parents"),
+           "Sequence i becomes a copy of sequence parents[i]; those without a child end. Returns the (from, to) slots to copy.")
+      .def("check_integrity", &SlotTable::check_integrity, "RuntimeError unless every slot is free or running, once.");
+}
+
+}  // namespace bertfast

@@ -1,0 +1,61 @@
+#include "cached_ops.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../check.h"
+#include "../parallel.h"
+
+namespace bertfast::cpu {
+namespace {
+
+// Below this many floats handing a piece out costs more than copying it.
+constexpr int64_t grain = 16384;
+
+void check_row(const char* op, int64_t i, int64_t row, int64_t rows) {
+  BF_CHECK(row >= 0 && row < rows, op, ": rows[", i, "] is ", row, ", expected 0 <= row < ", rows, ", the rows of the cache");
+}
+
+}  // namespace
+
+CachedAttentionOp::CachedAttentionOp(const Kernels& kernels, const CachedAttention& args, int64_t rows, int64_t cells)
+    : kernels_(kernels), args_(args) {
+  for (int64_t t = 0; t < args.queries; ++t) {
+    const int64_t first = args.first ? args.first[t] : 0, last = args.last[t];
+    check_row("cached_attention", t, args.rows[t], rows);
+    BF_CHECK(first >= 0 && first <= last && last <= cells, "cached_attention: query ", t, " reads cells ", first, " to ", last,
+             ", expected 0 <= first <= last <= ", cells, ", the cells of the cache");
+    longest_ = std::max(longest_, last - first);
+  }
+}
+
+void CachedAttentionOp::run(int64_t item) const {
+  kernels_.cached_attention(args_, item / args_.heads, item % args_.heads, scratch(longest_));
+}
+
+CacheWriteOp::CacheWriteOp(const CacheWrite& args, int64_t rows, int64_t cells) : args_(args) {
+  tokens_per_item_ = std::max<int64_t>(1, grain / std::max<int64_t>(1, args.heads * args.head_size));
+  for (int64_t t = 0; t < args.tokens; ++t) {
+    check_row("write_cache", t, args.rows[t], rows);
+    BF_CHECK(args.cells[t] >= 0 && args.cells[t] < cells, "write_cache: cells[", t, "] is ", args.cells[t], ", expected 0 <= cell < ",
+             cells, ", the cells of the cache");
+  }
+}
+
+int64_t CacheWriteOp::items() const { return (args_.tokens + tokens_per_item_ - 1) / tokens_per_item_; }
+
+void CacheWriteOp::run(int64_t item) const {
+  const size_t bytes = static_cast<size_t>(args_.head_size) * sizeof(float);
+  const int64_t last = std::min(args_.tokens, (item + 1) * tokens_per_item_);
+  for (int64_t t = item * tokens_per_item_; t < last; ++t) {
+    const float *k = args_.k + t * args_.k_stride, *v = args_.v + t * args_.v_stride;
+    float* key = args_.keys + args_.rows[t] * args_.key_row + args_.cells[t] * args_.key_cell;
+    float* value = args_.values + args_.rows[t] * args_.value_row + args_.cells[t] * args_.value_cell;
+    for (int64_t n = 0; n < args_.heads; ++n) {
+      std::memcpy(key + n * args_.key_head, k + n * args_.head_size, bytes);
+      std::memcpy(value + n * args_.value_head, v + n * args_.head_size, bytes);
+    }
+  }
+}
+
+}  // namespace bertfast::cpu

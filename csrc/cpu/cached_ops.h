@@ -1,0 +1,43 @@
+// The two ops on a KV cache, cut into items that the pool hands out (parallel.h).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace bertfast::cpu {
+
+class CachedAttentionOp {
+ public:
+  // Throws std::invalid_argument, before anything is read, unless every query's row is in [0, rows) and its range in [0, cells].
+  CachedAttentionOp(const Kernels& kernels, const CachedAttention& args, int64_t rows, int64_t cells);
+  int64_t items() const { return args_.queries * args_.heads; }
+  void run(int64_t item) const;
+
+ private:
+  const Kernels& kernels_;
+  CachedAttention args_;
+  int64_t longest_ = 0;  // range
+};
+
+// New keys and values, [tokens, heads, head_size], into their cells.
+struct CacheWrite {
+  const float *k, *v;
+  float *keys, *values;
+  const int64_t *rows, *cells;  // [tokens]
+  int64_t k_stride, v_stride, key_row, key_head, key_cell, value_row, value_head, value_cell;
+  int64_t tokens, heads, head_size;
+};
+
+class CacheWriteOp {
+ public:
+  CacheWriteOp(const CacheWrite& args, int64_t rows, int64_t cells);  // throws as above
+  int64_t items() const;
+  void run(int64_t item) const;
+
+ private:
+  CacheWrite args_;
+  int64_t tokens_per_item_;
+};
+
+}  // namespace bertfast::cpu

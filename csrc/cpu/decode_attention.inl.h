@@ -1,0 +1,98 @@
+// Attention of single queries against a KV cache, one head at a time.
+//
+// A query reads each of its keys and values once, so memory sets the pace: the cache keeps the cells of one head back to
+// back, and both sweeps walk them in order. Scores of the whole range stay in scratch; a BERT's cache is short. The order
+// of every sum depends on the number of keys alone.
+#pragma once
+
+#include <math.h>
+
+#include "kernels.h"
+#include "math.inl.h"
+#include "vec.h"
+
+namespace bertfast::cpu::BERTFAST_ISA_NAME {
+namespace {
+
+// scores[j] = q . keys[j] for `count` keys, and their maximum.
+inline float score_keys(const float* q, const float* keys, int64_t stride, int64_t count, int64_t head_size, float scale, float* scores) {
+  float highest = -INFINITY;
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+    const float* k = keys + j * stride;
+    Vec sum[4];
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < 4; ++i) sum[i] = Vec::all(0.0f);
+    for_each_block(head_size, [&](int64_t d, int64_t lanes) {
+      const Vec a = Vec::load(q + d, lanes);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < 4; ++i) sum[i] = multiply_add(a, Vec::load(k + i * stride + d, lanes), sum[i]);
+    });
+    Vec::store_sums(sum, scores + j);
+  }
+  for (; j < count; ++j) {
+    Vec sum = Vec::all(0.0f);
+    for_each_block(head_size, [&](int64_t d, int64_t lanes) {
+      sum = multiply_add(Vec::load(q + d, lanes), Vec::load(keys + j * stride + d, lanes), sum);
+    });
+    scores[j] = sum.sum();
+  }
+  for (j = 0; j < count; ++j) {
+    scores[j] *= scale;
+    highest = scores[j] > highest ? scores[j] : highest;
+  }
+  return highest;
+}
+
+// out = scale * sum over j of weights[j] values[j], `blocks` vectors of it (the last with `lanes`), in two chains.
+template <int64_t blocks>
+inline void weigh_values(const float* weights, const float* values, int64_t stride, int64_t count, Vec scale, float* out, int64_t lanes) {
+  Vec sum[2][blocks];
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < blocks; ++c) sum[0][c] = sum[1][c] = Vec::all(0.0f);
+  int64_t j = 0;
+  for (; j + 2 <= count; j += 2) {
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < 2; ++i) {
+      const Vec w = Vec::all(weights[j + i]);
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < blocks; ++c)
+        sum[i][c] = multiply_add(w, Vec::load(values + (j + i) * stride + c * Vec::width, lanes), sum[i][c]);
+    }
+  }
+  if (j < count) {
+    const Vec w = Vec::all(weights[j]);
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < blocks; ++c) sum[0][c] = multiply_add(w, Vec::load(values + j * stride + c * Vec::width, lanes), sum[0][c]);
+  }
+#pragma GCC unroll 8
+  for (int64_t c = 0; c < blocks; ++c) ((sum[0][c] + sum[1][c]) * scale).store(out + c * Vec::width, lanes);
+}
+
+inline void cached_attention(const CachedAttention& op, int64_t query, int64_t head, float* scratch) {
+  const int64_t D = op.head_size, row = op.rows[query], first = op.first ? op.first[query] : 0, count = op.last[query] - first;
+  float* out = op.out + (query * op.heads + head) * D;
+  if (count == 0) {
+    for (int64_t d = 0; d < D; ++d) out[d] = 0.0f;
+    return;
+  }
+  const float* keys = op.keys + row * op.key_row + head * op.key_head + first * op.key_cell;
+  const float* values = op.values + row * op.value_row + head * op.value_head + first * op.value_cell;
+  const float highest = score_keys(op.q + query * op.q_stride + head * D, keys, op.key_cell, count, D, op.scale, scratch);
+  Vec total = Vec::all(0.0f);
+  for_each_block(count, [&](int64_t j, int64_t lanes) {
+    Vec weight = exp(Vec::load(scratch + j, lanes) - Vec::all(highest));
+    if (lanes != Vec::width) weight = weight.keep(lanes, Vec::all(0.0f));
+    weight.store(scratch + j, lanes);
+    total = total + weight;
+  });
+  const Vec scale = Vec::all(1.0f / total.sum());
+  int64_t d = 0;
+  for (; d + 4 * Vec::width <= D; d += 4 * Vec::width)
+    weigh_values<4>(scratch, values + d, op.value_cell, count, scale, out + d, Vec::width);
+  for_each_block(
+      D - d, [&](int64_t i, int64_t lanes) { weigh_values<1>(scratch, values + d + i, op.value_cell, count, scale, out + d + i, lanes); });
+}
+
+}  // namespace
+}  // namespace bertfast::cpu::BERTFAST_ISA_NAME

@@ -1,0 +1,118 @@
+#include "slot_table.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "../check.h"
+
+namespace bertfast {
+namespace {
+
+constexpr char freed = 0, taken = 1, kept = 2;
+
+void broken(const std::string& what) { throw std::logic_error("SlotTable: " + what); }
+
+}  // namespace
+
+SlotTable::SlotTable(int64_t slots, int64_t cells) : cells_(cells) {
+  BF_CHECK(slots >= 0, "slots: got ", slots, ", expected 0 or more");
+  BF_CHECK(cells >= 0, "cells: got ", cells, ", expected 0 or more");
+  lengths_.assign(static_cast<size_t>(slots), 0);
+  for (int64_t slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
+  running_.reserve(lengths_.size());
+}
+
+std::vector<int64_t> SlotTable::lengths() const {
+  std::vector<int64_t> found;
+  for (const int64_t slot : running_) found.push_back(lengths_[static_cast<size_t>(slot)]);
+  return found;
+}
+
+std::vector<int64_t> SlotTable::admit(const std::vector<int64_t>& lengths) {
+  BF_CHECK(lengths.size() <= free_.size(), "admit: ", lengths.size(), " sequences came, but only ", free_.size(), " of the ", slots(),
+           " slots are free; end some sequences, or make the cache larger");
+  for (const int64_t length : lengths)
+    BF_CHECK(length >= 0 && length <= cells_, "admit: a sequence of length ", length, " came, expected 0 to ", cells_,
+             ", the cells of a slot");
+  const size_t before = running_.size();
+  for (const int64_t length : lengths) {
+    running_.push_back(free_.back());
+    lengths_[static_cast<size_t>(free_.back())] = length;
+    free_.pop_back();
+  }
+  return {running_.begin() + static_cast<std::ptrdiff_t>(before), running_.end()};
+}
+
+void SlotTable::extend(int64_t count) {
+  BF_CHECK(count >= 0, "extend: got ", count, " cells, expected 0 or more");
+  for (const int64_t slot : running_) {
+    const int64_t length = lengths_[static_cast<size_t>(slot)];
+    BF_CHECK(count <= cells_ - length, "extend: a sequence has ", length, " cells and needs ", count, " more, but the cache holds ",
+             cells_);
+  }
+  for (const int64_t slot : running_) lengths_[static_cast<size_t>(slot)] += count;
+}
+
+void SlotTable::crop(int64_t count) {
+  BF_CHECK(count >= 0, "crop: got ", count, " cells, expected 0 or more");
+  for (const int64_t slot : running_) {
+    const int64_t length = lengths_[static_cast<size_t>(slot)];
+    BF_CHECK(count <= length, "crop: got ", count, " cells, but a sequence has only ", length);
+  }
+  for (const int64_t slot : running_) lengths_[static_cast<size_t>(slot)] -= count;
+}
+
+std::vector<std::pair<int64_t, int64_t>> SlotTable::reorder(const std::vector<int64_t>& parents) {
+  const int64_t before = static_cast<int64_t>(running_.size());
+  for (const int64_t parent : parents)
+    BF_CHECK(parent >= 0 && parent < before, "reorder: got parent ", parent, ", expected 0 <= parent < ", before,
+             ", the running sequences");
+  BF_CHECK(parents.size() <= lengths_.size(), "reorder: ", parents.size(), " sequences do not fit in ", slots(), " slots");
+
+  std::vector<char> state(lengths_.size(), freed);
+  for (const int64_t parent : parents) state[static_cast<size_t>(running_[static_cast<size_t>(parent)])] = taken;
+  for (const int64_t slot : running_)
+    if (state[static_cast<size_t>(slot)] == freed) {
+      lengths_[static_cast<size_t>(slot)] = 0;
+      free_.push_back(slot);
+    }
+  std::vector<int64_t> after;
+  std::vector<std::pair<int64_t, int64_t>> copies;
+  after.reserve(lengths_.size());
+  for (const int64_t parent : parents) {
+    const int64_t from = running_[static_cast<size_t>(parent)];
+    if (state[static_cast<size_t>(from)] == taken) {
+      state[static_cast<size_t>(from)] = kept;
+      after.push_back(from);
+      continue;
+    }
+    const int64_t to = free_.back();
+    free_.pop_back();
+    lengths_[static_cast<size_t>(to)] = lengths_[static_cast<size_t>(from)];
+    copies.emplace_back(from, to);
+    after.push_back(to);
+  }
+  running_ = std::move(after);
+  return copies;
+}
+
+void SlotTable::check_integrity() const {
+  std::vector<int> seen(lengths_.size(), 0);
+  const auto see = [&](int64_t slot) {
+    if (slot < 0 || slot >= slots()) broken("slot " + std::to_string(slot) + " does not exist");
+    if (++seen[static_cast<size_t>(slot)] > 1) broken("slot " + std::to_string(slot) + " is listed twice");
+  };
+  for (const int64_t slot : running_) {
+    see(slot);
+    const int64_t length = lengths_[static_cast<size_t>(slot)];
+    if (length < 0 || length > cells_) broken("slot " + std::to_string(slot) + " has length " + std::to_string(length));
+  }
+  for (const int64_t slot : free_) {
+    see(slot);
+    if (lengths_[static_cast<size_t>(slot)] != 0) broken("slot " + std::to_string(slot) + " is free, but not empty");
+  }
+  if (std::find(seen.begin(), seen.end(), 0) != seen.end()) broken("a slot is neither free nor running");
+}
+
+}  // namespace bertfast

@@ -1,0 +1,182 @@
+"""The KV cache's bookkeeping: random operations never break it, and what cannot be done changes nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from torch import Tensor
+
+from bertfast._C import SlotTable
+from bertfast.kv_cache import Layer
+
+SLOTS, CELLS = 5, 9
+
+
+class Slots(RuleBasedStateMachine):
+    """SlotTable against a list: what each running sequence has been through, which its cells would hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = SlotTable(SLOTS, CELLS)
+        self.sequences: list[list[int]] = []  # one label for each filled cell, all labels different
+        self.cells: dict[tuple[int, int], int] = {}  # (slot, cell): the label there, written as a caller would
+        self.labels = 0
+
+    def write(self, i: int, count: int) -> None:
+        """`count` new cells at the end of sequence i."""
+        for _ in range(count):
+            self.labels += 1
+            self.cells[self.table.running[i], len(self.sequences[i])] = self.labels
+            self.sequences[i].append(self.labels)
+
+    def refused(self, call, *args) -> None:
+        before = self.table.running, self.table.lengths
+        with pytest.raises(ValueError):  # noqa: PT011 (the texts are tested below)
+            call(*args)
+        assert (self.table.running, self.table.lengths) == before
+
+    @rule(lengths=st.lists(st.integers(-1, CELLS + 1), max_size=SLOTS + 1))
+    def admit(self, lengths: list[int]) -> None:
+        if len(self.sequences) + len(lengths) > SLOTS or any(not 0 <= n <= CELLS for n in lengths):
+            self.refused(self.table.admit, lengths)
+            return
+        slots = self.table.admit(lengths)
+        assert slots == self.table.running[len(self.sequences) :]
+        for length in lengths:
+            self.sequences.append([])
+            self.write(len(self.sequences) - 1, length)
+
+    @rule(count=st.integers(-1, 3))
+    def extend(self, count: int) -> None:
+        if count < 0 or any(len(s) + count > CELLS for s in self.sequences):
+            self.refused(self.table.extend, count)
+            return
+        self.table.extend(count)
+        for i in range(len(self.sequences)):
+            self.write(i, count)
+
+    @rule(count=st.integers(-1, 3))
+    def crop(self, count: int) -> None:
+        if count < 0 or any(len(s) < count for s in self.sequences):
+            self.refused(self.table.crop, count)
+            return
+        self.table.crop(count)
+        self.sequences = [s[: len(s) - count] for s in self.sequences]
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def reorder(self, data: st.DataObject) -> None:
+        parents = data.draw(st.lists(st.integers(-1, len(self.sequences)), max_size=SLOTS + 1))
+        if len(parents) > SLOTS or any(not 0 <= p < len(self.sequences) for p in parents):
+            self.refused(self.table.reorder, parents)
+            return
+        before = [self.table.running[p] for p in parents]
+        copies = self.table.reorder(parents)
+        assert not {source for source, _ in copies} & {target for _, target in copies}
+        assert len(copies) == len(parents) - len(set(parents)), "only a second child costs a copy"
+        for source, target in copies:
+            self.cells.update({(target, cell): self.cells[source, cell] for cell in range(CELLS) if (source, cell) in self.cells})
+        for slot, parent in zip(self.table.running, before, strict=True):
+            assert slot == parent or (parent, slot) in copies
+        self.sequences = [list(self.sequences[p]) for p in parents]
+
+    @invariant()
+    def holds(self) -> None:
+        self.table.check_integrity()
+        assert self.table.lengths == [len(s) for s in self.sequences]
+        for slot, sequence in zip(self.table.running, self.sequences, strict=True):
+            assert [self.cells[slot, cell] for cell in range(len(sequence))] == sequence
+
+
+TestSlots = Slots.TestCase
+TestSlots.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_what_a_refusal_says():
+    table = SlotTable(2, 4)
+    table.admit([3])
+    for call, message in (
+        (lambda: table.admit([1, 1]), "2 sequences came, but only 1 of the 2 slots"),
+        (lambda: table.admit([5]), "length 5 came, expected 0 to 4"),
+        (lambda: table.extend(2), "has 3 cells and needs 2 more, but the cache holds 4"),
+        (lambda: table.crop(4), "got 4 cells, but a sequence has only 3"),
+        (lambda: table.reorder([1]), "got parent 1"),
+        (lambda: table.reorder([0, 0, 0]), "3 sequences do not fit in 2 slots"),
+        (lambda: SlotTable(-1, 4), "slots: got -1"),
+        (lambda: SlotTable(1, -4), "cells: got -4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+class Growth(RuleBasedStateMachine):
+    """Layer against what transformers' layer does: concatenate, slice, select. Every view ever read keeps its value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Layer()
+        self.expected = torch.empty(2, 2, 0, 3)
+        self.read: list[tuple[Tensor, Tensor]] = []
+
+    @rule(count=st.integers(1, 3))
+    def append(self, count: int) -> None:
+        new = torch.rand(self.expected.shape[0], 2, count, 3)
+        self.layer.update(new, -new)
+        self.expected = torch.cat([self.expected, new], dim=2)
+
+    @rule(count=st.integers(1, 3), fails=st.booleans(), most=st.sampled_from([None, 12]))
+    def write_in_place(self, count: int, fails: bool, most: int | None) -> None:
+        """As the graph does; `fails`: the call ended in an error before it counted."""
+        new = torch.rand(self.expected.shape[0], 2, count, 3)
+        at = self.expected.shape[2]
+        keys, values = self.layer.room_for(count, new, most)
+        keys[:, :, at : at + count], values[:, :, at : at + count] = new, -new
+        if not fails:
+            self.layer.extend(count)
+            self.expected = torch.cat([self.expected, new], dim=2)
+
+    @rule(count=st.integers(0, 4))
+    def crop(self, count: int) -> None:
+        count = min(count, self.expected.shape[2])
+        self.layer.crop(-count)
+        self.expected = self.expected[:, :, : self.expected.shape[2] - count]
+
+    @precondition(lambda self: self.expected.shape[2] > 0)
+    @rule(order=st.lists(st.integers(0, 1), min_size=2, max_size=2))
+    def reorder(self, order: list[int]) -> None:
+        self.layer.reorder_cache(torch.tensor(order))
+        self.expected = self.expected[order]
+
+    @precondition(lambda self: self.expected.shape[2] > 0)
+    @rule()
+    def look(self) -> None:
+        self.read.append((self.layer.keys, self.layer.keys.clone()))
+
+    @invariant()
+    def holds(self) -> None:
+        assert self.layer.get_seq_length() == self.expected.shape[2]
+        if self.layer.is_initialized:
+            buffers = self.layer._buffers  # not the properties: they count as a look
+            for buffer, expected in zip(buffers, (self.expected, -self.expected), strict=True):
+                if buffer is not None:
+                    assert torch.equal(buffer[:, :, : expected.shape[2]], expected)
+        for view, value in self.read:
+            assert torch.equal(view, value)
+
+
+TestGrowth = Growth.TestCase
+TestGrowth.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+
+
+@given(lengths=st.lists(st.integers(0, CELLS), min_size=1, max_size=SLOTS))
+def test_a_full_slot_is_found_before_anything_changes(lengths: list[int]):
+    table = SlotTable(SLOTS, CELLS)
+    table.admit(lengths)
+    if max(lengths) == CELLS:
+        with pytest.raises(ValueError, match="the cache holds 9"):
+            table.extend(1)
+        assert table.lengths == lengths
+    else:
+        table.extend(1)
+        assert table.lengths == [n + 1 for n in lengths]
