@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bertfast import _C, ops, roads
+from bertfast import _C, graphs_cuda, ops, roads
 from bertfast.attention import Varlen
 from bertfast.batch import PackedBatch
 from bertfast.heads import Logits
@@ -42,6 +42,8 @@ class CannotRecordError(Exception):
 
 def run(call: Call) -> dict[str, Logits]:
     """The outputs of a call: replayed where it can be, recorded where it is the first of its kind, else op by op."""
+    if call.batch.rows.input_ids.is_cuda:
+        return graphs_cuda.run(call)
     key = kind_of(call)
     if key is None:
         return call.run_ops(call.batch, call.O)

@@ -104,6 +104,7 @@ class Guard:
         self._implementation = model.config._attn_implementation
         self._reason = lasting_reason(model, inner)
         self.plans: Any = None  # made by bertfast.graphs, on first use; what they read is watched here
+        self.cuda_graphs: Any = None  # the same of bertfast.graphs_cuda
         self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
         self._forwards = [(kind, kind.forward) for kind in {type(m) for m in inner}]
         self._watch = _C.Watch(

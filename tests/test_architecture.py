@@ -23,6 +23,7 @@ LAYERS = [
     ["bertfast.checkpoints"],
     ["bertfast.forward"],
     ["bertfast.graphs"],
+    ["bertfast.graphs_cuda"],
     ["bertfast.gradients", "bertfast.heads", "bertfast.losses", "bertfast.roads"],
     ["bertfast.cached"],
     ["bertfast.batch", "bertfast.kv_cache"],

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, tuning
 from bertfast.kernels import pack as packing
+from bertfast.kernels.stage import stage
 from bertfast.ops import reference
 from bertfast.ops.reference import cached_attention, write_cache  # a few torch kernels each; nothing waits for the device
 
@@ -25,6 +26,7 @@ __all__ = [
     "linear_concat",
     "pack",
     "raise_out_of_range",
+    "stage",
     "unpack",
     "varlen_attention",
     "write_cache",
