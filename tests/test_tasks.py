@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from accuracy import assert_as_accurate
-from bertfast import pooling, tasks
+from bertfast import ops, pooling, tasks
 from bertfast.planner import plan_batches
 from bertfast.sentence_folder import read_settings
 from bertfast.tasks import Embedder
@@ -278,6 +278,15 @@ def test_half_precision_gives_float32_vectors(small_dir):
     assert vectors.dtype == np.float32
     yardstick = by_hand(small_dir, TEXTS, torch.bfloat16).float()
     assert_as_accurate(torch.from_numpy(vectors), yardstick=yardstick, truth=by_hand(small_dir, TEXTS, torch.float64))
+
+
+def test_a_dtype_without_kernels_is_said_once(small_dir, caplog):
+    ops._backend.cache_clear()
+    embedder = Embedder.from_pretrained(small_dir, device="cpu", dtype="float16")
+    embedder.encode(TEXTS)
+    embedder.encode(TEXTS)
+    said = [record.getMessage() for record in caplog.records if record.name == "bertfast"]
+    assert said == ["no kernels for torch.float16 on cpu: plain torch operations are used"]
 
 
 @pytest.mark.parametrize("mode", pooling.MODES)

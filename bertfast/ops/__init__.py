@@ -13,6 +13,7 @@ Shape letters: T tokens (packed, no padding), B sequences, H hidden, N heads, D 
 linear layer, C any number of columns, V / P / Y rows of the word, position and token-type tables.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 from bertfast.ops import reference
+
+logger = logging.getLogger("bertfast")
 
 ACTIVATIONS = frozenset(reference.ACTIVATIONS)  # what linear can fuse; any other is applied to its result
 
@@ -41,7 +44,11 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 @cache
 def _backend(device_type: str, dtype: torch.dtype) -> Any:
     name = _KERNELS.get((device_type, dtype))
-    return reference if name is None else import_module(name)
+    if name is not None:
+        return import_module(name)
+    if dtype.is_floating_point:
+        logger.warning("no kernels for %s on %s: plain torch operations are used", dtype, device_type)  # once: this function is cached
+    return reference
 
 
 def embed_layer_norm(

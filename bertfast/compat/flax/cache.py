@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bertfast.compat import arrays
+from bertfast.compat.flax import inputs
 
 NAMES = ("cache_index", "cached_key", "cached_value")  # in JAX's order of a dict's keys
 
@@ -232,3 +233,34 @@ def _register_with_jax() -> None:
     jax.tree_util.register_pytree_node(
         LayerCache, lambda cache: (tuple(cache[name] for name in NAMES), None), lambda _, leaves: dict(zip(NAMES, leaves, strict=True))
     )
+
+
+def cached_step(
+    buffers: Buffers, index: int, read: inputs.Inputs, config: Any, all_columns: bool
+) -> tuple[Step, Tensor]:  # visible: bool, broadcasts to [B, 1, S, columns]
+    """Where a call on a cache writes, and what each of its queries sees.
+
+    A query at place p of the cache sees column j where mask[j] > 0, j <= p, and j < index + S. Past the end of the cache the last
+    columns are written again.
+    """
+    (B, S), C = read.shape, buffers.length
+    if buffers.batch != B:
+        raise ValueError(f"past_key_values: made for {buffers.batch} sequences, input_ids has {B}")
+    if S > C:
+        raise ValueError(f"input_ids: {S} tokens, and the cache of past_key_values has {C} columns")
+    device = read.input_ids.device
+    mask = read.attention_mask if read.attention_mask is not None else torch.ones(B, S, dtype=torch.bool, device=device)
+    if mask.dim() > 2 or not inputs.fits(mask, (B, C)):
+        raise ValueError(
+            f"attention_mask: got shape {tuple(mask.shape)}{'' if read.attention_mask is not None else ' (ones like input_ids)'}, expected "
+            f"({B}, {C}): with past_key_values it covers the whole cache, ones where nothing is written yet"
+        )
+    columns = torch.arange(C, device=device)
+    places = min(index, config.max_position_embeddings - S) + torch.arange(S, device=device)
+    visible = (columns <= places[:, None]) & (columns < index + S)
+    visible = visible & mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))[:, None, None, :]  # [1 or B, 1, S, C]
+    width = C
+    if not all_columns and bool(visible.any(dim=-1).all()):  # a query that sees nothing attends to every column alike
+        width = min(index + S, C)
+    step = Step(buffers.advanced(index, S), min(index, C - S), S, width)
+    return step, visible[..., :width]

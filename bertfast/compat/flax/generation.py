@@ -20,7 +20,7 @@ from bertfast import ops
 from bertfast.compat import arrays
 from bertfast.compat.dense import Dense, padded_batch
 from bertfast.compat.engine import Engine
-from bertfast.compat.flax import inputs, random
+from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.processors import apply, processors, top, warpers
 from bertfast.compat.outputs import Output, output
 from bertfast.heads import predictions
@@ -221,13 +221,11 @@ class Session:
         self.index = 0
 
     def step(self, tokens: Tensor) -> Tensor:  # [R, s] -> float32 [R, V], the scores behind the last
-        from bertfast.compat.flax.models import cached_step
-
         read = inputs.Inputs(
             (tokens.shape[0], tokens.shape[1]), tokens, None, self.positions, self.mask,
             inputs.within(tokens, self.config.vocab_size) and inputs.within(self.positions, self.config.max_position_embeddings),
         )  # fmt: skip
-        written, visible = cached_step(self.buffers, self.index, read, self.config, False)
+        written, visible = cache.cached_step(self.buffers, self.index, read, self.config, False)
         embeddings = self.engine.bert.embeddings
         ids, words, positions, types = inputs.looked_up(read, embeddings, self.config)
         attention = Dense(tokens.shape[0], inputs.additive(visible), memory=written)

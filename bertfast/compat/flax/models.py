@@ -305,7 +305,7 @@ class FlaxBertPreTrainedModel:
             )
         if past is not None and config.is_decoder:
             buffers, index = cache.read_tree(past, config.num_hidden_layers, self.cache_prefix, engine.dtype, device)
-            step, visible = cached_step(buffers, index, read, config, attentions)
+            step, visible = cache.cached_step(buffers, index, read, config, attentions)
             batch = self._batch(engine, read, visible, head_masks, attentions, dropout, encoder, step)
             result = engine.encoded(batch, hidden, dropout)
             return result, cache.tree(step.buffers, index + read.shape[1], kind, self.cache_prefix)
@@ -432,37 +432,6 @@ class FlaxBertForCausalLM(Generation, FlaxBertPreTrainedModel):
 
     torch_class = "BertLMHeadModel"
     output_class = FlaxCausalLMOutputWithCrossAttentions
-
-
-def cached_step(
-    buffers: cache.Buffers, index: int, read: inputs.Inputs, config: Any, all_columns: bool
-) -> tuple[cache.Step, Tensor]:  # visible: bool, broadcasts to [B, 1, S, columns]
-    """Where a call on a cache writes, and what each of its queries sees.
-
-    A query at place p of the cache sees column j where mask[j] > 0, j <= p, and j < index + S. Past the end of the cache the last
-    columns are written again.
-    """
-    (B, S), C = read.shape, buffers.length
-    if buffers.batch != B:
-        raise ValueError(f"past_key_values: made for {buffers.batch} sequences, input_ids has {B}")
-    if S > C:
-        raise ValueError(f"input_ids: {S} tokens, and the cache of past_key_values has {C} columns")
-    device = read.input_ids.device
-    mask = read.attention_mask if read.attention_mask is not None else torch.ones(B, S, dtype=torch.bool, device=device)
-    if mask.dim() > 2 or not inputs.fits(mask, (B, C)):
-        raise ValueError(
-            f"attention_mask: got shape {tuple(mask.shape)}{'' if read.attention_mask is not None else ' (ones like input_ids)'}, expected "
-            f"({B}, {C}): with past_key_values it covers the whole cache, ones where nothing is written yet"
-        )
-    columns = torch.arange(C, device=device)
-    places = min(index, config.max_position_embeddings - S) + torch.arange(S, device=device)
-    visible = (columns <= places[:, None]) & (columns < index + S)
-    visible = visible & mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))[:, None, None, :]  # [1 or B, 1, S, C]
-    width = C
-    if not all_columns and bool(visible.any(dim=-1).all()):  # a query that sees nothing attends to every column alike
-        width = min(index + S, C)
-    step = cache.Step(buffers.advanced(index, S), min(index, C - S), S, width)
-    return step, visible[..., :width]
 
 
 def _engine_config(config: Any) -> Any:
