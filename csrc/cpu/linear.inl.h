@@ -11,7 +11,7 @@
 namespace bertfast::cpu::BERTFAST_ISA_NAME {
 namespace {
 
-constexpr int64_t tile_cols = 4;       // Vec::store_sums adds up four vectors at once
+constexpr int64_t tile_cols = 4;       // Vec::sums adds up four vectors at once
 constexpr int64_t block_cols = 96;     // columns of weight that stay in L2 while all rows pass
 constexpr int64_t block_depth = 768;   // k at a time: a tile's rows of x and weight stay in L1
 constexpr int64_t few_rows = 48;       // up to here a column's rows of x stay in cache, and weights come from memory
@@ -26,6 +26,8 @@ struct LinearPass {
   int64_t x_stride, weight_stride, out_stride, depth;
   bool first;  // starts from the bias; later passes add to out
 };
+
+constexpr int64_t line = 16;  // floats in a cache line
 
 // What a tile fetches into L2 while it computes: some rows of weight that are needed soon.
 struct Ahead {
@@ -45,7 +47,7 @@ __attribute__((noinline)) void linear_tile(const LinearPass& at, const float* x,
     for (int64_t c = 0; c < tile_cols; ++c) sum[m][c] = Vec::all(0.0f);
 
   for_each_block(at.depth, [&](int64_t k, int64_t lanes) {
-    if constexpr (fetch)
+    if (fetch && k % line == 0)
       for (int64_t c = 0; c < ahead.rows; ++c) __builtin_prefetch(ahead.weight + c * at.weight_stride + k, 0, 2);
     Vec w[cols];
 #pragma GCC unroll 8
@@ -58,12 +60,13 @@ __attribute__((noinline)) void linear_tile(const LinearPass& at, const float* x,
     }
   });
 
+  Quad start = {};
+  if (at.first && at.bias) start = load_quad(at.bias + n, cols);
 #pragma GCC unroll 8
   for (int64_t m = 0; m < rows; ++m) {
-    float totals[tile_cols];
-    Vec::store_sums(sum[m], totals);
     float* to = out + m * at.out_stride + n;
-    for (int64_t c = 0; c < cols; ++c) to[c] = totals[c] + (!at.first ? to[c] : at.bias ? at.bias[n + c] : 0.0f);
+    if (!at.first) start = load_quad(to, cols);
+    store_quad(to, Vec::sums(sum[m]) + start, cols);
   }
 }
 

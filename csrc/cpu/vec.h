@@ -17,6 +17,16 @@
 namespace bertfast::cpu::BERTFAST_ISA_NAME {
 namespace {
 
+// Four floats: what four vectors come to, each added up.
+typedef float Quad __attribute__((vector_size(16)));
+
+inline Quad load_quad(const float* p, int64_t lanes) {
+  Quad q = {};
+  __builtin_memcpy(&q, p, static_cast<size_t>(lanes) * sizeof(float));
+  return q;
+}
+inline void store_quad(float* p, Quad q, int64_t lanes) { __builtin_memcpy(p, &q, static_cast<size_t>(lanes) * sizeof(float)); }
+
 #if defined(__AVX512F__)
 
 struct Vec {
@@ -43,10 +53,10 @@ struct Vec {
   __m256 halves() const {
     return _mm256_add_ps(_mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
   }
-  static void store_sums(const Vec (&v)[4], float* out) {
+  static Quad sums(const Vec (&v)[4]) {
     const __m256 ab = _mm256_hadd_ps(v[0].halves(), v[1].halves()), cd = _mm256_hadd_ps(v[2].halves(), v[3].halves());
     const __m256 all = _mm256_hadd_ps(ab, cd);
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    return Quad(_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
 };
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -95,9 +105,9 @@ struct Vec {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
-  static void store_sums(const Vec (&v)[4], float* out) {
+  static Quad sums(const Vec (&v)[4]) {
     const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(v[0].v, v[1].v), _mm256_hadd_ps(v[2].v, v[3].v));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    return Quad(_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
 };
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -150,9 +160,7 @@ struct Vec {
     const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
     return a > b ? a : b;
   }
-  static void store_sums(const Vec (&v)[4], float* out) {
-    for (int64_t i = 0; i < 4; ++i) out[i] = v[i].sum();
-  }
+  static Quad sums(const Vec (&v)[4]) { return {v[0].sum(), v[1].sum(), v[2].sum(), v[3].sum()}; }
 };
 inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
