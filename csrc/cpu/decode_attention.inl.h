@@ -28,7 +28,7 @@ inline float score_keys(const float* q, const float* keys, int64_t stride, int64
 #pragma GCC unroll 4
       for (int64_t i = 0; i < 4; ++i) sum[i] = multiply_add(a, Vec::load(k + i * stride + d, lanes), sum[i]);
     });
-    Vec::store_sums(sum, scores + j);
+    store_quad(scores + j, Vec::sums(sum), 4);
   }
   for (; j < count; ++j) {
     Vec sum = Vec::all(0.0f);

@@ -160,7 +160,7 @@ struct Vec {
     const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
     return a > b ? a : b;
   }
-  static Quad sums(const Vec (&v)[4]) { return {v[0].sum(), v[1].sum(), v[2].sum(), v[3].sum()}; }
+  static Quad sums(const Vec (&v)[4]) { return Quad{v[0].sum(), v[1].sum(), v[2].sum(), v[3].sum()}; }
 };
 inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
