@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -117,10 +118,12 @@ class Disturbance:
         return self.others + self.stolen > self.LIMIT
 
 
-def usage(processes: Iterable[int]) -> Usage:
-    """`processes`: the ids of all that are ours and still running. Without /proc everything is 0: nothing is seen, nothing claimed."""
+def usage(processes: Iterable[int], children: bool = False) -> Usage:
+    """`processes`: the ids of all that are ours and still running; `children`: count those of this process that have ended as well. Without
+    /proc everything is 0: nothing is seen, nothing claimed."""
     tick = os.sysconf("SC_CLK_TCK")
-    ours = 0.0
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ours = ended.ru_utime + ended.ru_stime if children else 0.0
     for process in processes:
         stat = _read(f"/proc/{process}/stat")
         if stat:

@@ -81,15 +81,23 @@ def _table(result: dict[str, Any], subjects: tuple[str, ...]) -> str:
     rows = {name: w for name, w in workloads.items() if any(_timed(w, s) for s in columns)}
     if not rows:
         return ""
-    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
+    ours = [s for s in columns if s.startswith("bertfast") and any(_best_peer(w, s) for w in rows.values())]
+    headings = [*columns, *(f"{s} / best peer" for s in ours)]
+    lines = ["| | " + " | ".join(headings) + " |", "|---|" + "--:|" * len(headings)]
     for name, workload in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(workload, subject) for subject in columns) + " |")
+        cells = [*(_cell(workload, subject) for subject in columns), *(_best_peer(workload, subject) for subject in ours)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _timed(workload: dict[str, Any], subject: str) -> bool:
     row = workload["rows"].get(subject)
     return row is not None and row["status"] == "timed" and "seconds" in row
+
+
+def _best_peer(workload: dict[str, Any], subject: str) -> str:
+    best = workload["rows"].get(subject, {}).get("best_peer")
+    return f"{best['value']:.2f}x" if best and _timed(workload, subject) else ""
 
 
 def _cell(workload: dict[str, Any], subject: str) -> str:

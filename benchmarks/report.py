@@ -78,7 +78,7 @@ def lines(workload: dict[str, Any]) -> Iterator[Line]:
 def amount(seconds: float, workload: dict[str, Any]) -> str:
     """Milliseconds: of a call, or of a step when generating."""
     ms = seconds * 1e3 / max(1, workload["new_tokens"])
-    return f"{ms:.0f} ms" if ms >= 1000 else f"{ms:.3g} ms"
+    return f"{ms / 1e3:.3g} s" if ms >= 1e4 else f"{ms:.0f} ms" if ms >= 1e3 else f"{ms:.3g} ms"
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -139,5 +139,9 @@ def _error(check: dict[str, Any] | None) -> str:
 def _remark(row: dict[str, Any], workload: dict[str, Any]) -> str:
     if phases := row.get("phases"):
         return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
+    parts = []
+    if best := row.get("best_peer"):
+        parts.append(f"{best['value']:.2f}x the best peer, {best['to']}")
     per_second = (workload["B"] if workload["task"] == "embed" else workload["tokens"]) / row["seconds"]["median"]
-    return f"{per_second:,.0f} {'sentences' if workload['task'] == 'embed' else 'tokens'}/s"
+    parts.append(f"{per_second:,.0f} {'sentences' if workload['task'] == 'embed' else 'tokens'}/s")
+    return "; ".join(parts)

@@ -90,7 +90,11 @@ def run(specs: list[Spec], workloads: list[Workload], settings: Settings) -> dic
             timer = {"call": _Calls, "cold": _Cold, "memory": _Memory}[kind]
             with timer(state, taking_part, model, task, Path(scratch)) as group_timer:
                 for workload in group:
-                    state.workloads[workload.name] = {**workload.as_dict(), **group_timer.measure(workload)}
+                    try:
+                        found = group_timer.measure(workload)
+                    except (WorkerError, RuntimeError, OSError) as error:  # its inputs cannot be made, say
+                        found = group_timer.unchecked(f"{type(error).__name__}: {error}")
+                    state.workloads[workload.name] = {**workload.as_dict(), **found}
                     settings.advance(state.as_dict())
     if state.meter and state.peaks:
         again = state.meter.rate()
@@ -173,7 +177,8 @@ class _Group:
         return path, arrays
 
     def unchecked(self, reason: str) -> dict[str, Any]:
-        return {"rows": {s.name: {"status": "failed", "reason": reason} for s in self.specs}}
+        rows = {s.name: {"status": "failed", "reason": reason, **self.failed.get(s.name, {})} for s in self.specs}
+        return {"reference": reference_of(self.task), "rows": rows}
 
 
 class _Calls(_Group):
@@ -321,6 +326,19 @@ class _Calls(_Group):
             if reference in turns and len(turns[reference]) == len(seconds) and rows[reference]["status"] == "timed":
                 ratio = ratio_of(turns[reference], seconds)
                 rows[name]["ratio"] = {"to": reference, "value": ratio.value, "band": ratio.band if name != reference else 0.0}
+        for spec in self.specs:
+            if spec.ours and rows.get(spec.name, {}).get("status") == "timed":
+                rows[spec.name]["best_peer"] = self._best_peer(spec, rows, turns)
+
+    def _best_peer(self, spec: Spec, rows: dict[str, dict[str, Any]], turns: dict[str, list[float]]) -> dict[str, Any] | None:
+        """The fastest of the others in the same dtype, and how many times as fast as it we are."""
+        peers = [s.name for s in self.specs if not s.ours and s.dtype == spec.dtype and rows.get(s.name, {}).get("status") == "timed"]
+        peers = [name for name in peers if len(turns[name]) == len(turns[spec.name])]
+        if not peers:
+            return None
+        best = min(peers, key=lambda name: rows[name]["seconds"]["median"])
+        ratio = ratio_of(turns[best], turns[spec.name])
+        return {"to": best, "value": ratio.value, "band": ratio.band}
 
     def _dtype(self, name: str) -> str:
         return next(s.dtype for s in self.specs if s.name == name)
@@ -333,7 +351,9 @@ class _Cold(_Group):
         path, _ = self.inputs(workload)
         phases: dict[str, list[tuple[float, float, float]]] = {}
         rows: dict[str, dict[str, Any]] = {}
+        seen = []
         for start in range(self.settings.starts + 1):  # the first one converts, and fills the page cache
+            before, at = machine.usage([os.getpid()], children=True), time.monotonic()
             for spec in self.specs:
                 if spec.name in rows:
                     continue
@@ -345,6 +365,7 @@ class _Cold(_Group):
                     continue
                 if start:
                     phases.setdefault(spec.name, []).append(found)
+            seen.append(machine.disturbance(before, machine.usage([os.getpid()], children=True), time.monotonic() - at))
         reference = phases.get(reference_of(self.task))
         for name, found in phases.items():
             if name in rows:
@@ -361,7 +382,9 @@ class _Cold(_Group):
             if reference:
                 ratio = ratio_of([sum(phase) for phase in reference], totals)
                 rows[name]["ratio"] = {"to": reference_of(self.task), "value": ratio.value, "band": ratio.band}
-        return {"reference": reference_of(self.task), "rows": _in_order(rows, self.specs)}
+        disturbed = sum(d.disturbed for d in seen[1:])
+        quality = {"rounds": self.settings.starts, "disturbed": disturbed, "noisy": disturbed > 0}
+        return {"reference": reference_of(self.task), "quality": quality, "rows": _in_order(rows, self.specs)}
 
     def _start(self, spec: Spec, workload: Workload, path: Path) -> tuple[float, float, float]:
         client = self.start(spec)

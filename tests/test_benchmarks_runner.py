@@ -1,6 +1,7 @@
 """The whole of it on a tiny model, in real worker processes: nothing here looks at how long anything took."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def at_the_root():
 def result(settings):
     faults = {name: wrong(name, name) for name in ("offset", "later", "raises", "dies")}
     ghost = Spec("ghost", "nowhere:Ghost", "float32", ("no_such_library_at_all",), "")
-    return runner.run([*faults.values(), ghost, subjects.again("transformers")], [WORKLOADS["tiny/2x8"]], settings)
+    own = replace(subjects.again("transformers"), name="own", ours=True)
+    specs = [*faults.values(), ghost, subjects.again("transformers"), own]
+    return runner.run(specs, [WORKLOADS["tiny/2x8"]], settings)
 
 
 def test_a_subject_that_is_off_by_a_hundredth_is_not_timed(result):
@@ -67,6 +70,16 @@ def test_failures_cost_their_own_rows_only(result):
     assert result["subjects"]["ghost"]["absent"] == "not installed: no_such_library_at_all"
 
 
+def test_without_its_reference_nothing_is_timed(settings, monkeypatch):
+    broken = replace(wrong("transformers", "raises"), name="transformers")
+    monkeypatch.setitem(subjects.SUBJECTS, "transformers", broken)
+    result = runner.run([subjects.again("transformers")], [WORKLOADS["tiny/2x8"]], settings)
+    rows = result["workloads"]["tiny/2x8"]["rows"]
+    assert {row["status"] for row in rows.values()} == {"failed"}
+    assert "it does not load" in rows["transformers"]["reason"]
+    report.markdown(result)
+
+
 def test_timed_rows_are_complete(result):
     workload = result["workloads"]["tiny/2x8"]
     row = workload["rows"]["transformers (again)"]
@@ -75,6 +88,7 @@ def test_timed_rows_are_complete(result):
     assert row["seconds"]["p20"] <= row["seconds"]["median"] <= row["seconds"]["p80"]
     assert row["ratio"]["to"] == "transformers"
     assert row["ratio"]["band"] > 0
+    assert workload["rows"]["own"]["best_peer"]["to"] in ("transformers", "transformers (again)")
     if result["peaks"]:
         assert row["of_arithmetic"] > 0
 

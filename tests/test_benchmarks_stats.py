@@ -84,7 +84,7 @@ def result():
         "quality": {"rounds": 9, "disturbed": 0, "noisy": False},
         "rows": {
             "transformers": row(20.0, 1.0, band=0.0, of_arithmetic=0.5),
-            "bertfast": row(8.0, 2.5, of_arithmetic=0.9),
+            "bertfast": row(8.0, 2.5, of_arithmetic=0.9, best_peer={"to": "openvino", "value": 1.25, "band": 0.02}),
             "openvino": {"status": "refused", "reason": "differs by 1.0e-02", "check": None},
             "ctranslate2": {"status": "absent", "reason": "not installed: ctranslate2"},
         },
@@ -169,6 +169,7 @@ def test_files_of_one_machine_and_one_set_of_versions_may_be_joined(result):
 def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):
     page = report.markdown(result)
     assert "| bertfast | 8 ms | 7.92 ms - 8.08 ms | 2.50x ± 2% | 90% F |" in page
+    assert "1.25x the best peer, openvino; 16,000 tokens/s" in page
     assert "| openvino | refused |" in page
     assert "differs by 1.0e-02" in page
     assert "| ctranslate2 | absent |" in page
@@ -183,7 +184,7 @@ def test_readme_table_is_written_between_the_markers_only(result, tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| minilm/1x128 | 8 ms (2.50x) | 20 ms |" in text
+    assert "| minilm/1x128 | 8 ms (2.50x) | 20 ms | 1.25x |" in text
     assert readme.current(page) == readme.section([result])
     assert not readme.update(page, [result])
     with pytest.raises(ValueError, match="no committed results"):
