@@ -73,10 +73,11 @@ class Call:
         needs = Needs(keep, pooled, attentions, differentiable)
         self.cache = open_cache(inputs, self.bert.config) if cached else None
         self.store = None
-        if self.cache is None:
-            self.batch = make_batch(inputs, self.bert, needs)
-        else:
-            self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
+        with torch.set_grad_enabled(differentiable):
+            if self.cache is None:
+                self.batch = make_batch(inputs, self.bert, needs)
+            else:
+                self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
 
     def run(self) -> dict[str, Logits]:
         return graphs.run(self) if self.recordable() else self.run_ops(self.batch, self.O)

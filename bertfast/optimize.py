@@ -124,7 +124,7 @@ def register() -> None:
     from transformers import BertConfig
 
     for original, ours in OURS.items():
-        for auto in vars(transformers.models.auto.modeling_auto).values():
+        for auto in list(vars(transformers.models.auto.modeling_auto).values()):
             mapping = getattr(auto, "_model_mapping", None)
-            if mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
+            if isinstance(auto, type) and mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
                 auto.register(BertConfig, ours, exist_ok=True)
