@@ -1,0 +1,377 @@
+"""generate(): transformers' tokens, whatever the strategy, and our own loop wherever the rule says so."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+from transformers.models.bert import modeling_bert as theirs
+
+import bertfast
+from bertfast import generation, roads
+from bertfast.kv_cache import FIELD
+
+V, LIMIT = 80, 64
+ENDS = list(range(2, 10))  # several end-of-sequence tokens, so that rows end at different times
+NEAR = 1e-4  # two scores closer than this may come out in either order
+
+
+@pytest.fixture(scope="module")
+def pair():
+    config = BertConfig(
+        vocab_size=V, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, max_position_embeddings=LIMIT,
+        is_decoder=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    original = theirs.BertLMHeadModel(config).eval()
+    for parameter in original.parameters():
+        parameter.data.normal_(0, 0.3)
+    return original, bertfast.optimize(copy.deepcopy(original))
+
+
+@pytest.fixture(autouse=True)
+def fast_road_only(monkeypatch):
+    def refuse(kind, message):
+        raise AssertionError(f"{kind} left the fast road: {message}")
+
+    monkeypatch.setattr(roads, "say_once", refuse)
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """Which loop each generate() took, and how many rows each of our steps had."""
+    taken: list[str] = []
+    rows: list[int] = []
+    sample, step = generation.sample, generation.Running.step
+
+    def noted(*args, **kwargs):
+        taken.append("ours")
+        return sample(*args, **kwargs)
+
+    def counted(self, tokens):
+        rows.append(len(tokens))
+        return step(self, tokens)
+
+    monkeypatch.setattr(generation, "sample", noted)
+    monkeypatch.setattr(generation.Running, "step", counted)
+    return taken, rows
+
+
+def make_prompts(B: int, S: int = 10, ragged: bool = True) -> dict[str, Tensor]:
+    lengths = torch.randint(1, S + 1, (B, 1)) if ragged else torch.full((B, 1), S)
+    lengths[0] = S
+    mask = (torch.arange(S) >= S - lengths).long()
+    return {"input_ids": torch.randint(10, V, (B, S)) * mask, "attention_mask": mask}
+
+
+def generate_both(pair, prompts, **options):
+    outputs = []
+    for model in pair:
+        torch.manual_seed(1)
+        outputs.append(model.generate(**prompts, **options))
+    return outputs
+
+
+def assert_same_tokens(original, prompts, expected: Tensor, actual: Tensor) -> None:
+    """Where they differ, transformers' best two scores must have been as good as equal."""
+    if expected.shape == actual.shape and torch.equal(expected, actual):
+        return
+    for row, (a, b) in enumerate(zip(expected, actual, strict=True)):
+        width = min(len(a), len(b))
+        different = (a[:width] != b[:width]).nonzero()
+        if len(different):
+            at = int(different[0])
+            mask = torch.cat([prompts["attention_mask"][row], torch.ones(at - prompts["attention_mask"].shape[1], dtype=torch.long)])
+            real = a[:at][mask.bool()]
+            best = original(real[None], use_cache=False).logits[0, -1].topk(2).values
+            assert best[0] - best[1] <= NEAR, f"row {row} differs at {at}"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_greedy_tokens_of_ragged_prompts(pair, loops, seed):  # ten batches of five: 50 prompts
+    torch.manual_seed(seed)
+    prompts = make_prompts(5)
+    expected, actual = generate_both(pair, prompts, max_new_tokens=30, eos_token_id=ENDS)
+    assert_same_tokens(pair[0], prompts, expected, actual)
+    taken, rows = loops
+    assert taken == ["ours"]
+    assert rows == sorted(rows, reverse=True), "rows that have ended leave the batch"
+
+
+def test_rows_that_have_ended_leave_the_batch(pair, loops):
+    prompts = make_prompts(12)
+    expected, actual = generate_both(pair, prompts, max_new_tokens=40, eos_token_id=ENDS, do_sample=True, temperature=3.0)
+    assert torch.equal(expected, actual)
+    rows = loops[1]
+    going = [int((expected[:, 10 + i :] != 0).any(dim=1).sum()) for i in range(1, expected.shape[1] - 10)]
+    assert rows == going
+    assert len(set(rows)) > 2, "several rows ended at different times, or this shows nothing"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_beam_search_of_ragged_prompts(pair, loops, seed):
+    torch.manual_seed(seed)
+    prompts = make_prompts(5)
+    expected, actual = generate_both(
+        pair, prompts, max_new_tokens=15, num_beams=3, eos_token_id=ENDS, output_scores=True, return_dict_in_generate=True
+    )
+    assert loops[0] == [], "beam search is transformers' own, on the cached forward"
+    for a, b, score in zip(expected.sequences, actual.sequences, expected.sequences_scores - actual.sequences_scores, strict=True):
+        assert torch.equal(a, b) or abs(score) <= NEAR
+
+
+STRATEGIES = {
+    "plain": {},
+    "temperature": {"temperature": 1.7},
+    "top-k": {"top_k": 7},
+    "top-p": {"top_p": 0.7},
+    "min-p": {"min_p": 0.1},
+    "typical": {"typical_p": 0.6},
+    "epsilon": {"epsilon_cutoff": 0.02},
+    "penalty": {"repetition_penalty": 1.4, "temperature": 3.0},
+    "no-repeats": {"no_repeat_ngram_size": 2, "min_new_tokens": 4},
+    "bad-words": {"bad_words_ids": [[7], [8, 9]], "suppress_tokens": [11, 12]},
+    "all": {"temperature": 3.0, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("do_sample", [True, False], ids=["sampling", "greedy"])
+@pytest.mark.filterwarnings("ignore")  # a sampling option without sampling
+def test_strategies_under_one_seed(pair, loops, strategy, do_sample):
+    prompts = make_prompts(6)
+    options = {"max_new_tokens": 25, "eos_token_id": ENDS, "do_sample": do_sample, "top_k": 0, **STRATEGIES[strategy]}
+    expected, actual = generate_both(pair, prompts, **options)
+    assert torch.equal(expected, actual)
+    assert loops[0] == ["ours"]
+    if "repetition_penalty" in options:  # of prompts that are padded: keeps a number for every row of the batch
+        assert set(loops[1]) == {6}
+    elif do_sample:
+        assert len(set(loops[1])) > 1, "rows left while others drew on"
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param({"num_beams": 3, "do_sample": True}, id="beam-sampling"),
+    pytest.param({"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True}, id="beams-returned"),
+    pytest.param({"do_sample": True, "num_return_sequences": 3}, id="several-samples"),
+    pytest.param({"use_cache": False}, id="no-cache"),
+    pytest.param({"cache_implementation": "static"}, id="static-cache"),
+    pytest.param({"prefill_chunk_size": 4}, id="chunked-prefill"),
+    pytest.param({"prompt_lookup_num_tokens": 2}, id="prompt-lookup"),
+    pytest.param({"guidance_scale": 1.5}, id="guidance"),
+])  # fmt: skip
+def test_other_strategies(pair, options):
+    prompts = make_prompts(1 if "prompt_lookup_num_tokens" in options else 3)
+    expected, actual = generate_both(pair, prompts, max_new_tokens=12, eos_token_id=ENDS, **options)
+    assert torch.equal(expected, actual)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_scores_logits_and_the_cache_are_returned(pair, loops, ragged, do_sample):
+    prompts = make_prompts(3, ragged=ragged)
+    options = {
+        "output_scores": True,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "do_sample": do_sample,
+        "temperature": 0.9 if do_sample else None,
+    }
+    expected, actual = generate_both(pair, prompts, max_new_tokens=12, eos_token_id=ENDS, **options)
+    assert type(actual) is type(expected)
+    assert list(actual.keys()) == list(expected.keys())
+    assert torch.equal(expected.sequences, actual.sequences)
+    for name in ("scores", "logits"):
+        assert len(actual[name]) == len(expected[name])
+        for a, b in zip(actual[name], expected[name], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=NEAR)
+    assert actual[FIELD].get_seq_length() == expected[FIELD].get_seq_length()
+    if not ragged:
+        assert loops[0] == ["ours"]
+        for a, b in zip(actual[FIELD].layers, expected[FIELD].layers, strict=True):
+            torch.testing.assert_close(a.keys, b.keys, rtol=0, atol=NEAR)
+            torch.testing.assert_close(a.values, b.values, rtol=0, atol=NEAR)
+
+
+def test_attentions_and_hidden_states_are_returned(pair):
+    eager = [copy.deepcopy(m) for m in pair]
+    for model in eager:
+        model.set_attn_implementation("eager")
+    prompts = make_prompts(3)
+    options = {"output_attentions": True, "output_hidden_states": True, "return_dict_in_generate": True}
+    expected, actual = generate_both(eager, prompts, max_new_tokens=4, eos_token_id=ENDS, **options)
+    assert torch.equal(expected.sequences, actual.sequences)
+    assert [[t.shape for t in step] for step in actual.attentions] == [[t.shape for t in step] for step in expected.attentions]
+    assert [[t.shape for t in step] for step in actual.hidden_states] == [[t.shape for t in step] for step in expected.hidden_states]
+
+
+def test_a_given_cache_is_continued(pair):
+    prompts = make_prompts(3, ragged=False)
+    ids = prompts["input_ids"]
+    outputs = []
+    for model in pair:
+        with torch.no_grad():
+            cache = model(ids[:, :6], **{FIELD: DynamicCache()})[FIELD]
+        outputs.append(model.generate(ids, max_new_tokens=10, eos_token_id=ENDS, **{FIELD: cache}))
+        assert cache.get_seq_length() == outputs[-1].shape[1] - 1
+    assert torch.equal(*outputs)
+
+
+def test_embeddings_as_the_prompt(pair):
+    prompts = make_prompts(3)
+    embeds = pair[0].get_input_embeddings()(prompts["input_ids"]).detach()
+    outputs = [
+        m.generate(inputs_embeds=embeds, attention_mask=prompts["attention_mask"], max_new_tokens=10, eos_token_id=ENDS) for m in pair
+    ]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("what", ["token_type_ids", "position_ids"])
+def test_arguments_that_go_with_every_token(pair, loops, what):
+    prompts = make_prompts(4)
+    if what == "token_type_ids":
+        prompts[what] = torch.randint(0, 2, prompts["input_ids"].shape)
+    else:
+        prompts[what] = (prompts["attention_mask"].cumsum(1) + 7) * prompts["attention_mask"]
+    expected, actual = generate_both(pair, prompts, max_new_tokens=15, eos_token_id=ENDS)
+    assert torch.equal(expected, actual)
+    assert loops[0] == ["ours"]
+
+
+def test_without_an_end_nothing_is_padded(pair, loops):
+    prompts = make_prompts(4)
+    models = [copy.deepcopy(m) for m in pair]
+    for m in models:
+        m.generation_config.eos_token_id = None
+    expected, actual = generate_both(models, prompts, max_new_tokens=20)
+    assert torch.equal(expected, actual)
+    assert actual.shape[1] == 30
+    assert set(loops[1]) == {4}
+
+
+def test_one_new_token_and_prompts_of_one(pair):
+    for S, new in ((10, 1), (1, 12), (1, 1)):
+        expected, actual = generate_both(pair, make_prompts(3, S), max_new_tokens=new, eos_token_id=ENDS)
+        assert torch.equal(expected, actual)
+
+
+class Collected(BaseStreamer):
+    def __init__(self) -> None:
+        self.pieces: list[list] = []
+        self.ended = 0
+
+    def put(self, value: Tensor) -> None:
+        self.pieces.append(value.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_streamers_see_every_token_in_turn(pair, loops):
+    prompts, streams = make_prompts(1), [Collected(), Collected()]
+    for model, stream in zip(pair, streams, strict=True):
+        model.generate(**prompts, max_new_tokens=15, eos_token_id=ENDS, streamer=stream)
+    assert streams[0].pieces == streams[1].pieces
+    assert [s.ended for s in streams] == [1, 1]
+    assert loops[0] == ["ours"]
+
+
+class Stop(StoppingCriteria):
+    """Ends a row at its third token below 40; remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, ...]] = []
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        self.shown.append(tuple(input_ids.shape))
+        return (input_ids[:, 10:] < 40).sum(dim=1) >= 3
+
+
+class Push(LogitsProcessor):
+    """Of the whole batch at once: needs every row, ended or not."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        assert len(input_ids) == len(scores) == 5
+        return scores + torch.arange(5)[:, None] * torch.linspace(-1, 1, V)
+
+
+def test_own_criteria_and_processors(pair, loops):
+    prompts = make_prompts(5)
+    results = []
+    for model in pair:
+        stop = Stop()
+        criteria, processors = StoppingCriteriaList([stop]), LogitsProcessorList([Push()])
+        tokens = model.generate(**prompts, max_new_tokens=30, eos_token_id=ENDS, stopping_criteria=criteria, logits_processor=processors)
+        results.append((tokens, stop.shown))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+    assert loops[0] == ["ours"]
+    assert set(loops[1]) == {5}
+
+
+def test_time_runs_out(pair):
+    prompts = make_prompts(3)
+    out = pair[1].generate(**prompts, max_new_tokens=30, max_time=0.0, eos_token_id=[2])
+    assert out.shape[1] == 11
+
+
+def test_a_forgotten_eval_or_a_hook_is_transformers_own_affair(pair, monkeypatch, loops):
+    monkeypatch.setattr(roads, "say_once", lambda kind, message: None)
+    model = copy.deepcopy(pair[1])
+    prompts = make_prompts(3)
+    expected = pair[0].generate(**prompts, max_new_tokens=10, eos_token_id=ENDS)
+    seen = []
+    model.bert.encoder.layer[1].register_forward_hook(lambda *args: seen.append(1))
+    assert torch.equal(model.generate(**prompts, max_new_tokens=10, eos_token_id=ENDS), expected)
+    assert len(seen) == expected.shape[1] - 10
+    model = copy.deepcopy(pair[1])
+    model.register_forward_hook(lambda *args: seen.append(2))
+    assert torch.equal(model.generate(**prompts, max_new_tokens=10, eos_token_id=ENDS), expected)
+    assert seen.count(2) == seen.count(1)
+    assert loops[0] == []
+
+
+def test_right_padding_is_transformers_own_affair(pair, loops):
+    prompts = make_prompts(3)
+    prompts = {name: t.flip(1) for name, t in prompts.items()}
+    model = copy.deepcopy(pair[1])
+    model.keep_padding = model.bert.keep_padding = True  # its last column is padding, whose logits count here
+    outputs = [m.generate(**prompts, max_new_tokens=8, eos_token_id=ENDS) for m in (pair[0], model)]
+    assert torch.equal(*outputs)
+    assert loops[0] == []
+
+
+class TestLimits:
+    """Said before anything is computed."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_computed(self, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise AssertionError("something was computed")
+
+        monkeypatch.setattr(bertfast.ops, "linear", refuse)
+
+    @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}, {"use_cache": False}])
+    def test_more_positions_than_there_are(self, pair, options):
+        with pytest.raises(ValueError, match="max_position_embeddings=64"):
+            pair[1].generate(**make_prompts(3), max_new_tokens=LIMIT - 10 + 2, **options)
+
+    def test_more_than_the_cache_holds(self, pair):
+        from transformers.cache_utils import StaticCache
+
+        cache = StaticCache(config=pair[1].config, max_cache_len=20)
+        with pytest.raises(ValueError, match="holds 20"):
+            pair[1].generate(**make_prompts(3), max_new_tokens=12, **{FIELD: cache})
+
+
+def test_all_positions_may_be_used(pair):
+    prompts = make_prompts(2)
+    models = [copy.deepcopy(m) for m in pair]
+    for m in models:
+        m.generation_config.eos_token_id = None
+    expected, actual = generate_both(models, prompts, max_new_tokens=LIMIT - 10 + 1)
+    assert torch.equal(expected, actual)
+    assert actual.shape[1] == LIMIT + 1
