@@ -69,17 +69,30 @@ def this_machine() -> Machine:
         fields.setdefault(name.strip(), value.strip())
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     vendor = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}.get(fields.get("vendor_id", ""), fields.get("vendor_id", platform.machine()))
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
         vendor=vendor,
         family=fields.get("cpu family", fields.get("CPU part", "0")),
         model_name=fields.get("model name", platform.processor() or platform.machine()),
         isa=tuple(name for name, flag in _ISA if flag in flags),
-        cores=len(os.sched_getaffinity(0)),
-        memory_gib=round(pages / 2**30),
+        cores=len(_cores()),
+        memory_gib=_memory_gib(),
         cache_mib=_last_level_cache(),
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
     )
+
+
+def _memory_gib() -> int:
+    """0 where the system does not say."""
+    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+    if not all(name in os.sysconf_names for name in names):
+        return 0
+    pages, size = (os.sysconf(name) for name in names)
+    return round(pages * size / 2**30)
+
+
+def _cores() -> set[int]:
+    """Those that this process may use; all of them where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _last_level_cache() -> float:
@@ -129,7 +142,7 @@ def usage(processes: Iterable[int], children: bool = False) -> Usage:
         if stat:
             user, system = stat.rpartition(")")[2].split()[11:13]  # the name before it may hold anything
             ours += (int(user) + int(system)) / tick
-    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    cores = {f"cpu{core}" for core in _cores()}
     busy = stolen = 0.0
     for line in _read("/proc/stat").splitlines():
         name, *counts = line.split()
@@ -142,7 +155,7 @@ def usage(processes: Iterable[int], children: bool = False) -> Usage:
 
 def disturbance(before: Usage, after: Usage, seconds: float) -> Disturbance:
     """What happened in `seconds` of wall time between two looks at the same processes."""
-    capacity = seconds * len(os.sched_getaffinity(0))
+    capacity = seconds * len(_cores())
     others = (after.busy - before.busy) - (after.ours - before.ours)
     return Disturbance(max(0.0, others / capacity), max(0.0, (after.stolen - before.stolen) / capacity))
 
