@@ -97,6 +97,21 @@ def info(
     command.run(model)
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder with tf_model.h5, flax_model.msgpack, or any BERT checkpoint.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="New folder: config.json, model.safetensors, and SRC's other files.")],
+    architecture: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="transformers' class for it. Default: what the config or the weights say.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a TensorFlow or Flax BERT as a plain transformers folder, and check it."""
+    from bertfast.commands import convert as command
+
+    command.run(source, destination, architecture)
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line. Exit code 0; 2 for a wrong command line; 130 for Ctrl-C; 1 for everything else that fails."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one for a load that takes half a second

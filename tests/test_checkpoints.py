@@ -372,6 +372,26 @@ def test_a_truncated_h5(content, tmp_path):
     assert_refused(hdf5.read, path)
 
 
+@pytest.mark.parametrize(("offset", "value"), [(8, 2**40), (8, 2**63), (16 + 8, 2**40), (16 + 8, 2**63)])
+def test_a_heap_in_which_the_hdf5_library_would_not_come_back(offset, value, tmp_path):
+    content = bytearray(H5.read_bytes())
+    heap = content.index(b"GCOL\x01")
+    content[heap + offset : heap + offset + 8] = struct.pack("<Q", value)
+    path = tmp_path / "tf_model.h5"
+    path.write_bytes(content)
+    assert_refused(hdf5.read, path)
+
+
+def test_an_object_of_no_size_in_a_heap(tmp_path):
+    """libhdf5 2.0 waits for ever on this one: index 0, size 0."""
+    content = bytearray(H5.read_bytes())
+    heap = content.index(b"GCOL\x01")
+    content[heap + 16 : heap + 32] = bytes(16)
+    path = tmp_path / "tf_model.h5"
+    path.write_bytes(content)
+    assert_refused(hdf5.read, path)
+
+
 def test_a_matrix_of_the_wrong_rank_or_shape_names_the_weight(tmp_path):
     shutil.copy(MODELS / "mini_tf" / "config.json", tmp_path)
     change_h5(tmp_path / "tf_model.h5", kernel_that_is_no_matrix)

@@ -41,14 +41,14 @@ def read_weights(checkpoint: Checkpoint) -> Weights:
     weights: Weights = {}
     if checkpoint.format == "pytorch":
         for path in checkpoint.files:
-            weights |= _read_pickle(path)
+            weights |= {names.renamed(name): tensor for name, tensor in _read_pickle(path).items()}
         return weights
     read, translate = _READERS.get(checkpoint.format, (read_safetensors, None))
     listed = {(name.partition("/")[2] if checkpoint.format == "tf_h5" else name): file for name, file in checkpoint.weight_map}
     for path in checkpoint.files:
         for source, tensor in read(path):
             listed.pop(source, None)
-            name, transposed = translate(source) if translate else (source, False)
+            name, transposed = translate(source) if translate else (names.renamed(source), False)
             if name in weights:
                 raise damaged(path, f"two arrays stand for {name}")
             weights[name] = to_pytorch_layout(source, tensor, transposed, path) if translate else tensor
@@ -134,7 +134,7 @@ def load_foreign(
         kwargs |= kept
     weights = read_weights(checkpoint)
     if "cls.predictions.bias" in weights:  # one vector under two names; transformers 5 forgets that where the tables are untied
-        weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"])
+        weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"].clone())
     if adjust is not None:
         adjust(config, weights)
     for name in ("subfolder", "variant", "use_safetensors", "from_tf", "from_flax"):  # they say where to look, and that is done

@@ -33,6 +33,11 @@ def from_flax(path: str) -> tuple[str, bool]:
     return ".".join([*levels[:-1], _FLAX_LAST.get(last, last)]), last == "kernel"
 
 
+def renamed(name: str) -> str:
+    """Today's name of a parameter in an old PyTorch file, where LayerNorm had a gamma and a beta."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda match: "LayerNorm." + _TF_LAST[match[1]], name)
+
+
 def to_flax(name: str) -> tuple[tuple[str, ...], bool]:
     """The levels of a PyTorch parameter in Flax's nested dict, and whether its matrix is transposed."""
     *levels, last = name.split(".")

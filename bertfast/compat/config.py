@@ -41,6 +41,7 @@ def engine_config(config: Any, activation: str, **changes: Any) -> Any:
         setattr(ours, name, False)
     ours._attn_implementation = "sdpa"
     ours.return_dict, ours.use_cache, ours.hidden_act = True, False, activation
+    ours.position_embedding_type = "absolute"  # the TF and Flax classes never looked at it
     if hasattr(ours, "dtype"):
         ours.dtype = None  # else the folder's would decide what the weights are loaded as
     for name, value in changes.items():

@@ -76,7 +76,7 @@ class Dense:
     probabilities: list[Tensor] = field(default_factory=list)  # [B, N, S, Sk] a layer, where kept
     layer: int = 0
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         Q, K, V = (self.split(t, heads) for t in (q, k, v))  # [B, rows, N, D]
         if self.memory is not None:
             K, V = self.memory.append(self.layer, K, V)

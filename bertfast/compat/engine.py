@@ -49,8 +49,13 @@ class Engine:
         trace = Trace(hidden_states=[]) if hidden_states else None
         rows = encode(self.bert, batch.rows, O, trace)
         seen = rows if dropout is None else dropout(rows, head_dropout)
-        outputs = {name: logits.value for name, logits in self.head.compute(self.module, Encoded(seen, batch, {}, O)).items()}
-        states = None if trace is None or trace.hidden_states is None else tuple(map(batch.unpack, trace.hidden_states))
+        logits = self.head.compute(self.module, Encoded(seen, batch, {}, O, only_first=False))
+        outputs = {name: batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
+        if self.head.finish is not None:
+            outputs = self.head.finish(outputs, {})
+        states = None
+        if trace is not None and trace.hidden_states is not None:
+            states = tuple(batch.cells(batch.unpack(x, O)) for x in trace.hidden_states)
         return Result(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
 
     def converted(self, dtype: torch.dtype) -> "Engine":
