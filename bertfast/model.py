@@ -46,8 +46,9 @@ def encode(bert: Any, rows: Rows, O: Any = ops, trace: Trace | None = None, firs
     The last layer then computes keys and values for all rows and everything else for the wanted ones only.
     """
     x = embed(bert.embeddings, rows, O)
-    note_hidden(trace, x)
     layers = list(bert.encoder.layer)
+    if layers:  # transformers takes the first hidden state for the first layer's input: without layers there is none
+        note_hidden(trace, x)
     for layer in layers[:-1] if first_rows is not None and layers else layers:
         x = encode_layer(layer, x, rows, O, trace)
         note_hidden(trace, x)
