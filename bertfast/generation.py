@@ -248,7 +248,7 @@ def sample(
     while True:
         members = running.members if len(running.members) < B else None  # None: everybody, in order
         history = input_ids if members is None else input_ids.index_select(0, members)
-        raw = logits.to(copy=True, dtype=torch.float32)
+        raw = logits.float()
         chosen = processors(history, raw)
         if scores is not None:
             scores += (chosen,)
@@ -291,13 +291,22 @@ def sample(
 
 def choose(scores: Tensor, members: Tensor | None, B: int, do_sample: bool) -> Tensor:  # [A, V] -> [A]
     if not do_sample:
-        return scores.argmax(dim=-1)
+        return argmax(scores)
     probabilities = scores.softmax(dim=-1)
     if members is None:
         return torch.multinomial(probabilities, num_samples=1).squeeze(1)
     # Rows that have left still draw, so that those that run meet the random numbers they would have met.
     everybody = probabilities.new_ones(B, probabilities.shape[1]).index_copy(0, members, probabilities)
     return torch.multinomial(everybody, num_samples=1).squeeze(1).index_select(0, members)
+
+
+def argmax(scores: Tensor) -> Tensor:  # [A, V] -> [A]
+    """scores.argmax(dim=-1); on the CPU without torch's threads, which would go on spinning beside the next step."""
+    if scores.device.type != "cpu" or scores.dtype != torch.float32 or not scores.is_contiguous():
+        return scores.argmax(dim=-1)
+    out = torch.empty(len(scores), dtype=torch.int64)
+    _C.argmax(scores.data_ptr(), *scores.shape, out.data_ptr())
+    return out
 
 
 def pack_prompts(model: Any, input_ids: Tensor, arguments: dict[str, Any]) -> PackedBatch | None:

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "bind.h"
+#include "check.h"
 #include "cpu/cached_ops.h"
 #include "cpu/dispatch.h"
 #include "kv_cache/slot_table.h"
@@ -81,6 +82,15 @@ void bind_kv_cache(py::module_& m) {
   m.def("cached_attention", cached_attention, release(), arg("q"), arg("q_stride"), arg("queries"), arg("keys"), arg("key_strides"),
         arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("first"), arg("last"), arg("scale"), arg("out"),
         "out[t] = softmax(q[t] keys^T scale) values over cells first[t] .. last[t] - 1 of row rows[t]. ValueError for a range outside.");
+
+  m.def(
+      "argmax",
+      [](Address scores, int64_t rows, int64_t columns, Address out) {
+        BF_CHECK(rows == 0 || columns > 0, "argmax: no columns");
+        run_op(cpu::ArgmaxOp{at<const float>(scores), at<int64_t>(out), rows, columns});
+      },
+      release(), arg("scores"), arg("rows"), arg("columns"), arg("out"),
+      "out int64[rows]: the first column where each row of scores float32[rows, columns] is largest; NaN is larger than anything.");
 
   py::class_<SlotTable>(m, "SlotTable", "Which rows of a KV cache are taken, and how many of their cells are filled.")
       .def(py::init<int64_t, int64_t>(), arg("slots"), arg("cells"))

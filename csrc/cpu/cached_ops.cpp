@@ -58,4 +58,23 @@ void CacheWriteOp::run(int64_t item) const {
   }
 }
 
+void ArgmaxOp::run(int64_t row) const {
+  const float* x = scores + row * columns;
+  constexpr int64_t lanes = 8;  // chains that do not wait for one another
+  float best[lanes];
+  int64_t at[lanes];
+  for (int64_t i = 0; i < lanes; ++i) best[i] = x[0], at[i] = 0;
+  for (int64_t c = 0; c < columns; ++c) {
+    const int64_t i = c % lanes;
+    if (x[c] > best[i] || (x[c] != x[c] && best[i] == best[i])) best[i] = x[c], at[i] = c;
+  }
+  int64_t first = 0;
+  for (int64_t i = 1; i < lanes; ++i) {
+    const bool nan = best[i] != best[i], old_nan = best[first] != best[first];
+    const bool more = nan ? !old_nan : best[i] > best[first], same = nan ? old_nan : best[i] == best[first];
+    if (more || (same && at[i] < at[first])) first = i;
+  }
+  out[row] = at[first];
+}
+
 }  // namespace bertfast::cpu

@@ -1,4 +1,4 @@
-// The two ops on a KV cache, cut into items that the pool hands out (parallel.h).
+// What generation needs besides the ops of a forward, cut into items that the pool hands out (parallel.h).
 #pragma once
 
 #include <cstdint>
@@ -38,6 +38,17 @@ class CacheWriteOp {
  private:
   CacheWrite args_;
   int64_t tokens_per_item_;
+};
+
+// out[r] = the first column where row r is largest, as torch.argmax: a NaN counts as larger than anything. On our own threads, because
+// torch's would go on spinning after it, beside the next step.
+struct ArgmaxOp {
+  const float* scores;  // [rows, columns], contiguous
+  int64_t* out;         // [rows]
+  int64_t rows, columns;
+
+  int64_t items() const { return rows; }
+  void run(int64_t row) const;
 };
 
 }  // namespace bertfast::cpu

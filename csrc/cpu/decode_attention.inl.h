@@ -14,12 +14,23 @@
 namespace bertfast::cpu::BERTFAST_ISA_NAME {
 namespace {
 
-// scores[j] = q . keys[j] for `count` keys, and their maximum.
-inline float score_keys(const float* q, const float* keys, int64_t stride, int64_t count, int64_t head_size, float scale, float* scores) {
+constexpr int64_t keys_ahead = 16;  // cells of one head are a few pages: too short for the hardware to see where they lead
+
+// Asks memory for four cells of one head.
+inline void fetch_cells(const float* cells, int64_t stride, int64_t head_size) {
+  for (int64_t i = 0; i < 4; ++i)
+    for (int64_t d = 0; d < head_size; d += 16) __builtin_prefetch(cells + i * stride + d);
+}
+
+// scores[j] = q . keys[j] for `count` keys, and their maximum. Meanwhile the values are on their way.
+inline float score_keys(const float* q, const float* keys, int64_t stride, const float* values, int64_t value_stride, int64_t count,
+                        int64_t head_size, float scale, float* scores) {
   float highest = -INFINITY;
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
     const float* k = keys + j * stride;
+    if (j + keys_ahead + 4 <= count) fetch_cells(k + keys_ahead * stride, stride, head_size);
+    fetch_cells(values + j * value_stride, value_stride, head_size);
     Vec sum[4];
 #pragma GCC unroll 4
     for (int64_t i = 0; i < 4; ++i) sum[i] = Vec::all(0.0f);
@@ -78,7 +89,8 @@ inline void cached_attention(const CachedAttention& op, int64_t query, int64_t h
   }
   const float* keys = op.keys + row * op.key_row + head * op.key_head + first * op.key_cell;
   const float* values = op.values + row * op.value_row + head * op.value_head + first * op.value_cell;
-  const float highest = score_keys(op.q + query * op.q_stride + head * D, keys, op.key_cell, count, D, op.scale, scratch);
+  const float highest =
+      score_keys(op.q + query * op.q_stride + head * D, keys, op.key_cell, values, op.value_cell, count, D, op.scale, scratch);
   Vec total = Vec::all(0.0f);
   for_each_block(count, [&](int64_t j, int64_t lanes) {
     Vec weight = exp(Vec::load(scratch + j, lanes) - Vec::all(highest));

@@ -125,3 +125,14 @@ def test_the_contract_checks_shapes_and_types():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 8, 9, 40, 1001])
+def test_argmax_is_torchs_ties_and_nan_included(columns):
+    scores = torch.randint(0, max(2, columns // 3), (64, columns)).float()  # many ties
+    scores[16:32][torch.rand(16, columns) < 0.1] = torch.nan
+    scores[32:48][torch.rand(16, columns) < 0.3] = -torch.inf
+    scores[48] = -torch.inf
+    out = torch.empty(64, dtype=torch.int64)
+    _C.argmax(scores.data_ptr(), 64, columns, out.data_ptr())
+    assert torch.equal(out, scores.argmax(dim=-1))
