@@ -18,7 +18,7 @@ LAYERS = [
     ["bertfast.__main__"],
     ["bertfast.cli"],
     ["bertfast.commands"],
-    ["bertfast.tasks", "bertfast.compat", "bertfast.optimize"],
+    ["bertfast.tasks", "bertfast.compat", "bertfast.optimize", "bertfast.convert"],
     ["bertfast.modeling"],
     ["bertfast.checkpoints"],
     ["bertfast.generation", "bertfast.forward"],
