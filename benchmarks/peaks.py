@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("peaks.c")
@@ -25,6 +25,10 @@ class Peaks:
     def rate(self, dtype: str) -> float:
         """What arithmetic in this dtype can reach: without instructions of its own, it is done in float32."""
         return max(getattr(self, dtype, 0.0), self.float32)
+
+    def best(self, other: "Peaks") -> "Peaks":
+        """The higher of each: a peak is what nothing disturbed."""
+        return Peaks(*(max(a, b) for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -52,7 +56,7 @@ class PeakMeter:
         return float(self._library.read_rate(self._threads, _BYTES, seconds))
 
     def measure(self, tries: int = 3) -> Peaks:
-        """The best of a few tries: a peak is what nothing disturbed."""
+        """The best of a few tries."""
         best = {dtype: max(self.rate(dtype) for _ in range(tries)) for dtype in _KINDS}
         return Peaks(**best, bandwidth=max(self.bandwidth() for _ in range(tries)))
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
@@ -97,10 +97,25 @@ def run(specs: list[Spec], workloads: list[Workload], settings: Settings) -> dic
                     state.workloads[workload.name] = {**workload.as_dict(), **found}
                     settings.advance(state.as_dict())
     if state.meter and state.peaks:
-        again = state.meter.rate()
-        if again < _SLOWED * state.peaks.float32:
-            state.notes.append(f"the float32 peak fell from {state.peaks.float32 / 1e9:.0f} to {again / 1e9:.0f} GF/s during the run")
+        state.peaks = state.peaks.best(state.meter.measure())
+        _against_the_peaks(state, specs)
     return state.as_dict()
+
+
+def _against_the_peaks(state: Run, specs: list[Spec]) -> None:
+    """What part of the machine each time was, and who ran while it was slowed down: told at the end, by the best peaks of the run. One
+    taken at the start alone, while somebody was busy, would flatter everybody."""
+    assert state.peaks is not None
+    qualities = [w["quality"] for w in state.workloads.values() if "peak_before" in w.get("quality", {})]
+    seen = [quality[when] for quality in qualities for when in ("peak_before", "peak_after")]
+    state.peaks = replace(state.peaks, float32=max([state.peaks.float32, *seen]))
+    for quality in qualities:
+        quality["noisy"] |= min(quality["peak_before"], quality["peak_after"]) < _SLOWED * state.peaks.float32
+    dtypes = {spec.name: spec.dtype for spec in (*SUBJECTS.values(), *specs)}
+    for workload in state.workloads.values():
+        for name, row in workload["rows"].items():
+            if "seconds" in row and workload["kind"] == "call":
+                row.update(_shares(state.peaks, workload, dtypes[name], row["seconds"]["median"]))
 
 
 def reference_of(task: str) -> str:
@@ -242,7 +257,7 @@ class _Calls(_Group):
                 rows[spec.name]["check"] = result.as_dict()
                 if result.refused:
                     rows[spec.name] = {"status": "refused", "check": result.as_dict(), "reason": f"after it was timed: {result.refused}"}
-        self._fill(workload, rows, turns, reference)
+        self._fill(rows, turns, reference)
         return {"reference": reference, "quality": quality, "rows": _in_order(rows, self.specs)}
 
     def _reference(self, name: str, workload: Workload, path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -302,7 +317,6 @@ class _Calls(_Group):
             (bad if seen.disturbed else good).append(turns)
         kept = good if len(good) >= wanted else good + bad
         peak_after = self.state.meter.rate() if self.state.meter else 0.0
-        slowed = self.state.peaks is not None and min(peak_before, peak_after) < _SLOWED * self.state.peaks.float32
         for name in names:
             rows[name]["cores"] = used[name] / walls[name] if walls[name] else 0.0
         quality = {
@@ -313,16 +327,16 @@ class _Calls(_Group):
             "stolen": float(np.median([d.stolen for d in disturbances])) if disturbances else 0.0,
             "peak_before": peak_before,
             "peak_after": peak_after,
-            "noisy": bool(kept is not good or slowed),
+            "noisy": kept is not good,
         }
         return {name: [turns[name] for turns in kept if name in turns] for name in names}, quality
 
-    def _fill(self, workload: Workload, rows: dict[str, dict[str, Any]], turns: dict[str, list[float]], reference: str) -> None:
+    def _fill(self, rows: dict[str, dict[str, Any]], turns: dict[str, list[float]], reference: str) -> None:
         for name, seconds in turns.items():
             if rows[name]["status"] != "timed":
                 continue
             spread = Spread.of(seconds)
-            rows[name].update(seconds=_spread(spread), turns=seconds, **_shares(self.state, workload, self._dtype(name), spread.median))
+            rows[name].update(seconds=_spread(spread), turns=seconds)
             if reference in turns and len(turns[reference]) == len(seconds) and rows[reference]["status"] == "timed":
                 ratio = ratio_of(turns[reference], seconds)
                 rows[name]["ratio"] = {"to": reference, "value": ratio.value, "band": ratio.band if name != reference else 0.0}
@@ -339,9 +353,6 @@ class _Calls(_Group):
         best = min(peers, key=lambda name: rows[name]["seconds"]["median"])
         ratio = ratio_of(turns[best], turns[spec.name])
         return {"to": best, "value": ratio.value, "band": ratio.band}
-
-    def _dtype(self, name: str) -> str:
-        return next(s.dtype for s in self.specs if s.name == name)
 
 
 class _Cold(_Group):
@@ -427,14 +438,12 @@ class _Memory(_Group):
         return {"reference": reference_of(self.task), "rows": _in_order(rows, self.specs)}
 
 
-def _shares(state: Run, workload: Workload, dtype: str, seconds: float) -> dict[str, Any]:
+def _shares(peaks: Peaks, workload: dict[str, Any], dtype: str, seconds: float) -> dict[str, float]:
     """What part of the machine's arithmetic and of its bandwidth this was. Weights that fit the cache need not come from memory."""
-    if state.peaks is None:
-        return {}
-    found = {"of_arithmetic": workload.flops() / seconds / state.peaks.rate(dtype)}
-    weights = workload.weights_read() * _BYTES[dtype]
-    if weights / max(1, workload.new_tokens) > machine.this_machine().cache_mib * 2**20 and workload.task != "embed":
-        found["of_bandwidth"] = weights / seconds / state.peaks.bandwidth
+    found = {"of_arithmetic": workload["flops"] / seconds / peaks.rate(dtype)}
+    weights = workload["weights_read"] * _BYTES[dtype]
+    if weights / max(1, workload["new_tokens"]) > machine.this_machine().cache_mib * 2**20 and workload["task"] != "embed":
+        found["of_bandwidth"] = weights / seconds / peaks.bandwidth
     return found
 
 
