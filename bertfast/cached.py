@@ -11,7 +11,7 @@ Shape letters: B batch, S new columns, P cached columns, K = P + S, R rows, N he
 Se columns of the encoder's states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -96,6 +96,10 @@ class Places:
         return cls(batch.indices.div(S, rounding_mode="floor"), batch.indices.remainder(S) + past)
 
 
+# Keeps the next layer's keys and values, [R, H] each, of so many heads, by the ops O; gives back all of its cells, [B, N, C, D] each.
+Write = Callable[[Tensor, Tensor, int, Any], tuple[Tensor, Tensor]]
+
+
 class Store:
     """Keeps the keys and values of one call, layer after layer."""
 
@@ -160,7 +164,7 @@ class Ranges:
     rows: Tensor  # [R] int64: its row of the cache
     first: Tensor | None  # [R] int64; None: from the first cell
     last: Tensor  # [R] int64: one past the last cell
-    store: Store | None  # None: keys and values are whole cells already
+    store: Write | None  # None: keys and values are whole cells already
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
@@ -178,7 +182,7 @@ class Spread:
 
     inner: Attention
     count: int
-    store: Store | None
+    store: Write | None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)

@@ -23,7 +23,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from bertfast import _C, kv_cache, ops, roads
 from bertfast.attention import Attention, Varlen, uniform_cu_seqlens
 from bertfast.batch import Needs, PackedBatch, make_batch
-from bertfast.cached import Ranges
+from bertfast.cached import Ranges, Write
+from bertfast.graphs import StepPlan
 from bertfast.heads import predictions
 from bertfast.model import Rows, encode
 
@@ -111,7 +112,7 @@ class Cells:
         )
         self.table = _C.SlotTable(slots, cells)
 
-    def store(self, rows: Tensor, cells: Tensor) -> Callable[[Tensor, Tensor, int, Any], tuple[Tensor, Tensor]]:
+    def store(self, rows: Tensor, cells: Tensor) -> Write:
         """Writes each layer's new keys and values, [R, H], at (rows, cells), both [R]; gives back all cells of the layer."""
         layer = iter(zip(self.keys, self.values, strict=True))
 
@@ -140,7 +141,7 @@ class Cells:
 class Prompt:
     """Attention of the prompts: varlen, causal, its keys and values kept. The last layer needs the last position of each alone."""
 
-    def __init__(self, inner: Varlen, write: Callable[[Tensor, Tensor, int, Any], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, inner: Varlen, write: Write) -> None:
         self.inner, self.write = inner, write
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
@@ -171,6 +172,7 @@ class Running:
         types = rows.token_type_ids
         self.token_types = None if types is None else types.index_select(0, self.last_rows)  # a new token has its predecessor's
         self.batch, self.inner = batch, inner
+        self.plan = StepPlan(model, [*self.cells.keys, *self.cells.values], self.run_step)
 
     @torch.no_grad()
     def read_prompts(self) -> Tensor:  # [A, V]
@@ -187,8 +189,14 @@ class Running:
         self.position = self.position + 1
         cells, self.length = self.length, self.length + 1
         attention = Ranges(self.slots, None, self.length, self.cells.store(self.slots, cells))
-        hidden = encode(self.bert, Rows(tokens, None, self.token_types, self.position, attention))
-        return predictions(self.model.cls.predictions, hidden, ops)
+        self.rows = Rows(tokens, None, self.token_types, self.position, attention)
+        return self.plan({
+            "input_ids": tokens, "position_ids": self.position, "token_type_ids": self.token_types,
+            "cache_rows": self.slots, "cells": cells, "last": self.length,
+        })  # fmt: skip
+
+    def run_step(self, O: Any) -> Tensor:
+        return predictions(self.model.cls.predictions, encode(self.bert, self.rows, O), O)
 
     def leave(self, stay: list[int]) -> None:
         """Only these of the running sequences go on; the slots of the others are free."""
@@ -305,7 +313,7 @@ def argmax(scores: Tensor) -> Tensor:  # [A, V] -> [A]
     if scores.device.type != "cpu" or scores.dtype != torch.float32 or not scores.is_contiguous():
         return scores.argmax(dim=-1)
     out = torch.empty(len(scores), dtype=torch.int64)
-    _C.argmax(scores.data_ptr(), *scores.shape, out.data_ptr())
+    _C.argmax(scores.data_ptr(), scores.shape[0], scores.shape[1], out.data_ptr())
     return out
 
 

@@ -11,7 +11,7 @@ A forward that does something no op does (an activation that linear cannot fuse,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,9 @@ SLOTS = [
     Slot("encoder_rows", ENCODER),
     Slot("cross_cu_seqlens_q", SEQUENCES),
     Slot("cross_cu_seqlens_k", SEQUENCES),
+    Slot("cache_rows", ROWS),
+    Slot("cells", ROWS),
+    Slot("last", ROWS),
 ]
 
 
@@ -115,13 +118,14 @@ def inputs_of(batch: PackedBatch) -> list[Tensor | None]:
     return [
         rows.input_ids, rows.position_ids, attention.cu_seqlens_q, attention.cu_seqlens_k, rows.token_type_ids, rows.words,
         attention.key_rows, batch.indices, batch.first_rows, attention.first_cu_seqlens(), rows.encoder_rows, cross_q, cross_k,
+        None, None, None,
     ]  # fmt: skip
 
 
 def batch_of(inputs: Sequence[Tensor | None], like: PackedBatch) -> PackedBatch:
     """`like`, reading these tensors."""
     copies: Sequence[Any] = inputs  # None only where `like` has None
-    ids, positions, cu_q, cu_k, types, words, key_rows, indices, first_rows, first_cu, encoder, cross_q, cross_k = copies
+    ids, positions, cu_q, cu_k, types, words, key_rows, indices, first_rows, first_cu, encoder, cross_q, cross_k, *_ = copies
     rows = like.rows
     attention, cross = rows.attention, rows.cross_attention
     assert isinstance(attention, Varlen), "kind_of let nothing else through"
@@ -195,6 +199,44 @@ def replay(call: Call, recorded: Recorded) -> dict[str, Logits]:
     addresses.extend(each.value.data_ptr() for each in outputs.values())
     recorded.plan.run(counts, addresses)
     return outputs
+
+
+class StepPlan:
+    """One step of a generation: one row a sequence, against buffers that stay where they are. The first step records it.
+
+    run: the step as calls of ops, on tensors of the same kinds -> [A, V].
+    """
+
+    def __init__(self, model: Any, buffers: Sequence[Tensor], run: Callable[[Any], Tensor]) -> None:
+        self.model, self.run = model, run
+        self.buffers = frozenset(t.data_ptr() for t in buffers)
+        weight = model.bert.embeddings.word_embeddings.weight
+        self.recordable = weight.dtype is torch.float32 and weight.device.type == "cpu"
+        self.plans: Plans | None = None  # those of the weights that were recorded
+        self.recorded: Recorded | None = None
+
+    def __call__(self, given: dict[str, Tensor | None]) -> Tensor:
+        """given: the step's inputs by the names of SLOTS, each [A]."""
+        if not self.recordable:
+            return self.run(ops)
+        roads.guard_of(self.model).reason()  # forgets its plans if a weight has moved
+        plans = plans_of(self.model)
+        inputs = [given.get(slot.name) for slot in SLOTS]
+        if plans is not self.plans:
+            recorder = Recorder(inputs, plans.weights | self.buffers)
+            out = self.run(recorder)
+            try:
+                self.plans, self.recorded = plans, recorder.finish({"logits": Logits(out)})
+            except CannotRecordError:
+                self.recordable = False
+            return out
+        ids = given["input_ids"]
+        assert self.recorded is not None, "made together with self.plans"
+        assert ids is not None, "a step reads tokens"
+        out = torch.empty(len(ids), self.recorded.outputs[0].columns)
+        counts = [len(out) if count == ROWS else 0 for count in range(WORDS + 1)]
+        self.recorded.plan.run(counts, [*(0 if t is None else t.data_ptr() for t in inputs), out.data_ptr()])
+        return out
 
 
 class Plans:
@@ -295,15 +337,37 @@ class Recorder:
         )  # fmt: skip
         return out
 
+    def write_cache(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
+        ops.write_cache(k, v, keys, values, rows, cells)
+        self.note_operands("write_cache",
+            k=k, k_stride=self.stride_of(k), v=v, v_stride=self.stride_of(v), **strides(keys, values), cache_rows=rows, cells=cells,
+            rows=self.rows_of(k),
+        )  # fmt: skip
+
+    def cached_attention(
+        self, q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, first: Tensor | None, last: Tensor, scale: float | None = None
+    ) -> Tensor:
+        out = ops.cached_attention(q, keys, values, rows, first, last, scale)
+        N, D = q.shape[1:]
+        self.note("cached_attention", out, self.rows_of(q), N * D,
+            q=q, q_stride=self.stride_of(q), **strides(keys, values), cache_rows=rows, first=first, last=last,
+            scale=D**-0.5 if scale is None else scale, rows=self.rows_of(q),
+        )  # fmt: skip
+        return out
+
     def note(self, op: str, out: Tensor, row_count: int, width: int, /, **operands: Any) -> None:
+        at = len(self.calls)
+        self.note_operands(op, **operands, out=out)
+        self.results[out.untyped_storage().data_ptr()] = Result(row_count, width, at, at)
+        self.kept.append(out)
+
+    def note_operands(self, op: str, /, **operands: Any) -> None:
         at = len(self.calls)
         for operand in operands.values():
             for t in operand if isinstance(operand, list) else [operand]:
                 if isinstance(t, Tensor) and (result := self.results.get(t.untyped_storage().data_ptr())) is not None:
                     result.last = at
-        self.results[out.untyped_storage().data_ptr()] = Result(row_count, width, at, at)
-        self.kept.append(out)
-        self.calls.append((op, {**operands, "out": out}))
+        self.calls.append((op, operands))
 
     def rows_of(self, t: Tensor) -> int:
         result = self.results.get(t.untyped_storage().data_ptr())
@@ -362,6 +426,12 @@ class Recorder:
         if slot is None:
             raise CannotRecordError(f"an op reads a tensor of shape {tuple(t.shape)} that no op made")
         return _C.REF_SLOT, slot, 0
+
+
+def strides(keys: Tensor, values: Tensor) -> dict[str, Any]:
+    """A KV cache, as the plan's ops take it."""
+    key_strides, value_strides = keys.stride()[:3], values.stride()[:3]
+    return {"keys": keys, "key_strides": key_strides, "values": values, "value_strides": value_strides, "shape": tuple(keys.shape)}
 
 
 def places(results: list[Result]) -> Iterator[tuple[Result, int]]:

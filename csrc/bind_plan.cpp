@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <tuple>
 #include <vector>
 
@@ -51,6 +52,27 @@ void varlen_attention(Plan& self, const PyRef& q, int64_t q_stride, const PyRef&
                         k_rows, sequences, heads, head_size, scale, causal});
 }
 
+using Shape = std::array<int64_t, 4>;    // of keys and of values: rows, heads, cells, head_size
+using Strides = std::array<int64_t, 3>;  // of the first three, in floats
+
+plan::CacheShape cache_shape(const Shape& shape, const Strides& keys, const Strides& values) {
+  return {shape[0], shape[1], shape[2], shape[3], keys[0], keys[1], keys[2], values[0], values[1], values[2]};
+}
+
+void write_cache(Plan& self, const PyRef& k, int64_t k_stride, const PyRef& v, int64_t v_stride, const PyRef& keys,
+                 const Strides& key_strides, const PyRef& values, const Strides& value_strides, const Shape& shape, const PyRef& cache_rows,
+                 const PyRef& cells, int64_t rows) {
+  self.add(plan::WriteCache{ref(k), ref(v), ref(keys), ref(values), ref(cache_rows), ref(cells), k_stride, v_stride, rows,
+                            cache_shape(shape, key_strides, value_strides)});
+}
+
+void cached_attention(Plan& self, const PyRef& q, int64_t q_stride, const PyRef& keys, const Strides& key_strides, const PyRef& values,
+                      const Strides& value_strides, const Shape& shape, const PyRef& cache_rows, const PyRef& first, const PyRef& last,
+                      float scale, int64_t rows, const PyRef& out) {
+  self.add(plan::AttendCache{ref(q), ref(keys), ref(values), ref(cache_rows), ref(first), ref(last), ref(out), q_stride, rows, scale,
+                             cache_shape(shape, key_strides, value_strides)});
+}
+
 }  // namespace
 
 void bind_plan(py::module_& m) {
@@ -83,6 +105,10 @@ void bind_plan(py::module_& m) {
           [](Plan& self, const PyRef& x, const PyRef& indices, const PyRef& out, int64_t from_rows, int64_t rows, int64_t columns,
              float fill) { self.add(plan::Unpack{ref(x), ref(indices), ref(out), from_rows, rows, columns, fill}); },
           arg("x"), arg("indices"), arg("out"), arg("from_rows"), arg("rows"), arg("columns"), arg("fill"))
+      .def("write_cache", write_cache, arg("k"), arg("k_stride"), arg("v"), arg("v_stride"), arg("keys"), arg("key_strides"), arg("values"),
+           arg("value_strides"), arg("shape"), arg("cache_rows"), arg("cells"), arg("rows"))
+      .def("cached_attention", cached_attention, arg("q"), arg("q_stride"), arg("keys"), arg("key_strides"), arg("values"),
+           arg("value_strides"), arg("shape"), arg("cache_rows"), arg("first"), arg("last"), arg("scale"), arg("rows"), arg("out"))
       .def("run", &Plan::run, py::call_guard<py::gil_scoped_release>(), arg("counts"), arg("slots"),
            "Replays it: the value of each row count, the address of each slot. ValueError for an id outside of its table.");
   m.attr("REF_NONE") = static_cast<int>(Ref::Kind::none);

@@ -111,6 +111,35 @@ def test_rows_that_have_ended_leave_the_batch(pair, loops):
     assert len(set(rows)) > 2, "several rows ended at different times, or this shows nothing"
 
 
+def test_a_step_is_one_crossing_after_the_first(pair, monkeypatch):
+    prompts = make_prompts(4)
+    called = []
+    linear = bertfast.ops.linear
+    monkeypatch.setattr(bertfast.ops, "linear", lambda *args, **kwargs: called.append(1) or linear(*args, **kwargs))
+    expected, actual = generate_both(pair, prompts, max_new_tokens=20, eos_token_id=ENDS, do_sample=True, temperature=3.0)
+    assert torch.equal(expected, actual)
+    once = 3 * 3 + 2  # each layer's output, up and down, and the head's two
+    assert len(called) == once + 1 + once, "the prompt, whose last layer makes some queries apart; and the step that is recorded"
+
+
+def test_weights_that_move_between_steps_are_found_again(pair):
+    class Mover(BaseStreamer):
+        def __init__(self, model):
+            self.model = model
+
+        def put(self, value):
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.clone()
+
+        def end(self):
+            pass
+
+    prompts = make_prompts(1)
+    model = copy.deepcopy(pair[1])
+    expected = pair[0].generate(**prompts, max_new_tokens=15, eos_token_id=ENDS)
+    assert torch.equal(model.generate(**prompts, max_new_tokens=15, eos_token_id=ENDS, streamer=Mover(model)), expected)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_beam_search_of_ragged_prompts(pair, loops, seed):
     torch.manual_seed(seed)

@@ -71,7 +71,26 @@ struct Unpack {
   float fill;
 };
 
-using Node = std::variant<Embed, AddLayerNorm, Linear, Attend, Pack, Unpack>;
+// A KV cache: constants of a plan that lives as long as they do. [cache_rows, heads, cells, head_size], strides of the first three.
+struct CacheShape {
+  int64_t cache_rows, heads, cells, head_size;
+  int64_t key_row, key_head, key_cell, value_row, value_head, value_cell;
+};
+
+struct WriteCache {
+  Ref k, v, keys, values, cache_row, cell;
+  int64_t k_stride, v_stride, rows;
+  CacheShape shape;
+};
+
+struct AttendCache {
+  Ref q, keys, values, cache_row, first, last, out;
+  int64_t q_stride, rows;
+  float scale;
+  CacheShape shape;
+};
+
+using Node = std::variant<Embed, AddLayerNorm, Linear, Attend, Pack, Unpack, WriteCache, AttendCache>;
 
 class Plan {
  public:
