@@ -132,7 +132,6 @@ def cached_attention(
     scale: float,
     out: int,
 ) -> None: ...
-
 def argmax(scores: int, rows: int, columns: int, out: int) -> None: ...
 
 class SlotTable:

@@ -123,8 +123,9 @@ def register() -> None:
     import transformers
     from transformers import BertConfig
 
+    classes: list[Any] = [c for c in vars(transformers.models.auto.modeling_auto).values() if isinstance(c, type)]
     for original, ours in OURS.items():
-        for auto in list(vars(transformers.models.auto.modeling_auto).values()):
+        for auto in classes:
             mapping = getattr(auto, "_model_mapping", None)
-            if isinstance(auto, type) and mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
+            if mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
                 auto.register(BertConfig, ours, exist_ok=True)
