@@ -79,6 +79,43 @@ def embed(
 
 
 @app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to go on from; - reads standard input.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Folder of a BERT decoder with a language-model head.")],
+    ids: Annotated[bool, typer.Option("--ids", help="PROMPT and what is printed are token ids.")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after so many.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0: the best token each time; above: sample.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k best; 0: among all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Sample among the best that hold this probability together.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that were there lose.")] = 1.0,
+    num_beams: Annotated[int, typer.Option(help="Beam search; printed at the end, not as it comes.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU where there is one.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The continuation only.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Continue a text, token by token."""
+    from bertfast.commands import generate as command
+
+    command.run(
+        prompt,
+        model=model,
+        ids=ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        num_beams=num_beams,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        quiet=quiet,
+    )
+
+
+@app.command()
 def demo(debug: Debug = False) -> None:
     """Run a real model on real sentences, beside transformers."""
     from bertfast.commands import demo as command
