@@ -30,11 +30,9 @@ def attended(x: Tensor, real: Tensor | None) -> Tensor:
     if real is None:
         return x
     real = real.reshape(-1, real.shape[-1]).ne(0)
-    if x.shape[:2] == real.shape:
-        return x[real]
-    if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(real.shape):
-        return x.transpose(1, 2)[real]
-    return x
+    if x.dim() == 4:  # attention probabilities; first, for there may be as many heads as tokens
+        return x.transpose(1, 2)[real] if (x.shape[0], x.shape[2]) == tuple(real.shape) else x
+    return x[real] if x.shape[:2] == real.shape else x
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:

@@ -191,11 +191,11 @@ class TestCheckpoints:
             torch.manual_seed(1)
             model, info = module.BertForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
             infos.append(info)
-            said.append("\n".join(r.getMessage() for r in caplog.records))
+            said.append(sorted("\n".join(r.getMessage() for r in caplog.records).splitlines()))  # it prints sets: in any order
         assert infos[1] == infos[0]
         assert infos[1]["missing_keys"] == {"classifier.weight", "classifier.bias"}
         assert infos[1]["unexpected_keys"]
-        assert "classifier.weight" in said[1]
+        assert any("classifier.weight" in line for line in said[1])
         assert said[1] == said[0]
         state = original.state_dict()
         assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items() if name.startswith("bert."))
