@@ -95,7 +95,8 @@ def reason_for_their_loop(model: Any, own: type, input_ids: Tensor, config: Any,
     mask = arguments.get("attention_mask")
     if input_ids.shape[1] == 0 or (mask is not None and (mask.dim() != 2 or mask.shape != input_ids.shape or not mask[:, -1].all())):
         return "no prompt, or one that is padded on the right"
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states or mask is not None):
+    padded = mask is not None and not mask.all()
+    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states or padded):
         return "attentions, hidden states or the cache of padded prompts were asked for"
     return None
 

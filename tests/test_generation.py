@@ -176,9 +176,7 @@ def test_strategies_under_one_seed(pair, loops, strategy, do_sample):
     expected, actual = generate_both(pair, prompts, **options)
     assert torch.equal(expected, actual)
     assert loops[0] == ["ours"]
-    if "repetition_penalty" in options:  # of prompts that are padded: keeps a number for every row of the batch
-        assert set(loops[1]) == {6}
-    elif do_sample:
+    if do_sample and "repetition_penalty" not in options:  # which may keep a number for every row of a padded batch
         assert len(set(loops[1])) > 1, "rows left while others drew on"
 
 
