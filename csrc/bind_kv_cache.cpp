@@ -18,56 +18,58 @@ namespace bertfast {
 namespace {
 
 using Shape = std::array<int64_t, 4>;    // of keys and of values: rows, heads, cells, head_size
-using Strides = std::array<int64_t, 3>;  // of the first three, in floats
+using Strides = std::array<int64_t, 3>;  // of the first three, in elements
 
+template <class Number>
 void write_cache(Address k, int64_t k_stride, Address v, int64_t v_stride, int64_t tokens, Address keys, const Strides& key_strides,
                  Address values, const Strides& value_strides, const Shape& shape, Address rows, Address cells) {
   const auto [key_row, key_head, key_cell] = key_strides;
   const auto [value_row, value_head, value_cell] = value_strides;
-  const cpu::CacheWrite args = {at<const float>(k),
-                                at<const float>(v),
-                                at<float>(keys),
-                                at<float>(values),
-                                at<const int64_t>(rows),
-                                at<const int64_t>(cells),
-                                k_stride,
-                                v_stride,
-                                key_row,
-                                key_head,
-                                key_cell,
-                                value_row,
-                                value_head,
-                                value_cell,
-                                tokens,
-                                shape[1],
-                                shape[3]};
-  run_op(cpu::CacheWriteOp(args, shape[0], shape[2]));
+  const cpu::CacheWrite<Number> args = {at<const Number>(k),
+                                        at<const Number>(v),
+                                        at<Number>(keys),
+                                        at<Number>(values),
+                                        at<const int64_t>(rows),
+                                        at<const int64_t>(cells),
+                                        k_stride,
+                                        v_stride,
+                                        key_row,
+                                        key_head,
+                                        key_cell,
+                                        value_row,
+                                        value_head,
+                                        value_cell,
+                                        tokens,
+                                        shape[1],
+                                        shape[3]};
+  run_op(cpu::CacheWriteOp<Number>(args, shape[0], shape[2]));
 }
 
+template <class Number>
 void cached_attention(Address q, int64_t q_stride, int64_t queries, Address keys, const Strides& key_strides, Address values,
                       const Strides& value_strides, const Shape& shape, Address rows, Address first, Address last, float scale,
                       Address out) {
   const auto [key_row, key_head, key_cell] = key_strides;
   const auto [value_row, value_head, value_cell] = value_strides;
-  const cpu::CachedAttention args = {at<const float>(q),
-                                     at<const float>(keys),
-                                     at<const float>(values),
-                                     at<const int64_t>(rows),
-                                     at<const int64_t>(first),
-                                     at<const int64_t>(last),
-                                     at<float>(out),
-                                     q_stride,
-                                     key_row,
-                                     key_head,
-                                     key_cell,
-                                     value_row,
-                                     value_head,
-                                     value_cell,
-                                     queries,
-                                     shape[1],
-                                     shape[3],
-                                     scale};
-  run_op(cpu::CachedAttentionOp(cpu::kernels(), args, shape[0], shape[2]));
+  const cpu::CachedAttentionOf<Number> args = {at<const Number>(q),
+                                               at<const Number>(keys),
+                                               at<const Number>(values),
+                                               at<const int64_t>(rows),
+                                               at<const int64_t>(first),
+                                               at<const int64_t>(last),
+                                               at<Number>(out),
+                                               q_stride,
+                                               key_row,
+                                               key_head,
+                                               key_cell,
+                                               value_row,
+                                               value_head,
+                                               value_cell,
+                                               queries,
+                                               shape[1],
+                                               shape[3],
+                                               scale};
+  run_op(cpu::CachedAttentionOp<Number>(cpu::kernels(), args, shape[0], shape[2]));
 }
 
 }  // namespace
@@ -76,11 +78,12 @@ void bind_kv_cache(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   using py::arg;
 
-  m.def("write_cache", write_cache, release(), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"), arg("tokens"), arg("keys"),
-        arg("key_strides"), arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("cells"),
+  m.def("write_cache", BERTFAST_EITHER(write_cache), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"), arg("tokens"), arg("keys"),
+        arg("key_strides"), arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("cells"), arg("bfloat16") = false,
         "keys[rows[t], :, cells[t]] = k[t], values alike. ValueError for a row or cell outside of the cache.");
-  m.def("cached_attention", cached_attention, release(), arg("q"), arg("q_stride"), arg("queries"), arg("keys"), arg("key_strides"),
+  m.def("cached_attention", BERTFAST_EITHER(cached_attention), arg("q"), arg("q_stride"), arg("queries"), arg("keys"), arg("key_strides"),
         arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("first"), arg("last"), arg("scale"), arg("out"),
+        arg("bfloat16") = false,
         "out[t] = softmax(q[t] keys^T scale) values over cells first[t] .. last[t] - 1 of row rows[t]. ValueError for a range outside.");
 
   m.def(

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -20,60 +21,64 @@ namespace py = pybind11;
 namespace bertfast {
 namespace {
 
+template <class Number>
 void embed_layer_norm(Address input_ids, Address word_table, int64_t word_rows, Address position_ids, Address position_table,
                       int64_t position_rows, Address type_ids, Address type_table, int64_t type_rows, Address weight, Address bias,
                       float eps, Address out, int64_t tokens, int64_t hidden) {
-  const cpu::EmbeddingOp op = {
+  const cpu::EmbeddingOpOf<Number> op = {
       cpu::kernels(),
-      {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const float>(word_table),
-       at<const float>(position_table), at<const float>(type_table), word_rows, position_rows, type_rows, at<const float>(weight),
-       at<const float>(bias), at<float>(out), tokens, hidden, eps}};
+      {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const Number>(word_table),
+       at<const Number>(position_table), at<const Number>(type_table), word_rows, position_rows, type_rows, at<const Number>(weight),
+       at<const Number>(bias), at<Number>(out), tokens, hidden, eps}};
   run_op(op);
   op.check();
 }
 
+template <class Number>
 void add_layer_norm(Address x, Address residual, Address weight, Address bias, float eps, Address out, int64_t rows, int64_t hidden) {
-  run_op(cpu::LayerNormOp{
-      cpu::kernels(),
-      {at<const float>(x), at<const float>(residual), at<const float>(weight), at<const float>(bias), at<float>(out), rows, hidden, eps}});
+  run_op(cpu::LayerNormOpOf<Number>{cpu::kernels(),
+                                    {at<const Number>(x), at<const Number>(residual), at<const Number>(weight), at<const Number>(bias),
+                                     at<Number>(out), rows, hidden, eps}});
 }
 
 // parts: weight, bias and features of each.
+template <class Number>
 void linear(Address x, const std::vector<std::tuple<Address, Address, int64_t>>& parts, int activation, Address out, int64_t rows,
             int64_t inputs) {
   BF_CHECK(activation >= 0 && activation <= static_cast<int>(cpu::Activation::tanh), "linear: unknown activation ", activation);
-  std::vector<cpu::Linear> linears;
+  std::vector<cpu::LinearOf<Number>> linears;
   int64_t columns = 0;
   for (const auto& [weight, bias, features] : parts) columns += features;
-  float* to = at<float>(out);
+  Number* to = at<Number>(out);
   for (const auto& [weight, bias, features] : parts) {
-    linears.push_back({at<const float>(x), at<const float>(weight), at<const float>(bias), to, rows, inputs, features, inputs, columns,
+    linears.push_back({at<const Number>(x), at<const Number>(weight), at<const Number>(bias), to, rows, inputs, features, inputs, columns,
                        static_cast<cpu::Activation>(activation)});
     to += features;
   }
-  run_op(cpu::LinearOp(cpu::kernels(), std::move(linears), num_threads()));
+  run_op(cpu::LinearOpOf<Number>(cpu::kernels(), std::move(linears), num_threads()));
 }
 
+template <class Number>
 void varlen_attention(Address q, int64_t q_stride, Address k, int64_t k_stride, Address v, int64_t v_stride, Address cu_seqlens_q,
                       Address cu_seqlens_k, int64_t sequences, int64_t queries, int64_t keys, int64_t heads, int64_t head_size, bool causal,
                       float scale, Address out) {
-  const cpu::Attention args = {at<const float>(q),
-                               at<const float>(k),
-                               at<const float>(v),
-                               at<float>(out),
-                               q_stride,
-                               k_stride,
-                               v_stride,
-                               at<const int32_t>(cu_seqlens_q),
-                               at<const int32_t>(cu_seqlens_k),
-                               sequences,
-                               heads,
-                               head_size,
-                               scale,
-                               causal};
+  const cpu::AttentionOf<Number> args = {at<const Number>(q),
+                                         at<const Number>(k),
+                                         at<const Number>(v),
+                                         at<Number>(out),
+                                         q_stride,
+                                         k_stride,
+                                         v_stride,
+                                         at<const int32_t>(cu_seqlens_q),
+                                         at<const int32_t>(cu_seqlens_k),
+                                         sequences,
+                                         heads,
+                                         head_size,
+                                         scale,
+                                         causal};
   cpu::check_boundaries("cu_seqlens_q", args.cu_seqlens_q, sequences, queries);
   cpu::check_boundaries("cu_seqlens_k", args.cu_seqlens_k, sequences, keys);
-  run_op(cpu::AttentionOp(cpu::kernels(), args));
+  run_op(cpu::AttentionOpOf<Number>(cpu::kernels(), args));
 }
 
 void pack(Address x, int64_t rows, Address indices, Address out, int64_t tokens, int64_t row_bytes) {
@@ -81,9 +86,20 @@ void pack(Address x, int64_t rows, Address indices, Address out, int64_t tokens,
   run_op(cpu::PackOp{at<const char>(x), at<const int64_t>(indices), at<char>(out), tokens, row_bytes});
 }
 
+float rounded(float x, float) { return x; }
+
+cpu::bfloat16 rounded(float x, cpu::bfloat16) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return {0x7fc0};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+template <class Number>
 void unpack(Address x, Address indices, int64_t tokens, Address out, int64_t rows, int64_t columns, float fill) {
   const bool ascending = cpu::check_indices(at<const int64_t>(indices), tokens, rows, "unpack");
-  run_op(cpu::UnpackOp{at<const float>(x), at<const int64_t>(indices), at<float>(out), tokens, columns, rows, fill, ascending});
+  run_op(cpu::UnpackOpOf<Number>{at<const Number>(x), at<const int64_t>(indices), at<Number>(out), tokens, columns, rows,
+                                 rounded(fill, Number{}), ascending});
 }
 
 }  // namespace
@@ -91,23 +107,24 @@ void unpack(Address x, Address indices, int64_t tokens, Address out, int64_t row
 void bind_ops(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   using py::arg;
+  const auto bfloat16 = arg("bfloat16") = false;
 
-  m.def("embed_layer_norm", embed_layer_norm, release(), arg("input_ids"), arg("word_table"), arg("word_rows"), arg("position_ids"),
+  m.def("embed_layer_norm", BERTFAST_EITHER(embed_layer_norm), arg("input_ids"), arg("word_table"), arg("word_rows"), arg("position_ids"),
         arg("position_table"), arg("position_rows"), arg("type_ids"), arg("type_table"), arg("type_rows"), arg("weight"), arg("bias"),
-        arg("eps"), arg("out"), arg("tokens"), arg("hidden"),
+        arg("eps"), arg("out"), arg("tokens"), arg("hidden"), bfloat16,
         "out[tokens, hidden] = LayerNorm(word + type + position); type_ids may be 0. ValueError for an id outside of its table.");
-  m.def("add_layer_norm", add_layer_norm, release(), arg("x"), arg("residual"), arg("weight"), arg("bias"), arg("eps"), arg("out"),
-        arg("rows"), arg("hidden"), "out[rows, hidden] = LayerNorm(x + residual) * weight + bias; residual may be 0.");
-  m.def("linear", linear, release(), arg("x"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"),
+  m.def("add_layer_norm", BERTFAST_EITHER(add_layer_norm), arg("x"), arg("residual"), arg("weight"), arg("bias"), arg("eps"), arg("out"),
+        arg("rows"), arg("hidden"), bfloat16, "out[rows, hidden] = LayerNorm(x + residual) * weight + bias; residual may be 0.");
+  m.def("linear", BERTFAST_EITHER(linear), arg("x"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"), bfloat16,
         "out[rows, sum of features] = activation(x[rows, inputs] @ weight.T + bias) for parts of (weight, bias or 0, features).");
-  m.def("varlen_attention", varlen_attention, release(), arg("q"), arg("q_stride"), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"),
-        arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("sequences"), arg("queries"), arg("keys"), arg("heads"), arg("head_size"),
-        arg("causal"), arg("scale"), arg("out"),
+  m.def("varlen_attention", BERTFAST_EITHER(varlen_attention), arg("q"), arg("q_stride"), arg("k"), arg("k_stride"), arg("v"),
+        arg("v_stride"), arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("sequences"), arg("queries"), arg("keys"), arg("heads"),
+        arg("head_size"), arg("causal"), arg("scale"), arg("out"), bfloat16,
         "out[queries, heads, head_size] = softmax(q k^T scale) v within each sequence. ValueError for bad boundaries.");
   m.def("pack", pack, release(), arg("x"), arg("rows"), arg("indices"), arg("out"), arg("tokens"), arg("row_bytes"),
         "out[t] = x[indices[t]]. ValueError for an index outside of [0, rows).");
-  m.def("unpack", unpack, release(), arg("x"), arg("indices"), arg("tokens"), arg("out"), arg("rows"), arg("columns"), arg("fill"),
-        "out[indices[t]] = x[t], fill elsewhere. ValueError for an index outside of [0, rows).");
+  m.def("unpack", BERTFAST_EITHER(unpack), arg("x"), arg("indices"), arg("tokens"), arg("out"), arg("rows"), arg("columns"), arg("fill"),
+        bfloat16, "out[indices[t]] = x[t], fill elsewhere. ValueError for an index outside of [0, rows).");
 
   py::dict activations;
   activations["none"] = static_cast<int>(cpu::Activation::none);

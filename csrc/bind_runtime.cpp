@@ -27,6 +27,9 @@ void bind_runtime(py::module_& m) {
 
   m.def("isa", [] { return std::string(cpu::kernels().isa); }, "The instruction set whose kernels are in use.");
   m.def(
+      "multiplies_bfloat16", [] { return cpu::kernels().multiplies_bfloat16; },
+      "Whether the table in use multiplies bfloat16 as it is, or widens it to float32 in the tile.");
+  m.def(
       "isas",
       [] {
         py::list found;

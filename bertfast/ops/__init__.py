@@ -3,7 +3,7 @@
 A backend is a module with one function per op below, same name, same arguments:
 
     reference   plain PyTorch, any device and dtype, differentiable    (always there)
-    cpu         bertfast._C                                            (float32 on the CPU)
+    cpu         bertfast._C                                            (float32, bfloat16 on the CPU)
     cuda        bertfast.kernels, imported on first use                (float32, float16, bfloat16 on CUDA)
 
 Backends may assume the arguments are valid: the checks live here, once. A device or dtype that has no kernels runs
@@ -30,6 +30,7 @@ ACTIVATIONS = frozenset(reference.ACTIVATIONS)  # what linear can fuse; any othe
 
 _KERNELS = {
     ("cpu", torch.float32): "bertfast.ops.cpu",
+    ("cpu", torch.bfloat16): "bertfast.ops.cpu",
     ("cuda", torch.float32): "bertfast.ops.cuda",
     ("cuda", torch.float16): "bertfast.ops.cuda",
     ("cuda", torch.bfloat16): "bertfast.ops.cuda",

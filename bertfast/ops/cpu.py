@@ -1,4 +1,4 @@
-"""CPU backend: bertfast._C on the addresses of float32 tensors. Arguments were checked in bertfast.ops.
+"""CPU backend: bertfast._C on the addresses of float32 or bfloat16 tensors. Arguments were checked in bertfast.ops.
 
 One crossing an op. Results go into tensors made here with torch.empty, whose every element the kernel writes.
 """
@@ -31,7 +31,7 @@ def embed_layer_norm(
         input_ids.data_ptr(), word_weight.data_ptr(), len(word_weight),
         position_ids.data_ptr(), position_weight.data_ptr(), len(position_weight),
         _address(token_type_ids), token_type_weight.data_ptr(), len(token_type_weight),
-        weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr(), T, H,
+        weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr(), T, H, out.dtype is torch.bfloat16,
     )  # fmt: skip
     return out
 
@@ -48,13 +48,14 @@ def _linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
     T, K = x.shape
     parts = [(w.data_ptr(), _address(b), len(w)) for w, b in zip(weights, biases, strict=True)]
     out = x.new_empty(T, sum(features for _, _, features in parts))
-    _C.linear(x.data_ptr(), parts, activation, out.data_ptr(), T, K)
+    _C.linear(x.data_ptr(), parts, activation, out.data_ptr(), T, K, x.dtype is torch.bfloat16)
     return out
 
 
 def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
-    _C.add_layer_norm(x.data_ptr(), _address(residual), weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr(), *x.shape)
+    operands = x.data_ptr(), _address(residual), weight.data_ptr(), bias.data_ptr()
+    _C.add_layer_norm(*operands, eps, out.data_ptr(), *x.shape, x.dtype is torch.bfloat16)
     return out
 
 
@@ -74,7 +75,7 @@ def varlen_attention(
     _C.varlen_attention(
         q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0),
         cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, Tq, len(k), N, D,
-        causal, D**-0.5 if scale is None else scale, out.data_ptr(),
+        causal, D**-0.5 if scale is None else scale, out.data_ptr(), q.dtype is torch.bfloat16,
     )  # fmt: skip
     return out
 
@@ -83,7 +84,7 @@ def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor
     _C.write_cache(
         k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), len(k),
         keys.data_ptr(), keys.stride()[:3], values.data_ptr(), values.stride()[:3], keys.shape,
-        rows.data_ptr(), cells.data_ptr(),
+        rows.data_ptr(), cells.data_ptr(), k.dtype is torch.bfloat16,
     )  # fmt: skip
 
 
@@ -95,6 +96,7 @@ def cached_attention(
     _C.cached_attention(
         q.data_ptr(), q.stride(0), T, keys.data_ptr(), keys.stride()[:3], values.data_ptr(), values.stride()[:3], keys.shape,
         rows.data_ptr(), _address(first), last.data_ptr(), D**-0.5 if scale is None else scale, out.data_ptr(),
+        q.dtype is torch.bfloat16,
     )  # fmt: skip
     return out
 
@@ -107,7 +109,7 @@ def pack(x: Tensor, indices: Tensor) -> Tensor:
 
 def unpack(x: Tensor, indices: Tensor, rows: int, fill: float = 0.0) -> Tensor:
     out = x.new_empty(rows, x.shape[1])
-    _C.unpack(x.data_ptr(), indices.data_ptr(), len(x), out.data_ptr(), rows, x.shape[1], fill)
+    _C.unpack(x.data_ptr(), indices.data_ptr(), len(x), out.data_ptr(), rows, x.shape[1], fill, x.dtype is torch.bfloat16)
     return out
 
 

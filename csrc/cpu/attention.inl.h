@@ -16,12 +16,13 @@ namespace {
 
 constexpr int64_t attention_depth = 64;  // terms of a score added up in one go: long sums in one register lose digits
 constexpr int64_t attention_scratch =
-    2 * attention_keys * max_head_size + attention_rows * max_head_size + Vec::tile_rows * attention_keys + 2 * attention_rows;
+    2 * attention_keys * max_head_size + 2 * attention_rows * max_head_size + Vec::tile_rows * attention_keys + 2 * attention_rows;
 
 struct AttentionTile {
   float* keys;     // [head_size, attention_keys]; beyond the last key: 0
   float* values;   // [attention_keys, padded]
   float* sums;     // [attention_rows, padded]: the output so far
+  float* queries;  // [attention_rows, padded], where they have to be widened
   float* scores;   // [Vec::tile_rows, attention_keys]
   float* maximum;  // [attention_rows]
   float* total;    // [attention_rows]
@@ -71,10 +72,19 @@ void broadcast_rows(int64_t count, const float* x, int64_t x_stride, const float
 
 inline int64_t padded_to_vec(int64_t n) { return (n + Vec::width - 1) / Vec::width * Vec::width; }
 
-inline void load_keys(const AttentionTile& tile, const float* k, int64_t k_stride, const float* v, int64_t v_stride, int64_t count) {
+inline float widen(float x) { return x; }
+inline float widen(bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float wide;
+  __builtin_memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+template <class Number>
+void load_keys(const AttentionTile& tile, const Number* k, int64_t k_stride, const Number* v, int64_t v_stride, int64_t count) {
   const int64_t columns = padded_to_vec(count);
   for (int64_t j = 0; j < count; ++j)
-    for (int64_t d = 0; d < tile.head_size; ++d) tile.keys[d * attention_keys + j] = k[j * k_stride + d];
+    for (int64_t d = 0; d < tile.head_size; ++d) tile.keys[d * attention_keys + j] = widen(k[j * k_stride + d]);
   for (int64_t d = 0; d < tile.head_size; ++d)
     for (int64_t j = count; j < columns; ++j) tile.keys[d * attention_keys + j] = 0.0f;
   for (int64_t j = 0; j < count; ++j)
@@ -107,7 +117,8 @@ inline float soften(float* scores, int64_t seen, int64_t columns, float scale, f
   return shrink;
 }
 
-void attention(const Attention& op, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch) {
+template <class Number>
+void attention(const AttentionOf<Number>& op, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch) {
   const int64_t D = op.head_size, q0 = op.cu_seqlens_q[sequence], k0 = op.cu_seqlens_k[sequence];
   const int64_t queries = op.cu_seqlens_q[sequence + 1] - q0, keys = op.cu_seqlens_k[sequence + 1] - k0, rows = last - first;
   AttentionTile tile;
@@ -116,7 +127,8 @@ void attention(const Attention& op, int64_t sequence, int64_t head, int64_t firs
   tile.keys = scratch;
   tile.values = tile.keys + attention_keys * max_head_size;
   tile.sums = tile.values + attention_keys * max_head_size;
-  tile.scores = tile.sums + attention_rows * max_head_size;
+  tile.queries = tile.sums + attention_rows * max_head_size;
+  tile.scores = tile.queries + attention_rows * max_head_size;
   tile.maximum = tile.scores + Vec::tile_rows * attention_keys;
   tile.total = tile.maximum + attention_rows;
   for (int64_t m = 0; m < rows; ++m) {
@@ -129,7 +141,18 @@ void attention(const Attention& op, int64_t sequence, int64_t head, int64_t firs
     const int64_t seen = op.causal ? first + m + 1 + keys - queries : keys;
     return seen < 0 ? 0 : seen < keys ? seen : keys;
   };
-  const float* q = op.q + (q0 + first) * op.q_stride + head * D;
+  const Number* given = op.q + (q0 + first) * op.q_stride + head * D;
+  const float* q;
+  int64_t q_stride = op.q_stride;
+  if constexpr (sizeof(Number) == sizeof(float)) {
+    q = given;
+  } else {
+    for (int64_t m = 0; m < rows; ++m)
+      for_each_block(
+          D, [&](int64_t d, int64_t lanes) { Vec::load(given + m * op.q_stride + d, lanes).store(tile.queries + m * tile.padded + d); });
+    q = tile.queries;
+    q_stride = tile.padded;
+  }
   const int64_t most = seen_by(rows - 1);
   for (int64_t at = 0; at < most; at += attention_keys) {
     const int64_t count = at + attention_keys < most ? attention_keys : most - at, columns = padded_to_vec(count);
@@ -137,8 +160,8 @@ void attention(const Attention& op, int64_t sequence, int64_t head, int64_t firs
     for (int64_t m0 = 0; m0 < rows; m0 += Vec::tile_rows) {
       const int64_t height = m0 + Vec::tile_rows < rows ? Vec::tile_rows : rows - m0;
       for (int64_t d = 0; d < D; d += attention_depth)
-        broadcast_rows<Vec::tile_rows>(height, q + m0 * op.q_stride + d, op.q_stride, tile.keys + d * attention_keys, attention_keys,
-                                       tile.scores, attention_keys, columns, D - d < attention_depth ? D - d : attention_depth, d != 0);
+        broadcast_rows<Vec::tile_rows>(height, q + m0 * q_stride + d, q_stride, tile.keys + d * attention_keys, attention_keys, tile.scores,
+                                       attention_keys, columns, D - d < attention_depth ? D - d : attention_depth, d != 0);
       for (int64_t m = m0; m < m0 + height; ++m) {
         int64_t seen = seen_by(m) - at;
         seen = seen < 0 ? 0 : seen < count ? seen : count;
@@ -159,7 +182,7 @@ void attention(const Attention& op, int64_t sequence, int64_t head, int64_t firs
 
   for (int64_t m = 0; m < rows; ++m) {  // a query that saw nothing has total 0 and sums 0
     const Vec scale = Vec::all(tile.total[m] > 0.0f ? 1.0f / tile.total[m] : tile.total[m]);
-    float* out = op.out + ((q0 + first + m) * op.heads + head) * D;
+    Number* out = op.out + ((q0 + first + m) * op.heads + head) * D;
     for_each_block(D, [&](int64_t d, int64_t lanes) { (Vec::load(tile.sums + m * tile.padded + d) * scale).store(out + d, lanes); });
   }
 }

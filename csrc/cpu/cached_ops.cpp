@@ -18,7 +18,8 @@ void check_row(const char* op, int64_t i, int64_t row, int64_t rows) {
 
 }  // namespace
 
-CachedAttentionOp::CachedAttentionOp(const Kernels& kernels, const CachedAttention& args, int64_t rows, int64_t cells)
+template <class Number>
+CachedAttentionOp<Number>::CachedAttentionOp(const Kernels& kernels, const CachedAttentionOf<Number>& args, int64_t rows, int64_t cells)
     : kernels_(kernels), args_(args) {
   for (int64_t t = 0; t < args.queries; ++t) {
     const int64_t first = args.first ? args.first[t] : 0, last = args.last[t];
@@ -29,11 +30,18 @@ CachedAttentionOp::CachedAttentionOp(const Kernels& kernels, const CachedAttenti
   }
 }
 
-void CachedAttentionOp::run(int64_t item) const {
-  kernels_.cached_attention(args_, item / args_.heads, item % args_.heads, scratch(longest_));
+template <class Number>
+void CachedAttentionOp<Number>::run(int64_t item) const {
+  const KernelsOf<Number>* table;
+  if constexpr (sizeof(Number) == sizeof(float))
+    table = &kernels_.of_float;
+  else
+    table = &kernels_.of_bfloat16;
+  table->cached_attention(args_, item / args_.heads, item % args_.heads, scratch(longest_));
 }
 
-CacheWriteOp::CacheWriteOp(const CacheWrite& args, int64_t rows, int64_t cells) : args_(args) {
+template <class Number>
+CacheWriteOp<Number>::CacheWriteOp(const CacheWrite<Number>& args, int64_t rows, int64_t cells) : args_(args) {
   tokens_per_item_ = std::max<int64_t>(1, grain / std::max<int64_t>(1, args.heads * args.head_size));
   for (int64_t t = 0; t < args.tokens; ++t) {
     check_row("write_cache", t, args.rows[t], rows);
@@ -42,15 +50,19 @@ CacheWriteOp::CacheWriteOp(const CacheWrite& args, int64_t rows, int64_t cells) 
   }
 }
 
-int64_t CacheWriteOp::items() const { return (args_.tokens + tokens_per_item_ - 1) / tokens_per_item_; }
+template <class Number>
+int64_t CacheWriteOp<Number>::items() const {
+  return (args_.tokens + tokens_per_item_ - 1) / tokens_per_item_;
+}
 
-void CacheWriteOp::run(int64_t item) const {
-  const size_t bytes = static_cast<size_t>(args_.head_size) * sizeof(float);
+template <class Number>
+void CacheWriteOp<Number>::run(int64_t item) const {
+  const size_t bytes = static_cast<size_t>(args_.head_size) * sizeof(Number);
   const int64_t last = std::min(args_.tokens, (item + 1) * tokens_per_item_);
   for (int64_t t = item * tokens_per_item_; t < last; ++t) {
-    const float *k = args_.k + t * args_.k_stride, *v = args_.v + t * args_.v_stride;
-    float* key = args_.keys + args_.rows[t] * args_.key_row + args_.cells[t] * args_.key_cell;
-    float* value = args_.values + args_.rows[t] * args_.value_row + args_.cells[t] * args_.value_cell;
+    const Number *k = args_.k + t * args_.k_stride, *v = args_.v + t * args_.v_stride;
+    Number* key = args_.keys + args_.rows[t] * args_.key_row + args_.cells[t] * args_.key_cell;
+    Number* value = args_.values + args_.rows[t] * args_.value_row + args_.cells[t] * args_.value_cell;
     for (int64_t n = 0; n < args_.heads; ++n) {
       std::memcpy(key + n * args_.key_head, k + n * args_.head_size, bytes);
       std::memcpy(value + n * args_.value_head, v + n * args_.head_size, bytes);
@@ -76,5 +88,10 @@ void ArgmaxOp::run(int64_t row) const {
   }
   out[row] = at[first];
 }
+
+template class CachedAttentionOp<float>;
+template class CachedAttentionOp<bfloat16>;
+template class CacheWriteOp<float>;
+template class CacheWriteOp<bfloat16>;
 
 }  // namespace bertfast::cpu

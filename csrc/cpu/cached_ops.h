@@ -1,4 +1,5 @@
-// What generation needs besides the ops of a forward, cut into items that the pool hands out (parallel.h).
+// What generation needs besides the ops of a forward, on a KV cache of float or bfloat16, cut into items that the pool hands out
+// (parallel.h).
 #pragma once
 
 #include <cstdint>
@@ -7,36 +8,39 @@
 
 namespace bertfast::cpu {
 
+template <class Number>
 class CachedAttentionOp {
  public:
   // Throws std::invalid_argument, before anything is read, unless every query's row is in [0, rows) and its range in [0, cells].
-  CachedAttentionOp(const Kernels& kernels, const CachedAttention& args, int64_t rows, int64_t cells);
+  CachedAttentionOp(const Kernels& kernels, const CachedAttentionOf<Number>& args, int64_t rows, int64_t cells);
   int64_t items() const { return args_.queries * args_.heads; }
   void run(int64_t item) const;
 
  private:
   const Kernels& kernels_;
-  CachedAttention args_;
+  CachedAttentionOf<Number> args_;
   int64_t longest_ = 0;  // range
 };
 
 // New keys and values, [tokens, heads, head_size], into their cells.
+template <class Number>
 struct CacheWrite {
-  const float *k, *v;
-  float *keys, *values;
+  const Number *k, *v;
+  Number *keys, *values;
   const int64_t *rows, *cells;  // [tokens]
   int64_t k_stride, v_stride, key_row, key_head, key_cell, value_row, value_head, value_cell;
   int64_t tokens, heads, head_size;
 };
 
+template <class Number>
 class CacheWriteOp {
  public:
-  CacheWriteOp(const CacheWrite& args, int64_t rows, int64_t cells);  // throws as above
+  CacheWriteOp(const CacheWrite<Number>& args, int64_t rows, int64_t cells);  // throws as above
   int64_t items() const;
   void run(int64_t item) const;
 
  private:
-  CacheWrite args_;
+  CacheWrite<Number> args_;
   int64_t tokens_per_item_;
 };
 

@@ -17,18 +17,20 @@ namespace {
 constexpr int64_t keys_ahead = 16;  // cells of one head are a few pages: too short for the hardware to see where they lead
 
 // Asks memory for four cells of one head.
-inline void fetch_cells(const float* cells, int64_t stride, int64_t head_size) {
+template <class Number>
+inline void fetch_cells(const Number* cells, int64_t stride, int64_t head_size) {
   for (int64_t i = 0; i < 4; ++i)
-    for (int64_t d = 0; d < head_size; d += 16) __builtin_prefetch(cells + i * stride + d);
+    for (int64_t d = 0; d < head_size; d += 64 / static_cast<int64_t>(sizeof(Number))) __builtin_prefetch(cells + i * stride + d);
 }
 
 // scores[j] = q . keys[j] for `count` keys, and their maximum. Meanwhile the values are on their way.
-inline float score_keys(const float* q, const float* keys, int64_t stride, const float* values, int64_t value_stride, int64_t count,
+template <class Number>
+inline float score_keys(const Number* q, const Number* keys, int64_t stride, const Number* values, int64_t value_stride, int64_t count,
                         int64_t head_size, float scale, float* scores) {
   float highest = -INFINITY;
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
-    const float* k = keys + j * stride;
+    const Number* k = keys + j * stride;
     if (j + keys_ahead + 4 <= count) fetch_cells(k + keys_ahead * stride, stride, head_size);
     fetch_cells(values + j * value_stride, value_stride, head_size);
     Vec sum[4];
@@ -56,8 +58,8 @@ inline float score_keys(const float* q, const float* keys, int64_t stride, const
 }
 
 // out = scale * sum over j of weights[j] values[j], `blocks` vectors of it (the last with `lanes`), in two chains.
-template <int64_t blocks>
-inline void weigh_values(const float* weights, const float* values, int64_t stride, int64_t count, Vec scale, float* out, int64_t lanes) {
+template <int64_t blocks, class Number>
+inline void weigh_values(const float* weights, const Number* values, int64_t stride, int64_t count, Vec scale, Number* out, int64_t lanes) {
   Vec sum[2][blocks];
 #pragma GCC unroll 8
   for (int64_t c = 0; c < blocks; ++c) sum[0][c] = sum[1][c] = Vec::all(0.0f);
@@ -80,15 +82,16 @@ inline void weigh_values(const float* weights, const float* values, int64_t stri
   for (int64_t c = 0; c < blocks; ++c) ((sum[0][c] + sum[1][c]) * scale).store(out + c * Vec::width, lanes);
 }
 
-inline void cached_attention(const CachedAttention& op, int64_t query, int64_t head, float* scratch) {
+template <class Number>
+void cached_attention(const CachedAttentionOf<Number>& op, int64_t query, int64_t head, float* scratch) {
   const int64_t D = op.head_size, row = op.rows[query], first = op.first ? op.first[query] : 0, count = op.last[query] - first;
-  float* out = op.out + (query * op.heads + head) * D;
+  Number* out = op.out + (query * op.heads + head) * D;
   if (count == 0) {
-    for (int64_t d = 0; d < D; ++d) out[d] = 0.0f;
+    for_each_block(D, [&](int64_t d, int64_t lanes) { Vec::all(0.0f).store(out + d, lanes); });
     return;
   }
-  const float* keys = op.keys + row * op.key_row + head * op.key_head + first * op.key_cell;
-  const float* values = op.values + row * op.value_row + head * op.value_head + first * op.value_cell;
+  const Number* keys = op.keys + row * op.key_row + head * op.key_head + first * op.key_cell;
+  const Number* values = op.values + row * op.value_row + head * op.value_head + first * op.value_cell;
   const float highest =
       score_keys(op.q + query * op.q_stride + head * D, keys, op.key_cell, values, op.value_cell, count, D, op.scale, scratch);
   Vec total = Vec::all(0.0f);

@@ -9,46 +9,56 @@
 
 namespace bertfast::cpu {
 
+struct bfloat16 {
+  uint16_t bits;  // the upper half of a float's
+};
+
 enum class Activation : int { none, gelu, gelu_tanh, relu, silu, tanh };
 
+// The operands of each op, of float or of bfloat16; sums, statistics and softmax are in float either way.
+
 // out = LayerNorm(word[ids] + type[types] + position[positions]) * weight + bias. All tables are [rows, hidden].
-struct Embedding {
+template <class Number>
+struct EmbeddingOf {
   const int64_t* input_ids;     // [T]
   const int64_t* position_ids;  // [T]
   const int64_t* type_ids;      // [T], or null: type 0 everywhere
-  const float *word_table, *position_table, *type_table;
+  const Number *word_table, *position_table, *type_table;
   int64_t word_rows, position_rows, type_rows;
-  const float *weight, *bias;  // [hidden]
-  float* out;                  // [T, hidden]
+  const Number *weight, *bias;  // [hidden]
+  Number* out;                  // [T, hidden]
   int64_t tokens, hidden;
   float eps;
 };
 
 // out = LayerNorm(x + residual) * weight + bias.
-struct LayerNorm {
-  const float* x;              // [rows, hidden]
-  const float* residual;       // [rows, hidden], or null
-  const float *weight, *bias;  // [hidden]
-  float* out;                  // [rows, hidden]; may be x
+template <class Number>
+struct LayerNormOf {
+  const Number* x;              // [rows, hidden]
+  const Number* residual;       // [rows, hidden], or null
+  const Number *weight, *bias;  // [hidden]
+  Number* out;                  // [rows, hidden]; may be x
   int64_t rows, hidden;
   float eps;
 };
 
 // out = activation(x weight^T + bias).
-struct Linear {
-  const float* x;       // [rows, inputs], rows x_stride apart
-  const float* weight;  // [features, inputs]
-  const float* bias;    // [features], or null
-  float* out;           // [rows, features], rows out_stride apart
+template <class Number>
+struct LinearOf {
+  const Number* x;       // [rows, inputs], rows x_stride apart
+  const Number* weight;  // [features, inputs]
+  const Number* bias;    // [features], or null
+  Number* out;           // [rows, features], rows out_stride apart
   int64_t rows, inputs, features, x_stride, out_stride;
   Activation activation;
 };
 
 // out = softmax(q k^T scale) v for every head of every sequence. Rows are [heads * head_size], strides apart; sequence b
 // owns rows cu_seqlens[b] : cu_seqlens[b + 1]. causal: query i sees keys 0 .. i + keys - queries.
-struct Attention {
-  const float *q, *k, *v;
-  float* out;  // [queries, heads, head_size], contiguous
+template <class Number>
+struct AttentionOf {
+  const Number *q, *k, *v;
+  Number* out;  // [queries, heads, head_size], contiguous
   int64_t q_stride, k_stride, v_stride;
   const int32_t *cu_seqlens_q, *cu_seqlens_k;
   int64_t sequences, heads, head_size;
@@ -57,39 +67,52 @@ struct Attention {
 };
 
 // out = softmax(q k^T scale) v of single queries, each against a range of the cells of one row of a KV cache.
-struct CachedAttention {
-  const float* q;               // [queries, heads, head_size], rows q_stride apart
-  const float *keys, *values;   // [rows, heads, cells, head_size], strides below
+template <class Number>
+struct CachedAttentionOf {
+  const Number* q;              // [queries, heads, head_size], rows q_stride apart
+  const Number *keys, *values;  // [rows, heads, cells, head_size], strides below
   const int64_t* rows;          // [queries]: whose cells a query reads
   const int64_t *first, *last;  // [queries]: it reads cells first .. last - 1; first null: from 0
-  float* out;                   // [queries, heads, head_size], contiguous
+  Number* out;                  // [queries, heads, head_size], contiguous
   int64_t q_stride, key_row, key_head, key_cell, value_row, value_head, value_cell;
   int64_t queries, heads, head_size;
   float scale;
 };
 
-// How attention is cut; the same on every machine, so the order of a sum is too.
+// How work is cut; the same on every machine, so the order of a sum is too.
+constexpr int64_t linear_rows = 384;     // most rows in a piece
 constexpr int64_t attention_rows = 64;   // queries in a piece
 constexpr int64_t attention_keys = 128;  // keys in a tile
 constexpr int64_t max_head_size = 256;
 
-struct Kernels {
-  const char* isa;
-
+template <class Number>
+struct KernelsOf {
   // Tokens [first, last). False if an id is outside of its table, which is then not read.
-  bool (*embed_layer_norm)(const Embedding&, int64_t first, int64_t last);
+  bool (*embed_layer_norm)(const EmbeddingOf<Number>&, int64_t first, int64_t last);
   // Rows [first, last).
-  void (*add_layer_norm)(const LayerNorm&, int64_t first, int64_t last);
-  // Rows [row0, row1) of columns [col0, col1); scratch: linear_scratch floats.
-  void (*linear)(const Linear&, int64_t row0, int64_t row1, int64_t col0, int64_t col1, float* scratch);
+  void (*add_layer_norm)(const LayerNormOf<Number>&, int64_t first, int64_t last);
+  // Rows [row0, row1), at most linear_rows, of columns [col0, col1); scratch: linear_scratch floats.
+  void (*linear)(const LinearOf<Number>&, int64_t row0, int64_t row1, int64_t col0, int64_t col1, float* scratch);
   // Queries [first, last) of one head of one sequence, counted from the sequence's start; at most attention_rows of
   // them, starting at a multiple of it. scratch: attention_scratch floats.
-  void (*attention)(const Attention&, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch);
+  void (*attention)(const AttentionOf<Number>&, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch);
   // One query and head; scratch: as many floats as the query reads cells.
-  void (*cached_attention)(const CachedAttention&, int64_t query, int64_t head, float* scratch);
+  void (*cached_attention)(const CachedAttentionOf<Number>&, int64_t query, int64_t head, float* scratch);
+};
 
+struct Kernels {
+  const char* isa;
+  bool multiplies_bfloat16;  // or widens it to float first
+
+  KernelsOf<float> of_float;
+  KernelsOf<bfloat16> of_bfloat16;
   int64_t linear_scratch;
   int64_t attention_scratch;
 };
+
+using Embedding = EmbeddingOf<float>;
+using LayerNorm = LayerNormOf<float>;
+using Linear = LinearOf<float>;
+using Attention = AttentionOf<float>;
 
 }  // namespace bertfast::cpu

@@ -15,11 +15,9 @@ namespace bertfast::cpu::BERTFAST_ISA_NAME {
 extern const Kernels table;
 const Kernels table = {
     BERTFAST_STRING(BERTFAST_ISA_NAME),
-    embed_layer_norm,
-    add_layer_norm,
-    linear,
-    attention,
-    cached_attention,
+    multiplies_bfloat16,
+    {embed_layer_norm<float>, add_layer_norm<float>, linear<float>, attention<float>, cached_attention<float>},
+    {embed_layer_norm<bfloat16>, add_layer_norm<bfloat16>, linear<bfloat16>, attention<bfloat16>, cached_attention<bfloat16>},
     linear_scratch,
     attention_scratch,
 };

@@ -3,6 +3,9 @@
 // Both operands lie as torch keeps them, row-major with k contiguous, so nothing is packed and no second copy of the
 // weights exists. A tile's sums stay in registers, and their order depends on k alone: a row gives the same bits alone and
 // in any batch, on any number of threads.
+//
+// Three kinds of operands: float; bfloat16 multiplied as it is, where the CPU can; and elsewhere bfloat16 weights widened in
+// the tile, for rows of x that were widened before. Sums are float throughout and rounded once, after the activation.
 #pragma once
 
 #include "math.inl.h"
@@ -11,118 +14,171 @@
 namespace bertfast::cpu::BERTFAST_ISA_NAME {
 namespace {
 
-constexpr int64_t tile_cols = 4;       // Vec::sums adds up four vectors at once
-constexpr int64_t block_cols = 96;     // columns of weight that stay in L2 while all rows pass
-constexpr int64_t block_depth = 768;   // k at a time: a tile's rows of x and weight stay in L1
-constexpr int64_t few_rows = 48;       // up to here a column's rows of x stay in cache, and weights come from memory
-constexpr int64_t linear_scratch = 0;  // floats
+constexpr int64_t tile_cols = 4;                   // Vec::sums adds up four vectors at once
+constexpr int64_t block_cols = 96;                 // columns of weight that stay in L2 while all rows pass
+constexpr int64_t block_depth = 768;               // k at a time, of float: a tile's rows of x and weight stay in L1
+constexpr int64_t few_rows = 48;                   // up to here a column's rows of x stay in cache, and weights come from memory
+constexpr int64_t wide_stride = block_depth + 16;  // a cache line more than the depth: rows start in different sets
+constexpr int64_t linear_scratch = linear_rows * block_cols + few_rows * wide_stride;  // floats: bfloat16's sums, and x widened
 
-// One pass over a range of k for a block of columns.
+// One pass over a range of k for a block of rows and columns; pointers are to its first row, column and k.
+template <class X, class W>
 struct LinearPass {
-  const float* x;
-  const float* weight;
-  const float* bias;  // null: none
+  const X* x;
+  const W* weight;
   float* out;
-  int64_t x_stride, weight_stride, out_stride, depth;
-  bool first;  // starts from the bias; later passes add to out
+  int64_t x_stride, weight_stride, out_stride;
+  int64_t rows, cols, depth;
 };
 
-constexpr int64_t line = 16;  // floats in a cache line
-
 // What a tile fetches into L2 while it computes: some rows of weight that are needed soon.
+template <class W>
 struct Ahead {
-  const float* weight;
+  const W* weight;
   int64_t rows;
 };
 
-// GCC 12 keeps `sum` in memory, at half the speed, unless every loop over it is unrolled by name; and, on AVX2, where
-// the tile is inlined among its callers' loops.
-template <int64_t rows, int64_t cols, bool fetch>
-__attribute__((noinline)) void linear_tile(const LinearPass& at, const float* x, int64_t n, float* out, Ahead ahead) {
-  const float* weight = at.weight + n * at.weight_stride;
+// How a tile reads its operands: a register of each, multiplied lane by lane.
+template <class X, class W>
+struct OperandsOf {
+  using Type = Vec;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct OperandsOf<bfloat16, bfloat16> {
+  using Type = Pairs;
+};
+#endif
+
+// Adds to out. GCC 12 keeps `sum` in memory, at half the speed, unless every loop over it is unrolled by name; and, on
+// AVX2, where the tile is inlined among its callers' loops.
+template <int64_t rows, int64_t cols, bool fetch, class X, class W>
+__attribute__((noinline)) void linear_tile(const LinearPass<X, W>& at, const X* x, const W* weight, float* out, Ahead<W> ahead) {
+  using Operand = typename OperandsOf<X, W>::Type;
+  constexpr int64_t line = 64 / sizeof(W);
   Vec sum[rows][tile_cols];
 #pragma GCC unroll 8
   for (int64_t m = 0; m < rows; ++m)
 #pragma GCC unroll 8
     for (int64_t c = 0; c < tile_cols; ++c) sum[m][c] = Vec::all(0.0f);
 
-  for_each_block(at.depth, [&](int64_t k, int64_t lanes) {
+  for_each_block<Operand::width>(at.depth, [&](int64_t k, int64_t lanes) {
     if (fetch && k % line == 0)
       for (int64_t c = 0; c < ahead.rows; ++c) __builtin_prefetch(ahead.weight + c * at.weight_stride + k, 0, 2);
-    Vec w[cols];
+    Operand w[cols];
 #pragma GCC unroll 8
-    for (int64_t c = 0; c < cols; ++c) w[c] = Vec::load(weight + c * at.weight_stride + k, lanes);
+    for (int64_t c = 0; c < cols; ++c) w[c] = Operand::load(weight + c * at.weight_stride + k, lanes);
 #pragma GCC unroll 8
     for (int64_t m = 0; m < rows; ++m) {
-      const Vec a = Vec::load(x + m * at.x_stride + k, lanes);
+      const Operand a = Operand::load(x + m * at.x_stride + k, lanes);
 #pragma GCC unroll 8
       for (int64_t c = 0; c < cols; ++c) sum[m][c] = multiply_add(a, w[c], sum[m][c]);
     }
   });
 
-  Quad start = {};
-  if (at.first && at.bias) start = load_quad(at.bias + n, cols);
 #pragma GCC unroll 8
   for (int64_t m = 0; m < rows; ++m) {
-    float* to = out + m * at.out_stride + n;
-    if (!at.first) start = load_quad(to, cols);
-    store_quad(to, Vec::sums(sum[m]) + start, cols);
+    float* to = out + m * at.out_stride;
+    store_quad(to, Vec::sums(sum[m]) + load_quad(to, cols), cols);
   }
 }
 
 // `count` rows (1 .. rows) of `cols` columns.
-template <int64_t rows, int64_t cols, bool fetch>
-void linear_rows(const LinearPass& at, int64_t count, int64_t row, int64_t n, Ahead ahead) {
+template <int64_t rows, int64_t cols, bool fetch, class X, class W>
+void linear_some_rows(const LinearPass<X, W>& at, int64_t count, int64_t row, int64_t n, Ahead<W> ahead) {
   if constexpr (rows > 1)
-    if (count < rows) return linear_rows<rows - 1, cols, fetch>(at, count, row, n, ahead);
-  linear_tile<rows, cols, fetch>(at, at.x + row * at.x_stride, n, at.out + row * at.out_stride, ahead);
+    if (count < rows) return linear_some_rows<rows - 1, cols, fetch>(at, count, row, n, ahead);
+  linear_tile<rows, cols, fetch>(at, at.x + row * at.x_stride, at.weight + n * at.weight_stride, at.out + row * at.out_stride + n, ahead);
 }
 
 // Columns [n, end), at most tile_cols, of rows [row, bottom), at most a tile's height.
-template <bool fetch>
-inline void linear_corner(const LinearPass& at, int64_t row, int64_t bottom, int64_t n, int64_t end, Ahead ahead) {
-  if (end - n == tile_cols) return linear_rows<Vec::tile_rows, tile_cols, fetch>(at, bottom - row, row, n, ahead);
-  for (; n < end; ++n) linear_rows<Vec::tile_rows, 1, false>(at, bottom - row, row, n, ahead);
+template <bool fetch, class X, class W>
+inline void linear_corner(const LinearPass<X, W>& at, int64_t row, int64_t bottom, int64_t n, int64_t end, Ahead<W> ahead) {
+  if (end - n == tile_cols) return linear_some_rows<Vec::tile_rows, tile_cols, fetch>(at, bottom - row, row, n, ahead);
+  for (; n < end; ++n) linear_some_rows<Vec::tile_rows, 1, false>(at, bottom - row, row, n, ahead);
 }
 
 // Few rows: a few columns at a time for all of them, while the next columns come from memory, a share with each tile.
-void linear_few(const LinearPass& at, int64_t row0, int64_t row1, int64_t n0, int64_t n1) {
-  const int64_t rows = row1 - row0, tiles = (rows + Vec::tile_rows - 1) / Vec::tile_rows;
-  for (int64_t n = n0; n < n1; n += tile_cols) {
-    const int64_t end = n + tile_cols < n1 ? n + tile_cols : n1, next = end + tile_cols < n1 ? tile_cols : n1 - end;
+template <class X, class W>
+void linear_few(const LinearPass<X, W>& at) {
+  const int64_t tiles = (at.rows + Vec::tile_rows - 1) / Vec::tile_rows;
+  for (int64_t n = 0; n < at.cols; n += tile_cols) {
+    const int64_t end = n + tile_cols < at.cols ? n + tile_cols : at.cols, next = end + tile_cols < at.cols ? tile_cols : at.cols - end;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t from = next * tile / tiles, to = next * (tile + 1) / tiles;
-      linear_corner<true>(at, row0 + rows * tile / tiles, row0 + rows * (tile + 1) / tiles, n, end,
-                          {at.weight + (end + from) * at.weight_stride, to - from});
+      linear_corner<true>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end,
+                          Ahead<W>{at.weight + (end + from) * at.weight_stride, to - from});
     }
   }
 }
 
 // Many rows: all columns of the block for one tile's rows, which stay in L1, then the next tile's.
-void linear_many(const LinearPass& at, int64_t row0, int64_t row1, int64_t n0, int64_t n1) {
-  const int64_t rows = row1 - row0, tiles = (rows + Vec::tile_rows - 1) / Vec::tile_rows;
+template <class X, class W>
+void linear_many(const LinearPass<X, W>& at) {
+  const int64_t tiles = (at.rows + Vec::tile_rows - 1) / Vec::tile_rows;
   for (int64_t tile = 0; tile < tiles; ++tile)  // of nearly the same height
-    for (int64_t n = n0; n < n1; n += tile_cols) {
-      const int64_t end = n + tile_cols < n1 ? n + tile_cols : n1, next = end + tile_cols < n1 ? tile_cols : n1 - end;
-      linear_corner<Vec::room_to_prefetch>(at, row0 + rows * tile / tiles, row0 + rows * (tile + 1) / tiles, n, end,
-                                           {at.weight + end * at.weight_stride, next});
+    for (int64_t n = 0; n < at.cols; n += tile_cols) {
+      const int64_t end = n + tile_cols < at.cols ? n + tile_cols : at.cols, next = end + tile_cols < at.cols ? tile_cols : at.cols - end;
+      linear_corner<Vec::room_to_prefetch>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end,
+                                           Ahead<W>{at.weight + end * at.weight_stride, next});
     }
 }
 
-void linear(const Linear& op, int64_t row0, int64_t row1, int64_t col0, int64_t col1, float*) {
+template <class X, class W>
+void linear_pass(const LinearPass<X, W>& at) {
+  if (at.rows <= few_rows)
+    linear_few(at);
+  else
+    linear_many(at);
+}
+
+// The same with the rows of x widened first, at most few_rows at a time.
+inline void linear_pass_widened(const LinearPass<bfloat16, bfloat16>& at, float* room) {
+  for (int64_t row = 0; row < at.rows; row += few_rows) {
+    const int64_t rows = row + few_rows < at.rows ? few_rows : at.rows - row;
+    for (int64_t m = 0; m < rows; ++m)
+      for_each_block(at.depth, [&](int64_t k, int64_t lanes) {
+        Vec::load(at.x + (row + m) * at.x_stride + k, lanes).store(room + m * wide_stride + k, lanes);
+      });
+    const LinearPass<float, bfloat16> wide = {
+        room, at.weight, at.out + row * at.out_stride, wide_stride, at.weight_stride, at.out_stride, rows, at.cols, at.depth};
+    linear_few(wide);
+  }
+}
+
+// Where the sums of a block grow: in the result itself, or, for bfloat16, in scratch.
+inline float* sums_of(float* out, float*) { return out; }
+inline float* sums_of(bfloat16*, float* scratch) { return scratch; }
+
+template <class Number>
+void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0, int64_t col1, float* scratch) {
+  constexpr bool in_place = sizeof(Number) == sizeof(float);
+  constexpr int64_t most = !in_place && multiplies_bfloat16 ? 2 * block_depth : block_depth;
+  const int64_t rows = row1 - row0;
   for (int64_t n0 = col0; n0 < col1; n0 += block_cols) {
-    const int64_t n1 = n0 + block_cols < col1 ? n0 + block_cols : col1;
-    int64_t k = 0;
-    do {
-      const int64_t depth = k + block_depth < op.inputs ? block_depth : op.inputs - k;
-      const LinearPass at = {op.x + k, op.weight + k, op.bias, op.out, op.x_stride, op.inputs, op.out_stride, depth, k == 0};
-      if (row1 - row0 <= few_rows)
-        linear_few(at, row0, row1, n0, n1);
+    const int64_t cols = n0 + block_cols < col1 ? block_cols : col1 - n0;
+    Number* out = op.out + row0 * op.out_stride + n0;
+    float* sums = sums_of(out, scratch);
+    const int64_t stride = in_place ? op.out_stride : block_cols;
+    for (int64_t m = 0; m < rows; ++m)
+      for_each_block(cols, [&](int64_t n, int64_t lanes) {
+        (op.bias ? Vec::load(op.bias + n0 + n, lanes) : Vec::all(0.0f)).store(sums + m * stride + n, lanes);
+      });
+    for (int64_t k = 0; k < op.inputs; k += most) {
+      const int64_t depth = k + most < op.inputs ? most : op.inputs - k;
+      const LinearPass<Number, Number> at = {
+          op.x + row0 * op.x_stride + k, op.weight + n0 * op.inputs + k, sums, op.x_stride, op.inputs, stride, rows, cols, depth};
+      if constexpr (in_place || multiplies_bfloat16)
+        linear_pass(at);
       else
-        linear_many(at, row0, row1, n0, n1);
-      k += block_depth;
-    } while (k < op.inputs);
-    for (int64_t m = row0; m < row1; ++m) activate(op.activation, op.out + m * op.out_stride + n0, n1 - n0);
+        linear_pass_widened(at, scratch + linear_rows * block_cols);
+    }
+    for (int64_t m = 0; m < rows; ++m) {
+      activate(op.activation, sums + m * stride, cols);
+      if constexpr (!in_place)
+        for_each_block(
+            cols, [&](int64_t n, int64_t lanes) { Vec::load(sums + m * stride + n, lanes).store(out + m * op.out_stride + n, lanes); });
+    }
   }
 }
 

@@ -24,6 +24,14 @@ Range rows_of(int64_t item, int64_t rows, int64_t columns) {
   return {item * step, std::min(rows, (item + 1) * step)};
 }
 
+template <class Number>
+const KernelsOf<Number>& of(const Kernels& kernels) {
+  if constexpr (sizeof(Number) == sizeof(float))
+    return kernels.of_float;
+  else
+    return kernels.of_bfloat16;
+}
+
 void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t rows) {
   if (ids == nullptr || count == 0) return;
   const auto [low, high] = std::minmax_element(ids, ids + count);
@@ -33,14 +41,19 @@ void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t rows
 
 }  // namespace
 
-int64_t EmbeddingOp::items() const { return divide_up(args.tokens, rows_per_item(args.hidden)); }
-
-void EmbeddingOp::run(int64_t item) const {
-  const Range r = rows_of(item, args.tokens, args.hidden);
-  if (!kernels.embed_layer_norm(args, r.first, r.last)) bad_id.store(true, std::memory_order_relaxed);
+template <class Number>
+int64_t EmbeddingOpOf<Number>::items() const {
+  return divide_up(args.tokens, rows_per_item(args.hidden));
 }
 
-void EmbeddingOp::check() const {
+template <class Number>
+void EmbeddingOpOf<Number>::run(int64_t item) const {
+  const Range r = rows_of(item, args.tokens, args.hidden);
+  if (!of<Number>(kernels).embed_layer_norm(args, r.first, r.last)) bad_id.store(true, std::memory_order_relaxed);
+}
+
+template <class Number>
+void EmbeddingOpOf<Number>::check() const {
   if (!bad_id.load(std::memory_order_relaxed)) return;
   check_ids("input_ids", args.input_ids, args.tokens, args.word_rows);
   check_ids("position_ids", args.position_ids, args.tokens, args.position_rows);
@@ -48,37 +61,45 @@ void EmbeddingOp::check() const {
   fail("token_type_ids: the embedding table is empty");
 }
 
-int64_t LayerNormOp::items() const { return divide_up(args.rows, rows_per_item(args.hidden)); }
-
-void LayerNormOp::run(int64_t item) const {
-  const Range r = rows_of(item, args.rows, args.hidden);
-  kernels.add_layer_norm(args, r.first, r.last);
+template <class Number>
+int64_t LayerNormOpOf<Number>::items() const {
+  return divide_up(args.rows, rows_per_item(args.hidden));
 }
 
-LinearOp::LinearOp(const Kernels& kernels, std::vector<Linear> parts, int threads) : kernels_(kernels), parts_(std::move(parts)) {
+template <class Number>
+void LayerNormOpOf<Number>::run(int64_t item) const {
+  const Range r = rows_of(item, args.rows, args.hidden);
+  of<Number>(kernels).add_layer_norm(args, r.first, r.last);
+}
+
+template <class Number>
+LinearOpOf<Number>::LinearOpOf(const Kernels& kernels, std::vector<LinearOf<Number>> parts, int threads)
+    : kernels_(kernels), parts_(std::move(parts)) {
   int64_t rows = parts_[0].rows, columns = 0;
-  for (const Linear& part : parts_) columns += part.features;
+  for (const LinearOf<Number>& part : parts_) columns += part.features;
   // A block of weights stays in L2 while the rows pass it; few columns for many cores make narrower blocks.
   block_columns_ = 96;
   while (block_columns_ > 16 && divide_up(columns, block_columns_) < 2 * threads) block_columns_ /= 2;
-  block_rows_ = 384;
+  block_rows_ = linear_rows;
   row_blocks_ = std::max<int64_t>(rows > 0, divide_up(rows, block_rows_));
   first_block_.push_back(0);
-  for (const Linear& part : parts_) first_block_.push_back(first_block_.back() + divide_up(part.features, block_columns_));
+  for (const LinearOf<Number>& part : parts_) first_block_.push_back(first_block_.back() + divide_up(part.features, block_columns_));
   column_blocks_ = first_block_.back();
 }
 
-void LinearOp::run(int64_t item) const {
+template <class Number>
+void LinearOpOf<Number>::run(int64_t item) const {
   const int64_t block = item % column_blocks_, row_block = item / column_blocks_;
   size_t p = 0;
   while (first_block_[p + 1] <= block) ++p;
-  const Linear& part = parts_[p];
+  const LinearOf<Number>& part = parts_[p];
   const int64_t column = (block - first_block_[p]) * block_columns_;
-  kernels_.linear(part, row_block * block_rows_, std::min(part.rows, (row_block + 1) * block_rows_), column,
-                  std::min(part.features, column + block_columns_), scratch(kernels_.linear_scratch));
+  of<Number>(kernels_).linear(part, row_block * block_rows_, std::min(part.rows, (row_block + 1) * block_rows_), column,
+                              std::min(part.features, column + block_columns_), scratch(kernels_.linear_scratch));
 }
 
-AttentionOp::AttentionOp(const Kernels& kernels, const Attention& args) : kernels_(kernels), args_(args) {
+template <class Number>
+AttentionOpOf<Number>::AttentionOpOf(const Kernels& kernels, const AttentionOf<Number>& args) : kernels_(kernels), args_(args) {
   BF_CHECK(args.head_size <= max_head_size, "varlen_attention: head size ", args.head_size, ", expected at most ", max_head_size);
   for (int64_t b = 0; b < args.sequences; ++b) {
     const int64_t queries = args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b], keys = args.cu_seqlens_k[b + 1] - args.cu_seqlens_k[b];
@@ -92,9 +113,10 @@ AttentionOp::AttentionOp(const Kernels& kernels, const Attention& args) : kernel
   std::stable_sort(pieces_.begin(), pieces_.end(), more);
 }
 
-void AttentionOp::run(int64_t item) const {
+template <class Number>
+void AttentionOpOf<Number>::run(int64_t item) const {
   const Piece& piece = pieces_[static_cast<size_t>(item / args_.heads)];
-  kernels_.attention(args_, piece.sequence, item % args_.heads, piece.first, piece.last, scratch(kernels_.attention_scratch));
+  of<Number>(kernels_).attention(args_, piece.sequence, item % args_.heads, piece.first, piece.last, scratch(kernels_.attention_scratch));
 }
 
 int64_t PackOp::items() const { return divide_up(tokens, rows_per_item(row_bytes / 4)); }
@@ -104,9 +126,13 @@ void PackOp::run(int64_t item) const {
   for (int64_t t = r.first; t < r.last; ++t) std::memcpy(out + t * row_bytes, x + indices[t] * row_bytes, static_cast<size_t>(row_bytes));
 }
 
-int64_t UnpackOp::items() const { return ascending ? divide_up(rows, rows_per_item(columns)) : 1; }
+template <class Number>
+int64_t UnpackOpOf<Number>::items() const {
+  return ascending ? divide_up(rows, rows_per_item(columns)) : 1;
+}
 
-void UnpackOp::run(int64_t item) const {
+template <class Number>
+void UnpackOpOf<Number>::run(int64_t item) const {
   if (!ascending) {
     std::fill(out, out + rows * columns, fill);
     for (int64_t t = 0; t < tokens; ++t) std::copy(x + t * columns, x + (t + 1) * columns, out + indices[t] * columns);
@@ -115,7 +141,7 @@ void UnpackOp::run(int64_t item) const {
   const Range r = rows_of(item, rows, columns);
   int64_t t = std::lower_bound(indices, indices + tokens, r.first) - indices;
   for (int64_t row = r.first; row < r.last; ++row) {
-    float* to = out + row * columns;
+    Number* to = out + row * columns;
     if (t < tokens && indices[t] == row) {
       std::copy(x + t * columns, x + (t + 1) * columns, to);
       ++t;
@@ -140,5 +166,16 @@ void check_boundaries(const char* name, const int32_t* bounds, int64_t sequences
     BF_CHECK(bounds[b] <= bounds[b + 1], "varlen_attention: ", name, " falls from ", bounds[b], " to ", bounds[b + 1], " at ", b + 1);
   BF_CHECK(bounds[sequences] <= rows, "varlen_attention: ", name, " ends at ", bounds[sequences], ", expected at most ", rows, " rows");
 }
+
+template struct EmbeddingOpOf<float>;
+template struct EmbeddingOpOf<bfloat16>;
+template struct LayerNormOpOf<float>;
+template struct LayerNormOpOf<bfloat16>;
+template class LinearOpOf<float>;
+template class LinearOpOf<bfloat16>;
+template class AttentionOpOf<float>;
+template class AttentionOpOf<bfloat16>;
+template struct UnpackOpOf<float>;
+template struct UnpackOpOf<bfloat16>;
 
 }  // namespace bertfast::cpu

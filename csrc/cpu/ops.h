@@ -1,4 +1,4 @@
-// Whole ops, cut into items that the pool hands out (parallel.h). The cut may depend on sizes and on the number of
+// Whole ops of float or bfloat16, cut into items that the pool hands out (parallel.h). The cut may depend on sizes and on the number of
 // threads: no kernel lets it reach the bits.
 #pragma once
 
@@ -10,9 +10,10 @@
 
 namespace bertfast::cpu {
 
-struct EmbeddingOp {
+template <class Number>
+struct EmbeddingOpOf {
   const Kernels& kernels;
-  Embedding args;
+  EmbeddingOf<Number> args;
   mutable std::atomic<bool> bad_id{false};
 
   int64_t items() const;
@@ -20,31 +21,34 @@ struct EmbeddingOp {
   void check() const;  // after the run: throws std::invalid_argument if an id was outside of its table
 };
 
-struct LayerNormOp {
+template <class Number>
+struct LayerNormOpOf {
   const Kernels& kernels;
-  LayerNorm args;
+  LayerNormOf<Number> args;
 
   int64_t items() const;
   void run(int64_t item) const;
 };
 
 // One x, one or several weights, their outputs side by side in one matrix.
-class LinearOp {
+template <class Number>
+class LinearOpOf {
  public:
-  LinearOp(const Kernels& kernels, std::vector<Linear> parts, int threads);
+  LinearOpOf(const Kernels& kernels, std::vector<LinearOf<Number>> parts, int threads);
   int64_t items() const { return row_blocks_ * column_blocks_; }
   void run(int64_t item) const;
 
  private:
   const Kernels& kernels_;
-  std::vector<Linear> parts_;
+  std::vector<LinearOf<Number>> parts_;
   std::vector<int64_t> first_block_;  // of each part, and their sum
   int64_t block_rows_, block_columns_, row_blocks_, column_blocks_;
 };
 
-class AttentionOp {
+template <class Number>
+class AttentionOpOf {
  public:
-  AttentionOp(const Kernels& kernels, const Attention& args);
+  AttentionOpOf(const Kernels& kernels, const AttentionOf<Number>& args);
   int64_t items() const { return static_cast<int64_t>(pieces_.size()) * args_.heads; }
   void run(int64_t item) const;
 
@@ -54,7 +58,7 @@ class AttentionOp {
     int64_t work;
   };
   const Kernels& kernels_;
-  Attention args_;
+  AttentionOf<Number> args_;
   std::vector<Piece> pieces_;  // the most work first, so that the cores finish together
 };
 
@@ -70,17 +74,24 @@ struct PackOp {  // out[t] = x[indices[t]]
 };
 
 // out[indices[t]] = x[t], every other row `fill`. Indices that ascend are filled and scattered in one pass.
-struct UnpackOp {
-  const float* x;
+template <class Number>
+struct UnpackOpOf {
+  const Number* x;
   const int64_t* indices;
-  float* out;
+  Number* out;
   int64_t tokens, columns, rows;
-  float fill;
+  Number fill;
   bool ascending;
 
   int64_t items() const;
   void run(int64_t item) const;
 };
+
+using EmbeddingOp = EmbeddingOpOf<float>;
+using LayerNormOp = LayerNormOpOf<float>;
+using LinearOp = LinearOpOf<float>;
+using AttentionOp = AttentionOpOf<float>;
+using UnpackOp = UnpackOpOf<float>;
 
 // Throws std::invalid_argument unless every index is in [0, rows). Returns whether they ascend.
 bool check_indices(const int64_t* indices, int64_t count, int64_t rows, const char* op);

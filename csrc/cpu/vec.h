@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels.h"
+
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
@@ -45,6 +47,17 @@ struct Vec {
       _mm512_storeu_ps(p, v);
     else
       _mm512_mask_storeu_ps(p, mask(lanes), v);
+  }
+  static Vec load(const bfloat16* p, int64_t lanes = width) {
+    const __m256i bits =
+        lanes == width ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)) : _mm256_maskz_loadu_epi16(mask(lanes), p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  void store(bfloat16* p, int64_t lanes = width) const {  // to nearest, ties to even; NaN stays NaN
+    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    _mm256_mask_storeu_epi16(p, mask(lanes), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
   }
   // The first `lanes`; the others become `rest`.
   Vec keep(int64_t lanes, Vec rest) const { return {_mm512_mask_mov_ps(rest.v, mask(lanes), v)}; }
@@ -94,6 +107,27 @@ struct Vec {
     else
       _mm256_maskstore_ps(p, mask(lanes), v);
   }
+  static Vec load(const bfloat16* p, int64_t lanes = width) {
+    __m128i bits = _mm_setzero_si128();
+    if (lanes == width)
+      bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    else
+      __builtin_memcpy(&bits, p, static_cast<size_t>(lanes) * sizeof(bfloat16));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  void store(bfloat16* p, int64_t lanes = width) const {  // to nearest, ties to even; NaN stays NaN
+    const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+    const __m256i kept =
+        _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan));
+    const __m256i halves = _mm256_srli_epi32(kept, 16);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    if (lanes == width)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+    else
+      __builtin_memcpy(p, &packed, static_cast<size_t>(lanes) * sizeof(bfloat16));
+  }
   Vec keep(int64_t lanes, Vec rest) const { return {_mm256_blendv_ps(rest.v, v, _mm256_castsi256_ps(mask(lanes)))}; }
   float sum() const {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -135,6 +169,7 @@ struct Vec {
   static constexpr bool room_to_prefetch = false;
   typedef float Lanes __attribute__((vector_size(16)));
   typedef int32_t Ints __attribute__((vector_size(16)));
+  typedef uint32_t Bits __attribute__((vector_size(16)));
   Lanes v;
 
   static Vec all(float a) { return {Lanes{a, a, a, a}}; }
@@ -150,6 +185,15 @@ struct Vec {
   }
   void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
   void store(float* p, int64_t lanes) const { __builtin_memcpy(p, &v, static_cast<size_t>(lanes) * sizeof(float)); }
+  static Vec load(const bfloat16* p, int64_t lanes = width) {
+    Bits bits = {};
+    for (int64_t i = 0; i < lanes; ++i) bits[i] = static_cast<uint32_t>(p[i].bits) << 16;
+    return {Lanes(bits)};
+  }
+  void store(bfloat16* p, int64_t lanes = width) const {  // to nearest, ties to even; NaN stays NaN
+    const Bits bits = Bits(v), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    for (int64_t i = 0; i < lanes; ++i) p[i].bits = static_cast<uint16_t>(v[i] != v[i] ? 0x7fc0 : rounded[i]);
+  }
   Vec keep(int64_t lanes, Vec rest) const {
     Lanes kept = rest.v;
     for (int64_t i = 0; i < lanes; ++i) kept[i] = v[i];
@@ -196,12 +240,32 @@ inline Vec times_power_of_two(Vec a, Vec n) {
 
 #endif
 
-// Calls body(column, lanes) over [0, n). `lanes` is the constant Vec::width except at the end, so the masks above fold
-// away in the main loop.
-template <class Body>
+#if defined(__AVX512BF16__)
+
+// 32 bfloat16, multiplied and added up in pairs.
+constexpr bool multiplies_bfloat16 = true;
+struct Pairs {
+  static constexpr int64_t width = 32;
+  __m512bh v;
+  static Pairs load(const bfloat16* p, int64_t lanes) {
+    const __mmask32 mask = lanes == width ? ~__mmask32{0} : (__mmask32{1} << lanes) - 1;
+    return {reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, p))};
+  }
+};
+inline Vec multiply_add(Pairs a, Pairs b, Vec c) { return {_mm512_dpbf16_ps(c.v, a.v, b.v)}; }
+
+#else
+
+constexpr bool multiplies_bfloat16 = false;
+
+#endif
+
+// Calls body(column, lanes) over [0, n). `lanes` is the constant `step` except at the end, so the masks above fold away
+// in the main loop.
+template <int64_t step = Vec::width, class Body>
 inline void for_each_block(int64_t n, Body body) {
   int64_t i = 0;
-  for (; i + Vec::width <= n; i += Vec::width) body(i, Vec::width);
+  for (; i + step <= n; i += step) body(i, step);
   if (i < n) body(i, n - i);
 }
 

@@ -38,8 +38,8 @@ struct Ops {
   std::deque<cpu::AttentionOp> attentions;
   std::deque<cpu::PackOp> packs;
   std::deque<cpu::UnpackOp> unpacks;
-  std::deque<cpu::CacheWriteOp> writes;
-  std::deque<cpu::CachedAttentionOp> decodings;
+  std::deque<cpu::CacheWriteOp<float>> writes;
+  std::deque<cpu::CachedAttentionOp<float>> decodings;
   std::vector<Step> steps;
 };
 
@@ -122,47 +122,47 @@ class Binder {
 
   void operator()(const WriteCache& n) {
     const CacheShape& c = n.shape;
-    const cpu::CacheWrite args = {get<const float>(n.k),
-                                  get<const float>(n.v),
-                                  get<float>(n.keys),
-                                  get<float>(n.values),
-                                  get<const int64_t>(n.cache_row),
-                                  get<const int64_t>(n.cell),
-                                  n.k_stride,
-                                  n.v_stride,
-                                  c.key_row,
-                                  c.key_head,
-                                  c.key_cell,
-                                  c.value_row,
-                                  c.value_head,
-                                  c.value_cell,
-                                  count(n.rows),
-                                  c.heads,
-                                  c.head_size};
+    const cpu::CacheWrite<float> args = {get<const float>(n.k),
+                                         get<const float>(n.v),
+                                         get<float>(n.keys),
+                                         get<float>(n.values),
+                                         get<const int64_t>(n.cache_row),
+                                         get<const int64_t>(n.cell),
+                                         n.k_stride,
+                                         n.v_stride,
+                                         c.key_row,
+                                         c.key_head,
+                                         c.key_cell,
+                                         c.value_row,
+                                         c.value_head,
+                                         c.value_cell,
+                                         count(n.rows),
+                                         c.heads,
+                                         c.head_size};
     ops.writes.emplace_back(args, c.cache_rows, c.cells);
     step(ops.writes.back());
   }
 
   void operator()(const AttendCache& n) {
     const CacheShape& c = n.shape;
-    const cpu::CachedAttention args = {get<const float>(n.q),
-                                       get<const float>(n.keys),
-                                       get<const float>(n.values),
-                                       get<const int64_t>(n.cache_row),
-                                       get<const int64_t>(n.first),
-                                       get<const int64_t>(n.last),
-                                       get<float>(n.out),
-                                       n.q_stride,
-                                       c.key_row,
-                                       c.key_head,
-                                       c.key_cell,
-                                       c.value_row,
-                                       c.value_head,
-                                       c.value_cell,
-                                       count(n.rows),
-                                       c.heads,
-                                       c.head_size,
-                                       n.scale};
+    const cpu::CachedAttentionOf<float> args = {get<const float>(n.q),
+                                                get<const float>(n.keys),
+                                                get<const float>(n.values),
+                                                get<const int64_t>(n.cache_row),
+                                                get<const int64_t>(n.first),
+                                                get<const int64_t>(n.last),
+                                                get<float>(n.out),
+                                                n.q_stride,
+                                                c.key_row,
+                                                c.key_head,
+                                                c.key_cell,
+                                                c.value_row,
+                                                c.value_head,
+                                                c.value_cell,
+                                                count(n.rows),
+                                                c.heads,
+                                                c.head_size,
+                                                n.scale};
     ops.decodings.emplace_back(cpu::kernels(), args, c.cache_rows, c.cells);
     step(ops.decodings.back());
   }

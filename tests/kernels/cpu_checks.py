@@ -10,17 +10,18 @@ from accuracy import assert_as_accurate
 from bertfast.ops import cpu, reference
 
 
-def as_double(value: Any) -> Any:
+def converted(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, (list, tuple)):
-        return [as_double(v) for v in value]
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return [converted(v, dtype) for v in value]
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def check(op: str, *args: Any, **options: Any) -> Tensor:
-    """The CPU kernel's result, once it has been found as accurate as the definition in float32."""
+    """The CPU kernel's result, once it has been found as accurate as the definition in float32, rounded once."""
     definition: Callable[..., Tensor] = getattr(reference, op)
-    actual = getattr(cpu, op)(*args, **options)
-    assert_as_accurate(actual, yardstick=definition(*args, **options), truth=definition(*as_double(args), **options))
+    actual: Tensor = getattr(cpu, op)(*args, **options)
+    yardstick = definition(*converted(args, torch.float32), **options).to(actual.dtype)
+    assert_as_accurate(actual, yardstick=yardstick, truth=definition(*converted(args, torch.float64), **options))
     return actual
 
 
