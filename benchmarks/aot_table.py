@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, pack, tuning
+from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, pack, stage, tuning
 
 ARCHES = (80, 89, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
@@ -71,6 +71,7 @@ def cases(full: bool = False) -> Iterator[Case]:
         yield from _attention_cases(name, dtype, full)
         yield from _row_cases(name, dtype, full)
         yield from _gemm_cases(name, dtype)
+    yield _stage_case()
 
 
 def _attention_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
@@ -145,6 +146,15 @@ def _gemm_cases(name: str, dtype: torch.dtype) -> Iterator[Case]:
                 gemm.linear(x, weight, bias, x if epilogue == "residual" else None, gelu=epilogue == "gelu", tile=tile)
 
             yield Case("gemm", f"T<={rows} {epilogue}", name, _describe(tile), gemm, "_linear_kernel", launch)
+
+
+def _stage_case() -> Case:
+    def launch() -> None:
+        ids, ids_out = _meta(1000, dtype=torch.int64), _meta(1024, dtype=torch.int64)
+        cu, cu_out = _meta(33, dtype=torch.int32), _meta(65, dtype=torch.int32)
+        stage.stage(ids, ids, ids, cu, ids[:32], ids_out, ids_out, ids_out, cu_out, ids_out[:64])
+
+    return Case("stage", "Tb=1024 Bb=64", "int64", "", stage, "_stage_kernel", launch)
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -214,9 +214,14 @@ def subjects(options: argparse.Namespace, dtype: torch.dtype, given: Inputs, len
 
         return Subject("bertfast, plain launches", call)
 
+    def invariant() -> Subject:
+        model = bertfast.optimize(copy.deepcopy(sdpa), batch_invariant=True)
+        return Subject("bertfast, batch_invariant", plain(model))
+
     makers = {
         "bertfast": lambda: Subject("bertfast", plain(ours)),
         "launches": launched,
+        "invariant": invariant,
         "eager": eager,
         "sdpa": lambda: Subject("transformers sdpa", plain(sdpa)),
         "sdpa-graph": sdpa_graph,
@@ -439,7 +444,9 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, default="bert-base")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16"])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["1x16", "1x128", "8x128", "32x128", "128x128", "padded32"])
-    parser.add_argument("--subject", nargs="+", help="time: bertfast launches eager sdpa sdpa-graph sdpa-compiled varlen varlen-compiled")
+    parser.add_argument(
+        "--subject", nargs="+", help="time: bertfast launches invariant eager sdpa sdpa-graph sdpa-compiled varlen varlen-compiled"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--turn", type=float, default=0.03, help="seconds of one subject's turn in a round")
     parser.add_argument("--inputs", type=int, default=20, help="check: seeded inputs a row")

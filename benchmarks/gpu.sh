@@ -55,7 +55,7 @@ run_part() {
     check) part check 60 "$python" -m benchmarks.gpu check --out "$OUT" --dtype float32 float16 bfloat16 ;;
     time)
       part time 90 "$python" -m benchmarks.gpu time --out "$OUT" \
-        --subject bertfast launches eager sdpa sdpa-graph varlen
+        --subject bertfast launches invariant eager sdpa sdpa-graph varlen
       part roofline 20 "$python" -m benchmarks.roofline --results "$OUT/time.json"
       ;;
     compiled) # minutes of autotuning: fewer shapes, and beside bertfast in the same run

@@ -80,6 +80,12 @@ class Call:
                 self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
 
     def run(self) -> dict[str, Logits]:
+        if not self.model.batch_invariant:
+            return self.run_recorded()
+        with ops.batch_invariant(self.bert.embeddings.word_embeddings.weight):
+            return self.run_recorded()
+
+    def run_recorded(self) -> dict[str, Logits]:
         return graphs.run(self) if self.recordable() else self.run_ops(self.batch, self.O)
 
     def run_ops(self, batch: PackedBatch, O: Any) -> dict[str, Logits]:

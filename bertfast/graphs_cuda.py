@@ -277,7 +277,7 @@ def reason_against(call: Call) -> str | None:
     if os.environ.get("BERTFAST_CUDA_GRAPHS") == "0":
         return "BERTFAST_CUDA_GRAPHS=0"
     if type(attention) is not Varlen or call.batch.blank is not None:
-        return "attention under a mask"
+        return "attention under a mask, or on a KV cache"
     if rows.cross_attention is not None:
         return "cross-attention"
     if attention.key_rows is not None:
@@ -312,6 +312,7 @@ def kind_of(call: Call) -> tuple[Any, ...]:
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
+        call.model.batch_invariant,
     )
 
 

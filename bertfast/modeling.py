@@ -46,9 +46,15 @@ def overrides_forward(cls: Any) -> Any:
 
 
 class Fast:
-    """What the public classes have in common. keep_padding: compute padded positions as transformers does, in every call."""
+    """What the public classes have in common.
+
+    keep_padding: compute padded positions as transformers does, in every call.
+    batch_invariant: on CUDA, give a sequence the same bits alone and in any batch, at a cost in speed (attention under a mask, which
+        runs on the plain definitions, excepted). On the CPU kernels that holds anyway.
+    """
 
     keep_padding: bool = False
+    batch_invariant: bool = False
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -64,9 +70,11 @@ class Fast:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, keep_padding: bool = False, quantization: str | None = None, **kwargs: Any
-    ) -> Any:
-        """transformers' from_pretrained, for folders written by TF's and Flax's BERTs too; keep_padding is set on the model.
+        cls, pretrained_model_name_or_path: Any, *args: Any,
+        keep_padding: bool = False, batch_invariant: bool = False, quantization: str | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """transformers' from_pretrained, for folders written by TF's and Flax's BERTs too; keep_padding and batch_invariant are set on
+        the model.
 
         Raises ValueError for a quantization, which this build does not have.
         """
@@ -74,7 +82,8 @@ class Fast:
             raise ValueError(f"quantization={quantization!r}: not available in this build; leave it out")
         load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
         loaded = checkpoints.from_pretrained(load, theirs.BertConfig, pretrained_model_name_or_path, *args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).keep_padding = keep_padding
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.keep_padding, model.batch_invariant = keep_padding, batch_invariant
         return loaded
 
 

@@ -30,12 +30,12 @@ class Report:
         return "\n".join([*lines, *(f"{name} was left as it is: {why}" for name, why in self.left.items())])
 
 
-def optimize(module: M, *, keep_padding: bool = False, quantization: str | None = None) -> M:
+def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = False, quantization: str | None = None) -> M:
     """Makes every transformers BERT inside `module` run on bertfast, in place, and returns the very same object.
 
     module: any nn.Module (a SentenceTransformer, a CrossEncoder, an EncoderDecoderModel, a BERT itself), or an object that holds one
         under `.model` (a transformers pipeline, a CrossEncoder of older releases).
-    keep_padding: see bertfast.modeling.
+    keep_padding, batch_invariant: see bertfast.modeling.
     quantization: not available in this build; a ValueError says so.
 
     Each BERT changes its class: isinstance against transformers' class stays true and becomes true against ours. Parameters are
@@ -58,7 +58,7 @@ def optimize(module: M, *, keep_padding: bool = False, quantization: str | None 
         for inner in m.modules():
             adopt(inner)
             if type(inner) in THEIRS:
-                inner.keep_padding = keep_padding
+                inner.keep_padding, inner.batch_invariant = keep_padding, batch_invariant
         report.replaced.append(f"{name}: {type(m).__name__}")
     if not report.replaced and not report.left:
         report.left["the model"] = f"no transformers BERT found in this {type(module).__name__}"
@@ -79,7 +79,8 @@ def restore(module: M) -> M:
     for m in root_of(module).modules():
         original = THEIRS.get(type(m))
         if original is not None:
-            m.__dict__.pop("keep_padding", None)
+            for name in ("keep_padding", "batch_invariant"):
+                m.__dict__.pop(name, None)
             change_class(m, original)
     return module
 

@@ -15,6 +15,7 @@ linear layer, C any number of columns, V / P / Y rows of the word, position and 
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -50,6 +51,13 @@ def _backend(device_type: str, dtype: torch.dtype) -> Any:
     if dtype.is_floating_point:
         logger.warning("no kernels for %s on %s: plain torch operations are used", dtype, device_type)  # once: this function is cached
     return reference
+
+
+def batch_invariant(like: Tensor) -> AbstractContextManager[None]:
+    """Within: the kernels for tensors of this kind give a row the same bits alone and in any batch. Those of the CPU always do; on
+    CUDA it costs speed. The plain definitions promise nothing."""
+    backend = _backend(like.device.type, like.dtype)
+    return backend.batch_invariant() if hasattr(backend, "batch_invariant") else nullcontext()
 
 
 def embed_layer_norm(

@@ -4,7 +4,9 @@ Imported on the first use of a CUDA tensor, so that a machine without a GPU neve
 a GPU by itself: under Triton's interpreter (TRITON_INTERPRET=1) every function takes CPU tensors, which is how the tests run it.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import cast
 
@@ -20,8 +22,10 @@ from bertfast.ops.reference import cached_attention, write_cache  # a few torch 
 
 __all__ = [
     "add_layer_norm",
+    "batch_invariant",
     "cached_attention",
     "embed_layer_norm",
+    "is_batch_invariant",
     "linear",
     "linear_concat",
     "pack",
@@ -78,14 +82,42 @@ def _report(device: torch.device) -> Tensor:
     return torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
+_local = threading.local()
+
+
+@contextmanager
+def batch_invariant() -> Iterator[None]:
+    """Within, in this thread: one tile for every product and every attention, so that a row's bits are the same alone and in any batch.
+
+    cuBLAS chooses its kernels, and whether it splits a sum, by the number of rows; so the Triton GEMM does all products. The row-wise
+    kernels are invariant as they are.
+    """
+    before = is_batch_invariant()
+    _local.invariant = True
+    try:
+        yield
+    finally:
+        _local.invariant = before
+
+
+def is_batch_invariant() -> bool:
+    return getattr(_local, "invariant", False)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
-    if activation in (None, "gelu") and _triton_gemm_wins(x, weight):
-        tile = tuning.gemm_tile(x.dtype, x.shape[0])
-        return cast(Tensor, gemm.linear(x, weight, bias, gelu=activation == "gelu", tile=tile, allow_tf32=_allow_tf32()))
+    fixed = is_batch_invariant()
+    if activation in (None, "gelu") and (fixed or _triton_gemm_wins(x, weight)):
+        return _triton_linear(x, weight, bias, activation == "gelu", fixed)
     if activation is None:
         return F.linear(x, weight, bias)
-    out = F.linear(x, weight)  # the bias joins the activation: one rounding less
+    # The bias joins the activation: one rounding less.
+    out = _triton_linear(x, weight, None, False, fixed) if fixed else F.linear(x, weight)
     return cast(Tensor, gelu.bias_activation(out, bias, activation, tile=tuning.activation_tile(out.shape[1]), in_place=True))
+
+
+def _triton_linear(x: Tensor, weight: Tensor, bias: Tensor | None, with_gelu: bool, fixed: bool) -> Tensor:
+    tile = tuning.gemm_invariant_tile(x.dtype) if fixed else tuning.gemm_tile(x.dtype, x.shape[0])
+    return cast(Tensor, gemm.linear(x, weight, bias, gelu=with_gelu, tile=tile, allow_tf32=_allow_tf32()))
 
 
 def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
@@ -94,10 +126,12 @@ def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor 
     fused = _back_to_back(weights)
     if fused is not None:
         if all(bias is None for bias in biases):
-            return F.linear(x, fused)
+            return linear(x, fused, None)
         parts = [x.new_zeros(size) if bias is None else bias for size, bias in zip(sizes, biases, strict=True)]
         bias = _back_to_back(parts)
-        return F.linear(x, fused, torch.cat(parts) if bias is None else bias)
+        return linear(x, fused, torch.cat(parts) if bias is None else bias)
+    if is_batch_invariant():
+        return torch.cat([linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)], dim=1)
     out = x.new_empty(x.shape[0], sum(sizes))
     with torch.no_grad():  # out= is refused under grad mode, and nothing here is recorded anyway
         for weight, bias, columns in zip(weights, biases, torch.split(out, sizes, dim=1), strict=True):
@@ -139,9 +173,13 @@ def varlen_attention(
 ) -> Tensor:
     if q.shape[2] > attention.MAX_HEAD_SIZE:
         return reference.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
-    tile = tuning.attention_tile(q.dtype, q.shape[2], max_seqlen_q, max_seqlen_k)
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    return cast(Tensor, attention.varlen_attention(q, k, v, *lengths, causal, scale, tile=tile, allow_tf32=_allow_tf32()))
+    fixed = is_batch_invariant()
+    tile = tuning.attention_invariant_tile(q.dtype, q.shape[2]) if fixed else tuning.attention_tile(q.dtype, q.shape[2], *lengths[2:])
+    return cast(
+        Tensor,
+        attention.varlen_attention(q, k, v, *lengths, causal, scale, tile=tile, whole_in_one=not fixed, allow_tf32=_allow_tf32()),
+    )
 
 
 def pack(x: Tensor, indices: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def gemm_tile(dtype: torch.dtype, rows: int) -> gemm.Tile:
 
 def gemm_invariant_tile(dtype: torch.dtype) -> gemm.Tile:
     """One tile for every batch, so that a row's bits do not depend on the others."""
-    return gemm_tile(dtype, 64)
+    return gemm_tile(dtype, 2048)
 
 
 # Where the Triton GEMM is measured to beat cuBLAS followed by the activation kernel: {(device name, dtype, K, F): the fewest

@@ -141,3 +141,47 @@ def test_an_id_out_of_range_is_named(device):
 
     with torch.no_grad(), pytest.raises(ValueError, match=r"input_ids: got 97, expected 0 <= input_ids < 97"):
         run()
+
+
+@every_dtype
+@pytest.mark.parametrize("graph", [True, False], ids=["recorded", "launched"])
+def test_batch_invariant(graph, dtype, monkeypatch, device):
+    """A sequence's bits are the same alone and among others, whatever their lengths and number; and they are right."""
+    from bertfast import graphs, graphs_cuda
+
+    if not graph:
+        monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
+    elif device.type == "cpu":  # the stand-in for CUDA's capture: see test_fused_graphs.py
+        monkeypatch.setattr(graphs, "run", graphs_cuda.run)
+        monkeypatch.setattr(graphs_cuda, "shelf", graphs_cuda.Shelf(8))
+        monkeypatch.setattr(graphs_cuda, "capture", rerun)
+    _, reference = pair("BertModel", dtype, device, hidden_act="gelu_new")
+    ours = bertfast.optimize(copy.deepcopy(reference), batch_invariant=True)
+    given = inputs([[1] * 5 + [0] * 4, [1] * 9, [1] + [0] * 8], device)
+    together = ours(**given)
+    for row, length in enumerate((5, 9, 1)):
+        alone = ours(**{name: t[row : row + 1, :length] for name, t in given.items()})
+        assert torch.equal(alone.last_hidden_state[0], together.last_hidden_state[row, :length])
+        assert torch.equal(alone.pooler_output[0], together.pooler_output[row])
+    check(ours, reference, given)
+
+
+def rerun(run, device):
+    logits = run()
+
+    def replay() -> None:
+        for name, each in run().items():
+            logits[name].value.copy_(each.value)
+
+    return replay, logits
+
+
+def test_batch_invariant_leaves_no_product_to_cublas(monkeypatch, device):
+    from bertfast.ops import cuda
+
+    ours, _ = pair("BertForQuestionAnswering", torch.float16, device)
+    ours.batch_invariant = True
+    monkeypatch.setattr(cuda.F, "linear", None)
+    monkeypatch.setattr(torch, "addmm", None)
+    ours(**inputs(BATCHES["right-padded"], device))
+    assert not cuda.is_batch_invariant()
