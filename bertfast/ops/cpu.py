@@ -53,9 +53,10 @@ def _linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
 
 
 def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    T, H = x.shape
     out = torch.empty_like(x)
     operands = x.data_ptr(), _address(residual), weight.data_ptr(), bias.data_ptr()
-    _C.add_layer_norm(*operands, eps, out.data_ptr(), *x.shape, x.dtype is torch.bfloat16)
+    _C.add_layer_norm(*operands, eps, out.data_ptr(), T, H, x.dtype is torch.bfloat16)
     return out
 
 
