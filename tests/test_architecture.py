@@ -33,6 +33,7 @@ LAYERS = [
     ["bertfast.ops"],
     ["bertfast.ops.cpu", "bertfast.ops.cuda"],
     ["bertfast.ops.reference", "bertfast._C", "bertfast.kernels"],
+    ["bertfast.ops.int8"],
 ]
 EXTERNAL = {  # what only the named modules may import
     "triton": {"bertfast.kernels"},

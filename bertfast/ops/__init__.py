@@ -2,12 +2,13 @@
 
 A backend is a module with one function per op below, same name, same arguments:
 
-    reference   plain PyTorch, any device and dtype, differentiable    (always there)
+    reference   plain PyTorch, any device and dtype, differentiable but for int8    (always there)
     cpu         bertfast._C                                            (float32, bfloat16 on the CPU)
     cuda        bertfast.kernels, imported on first use                (float32, float16, bfloat16 on CUDA)
 
 Backends may assume the arguments are valid: the checks live here, once. A device or dtype that has no kernels runs
-on the reference. The kernels record nothing for autograd; a tensor that requires grad belongs on the reference.
+on the reference, and so does int8 elsewhere than on the CPU. The kernels record nothing for autograd; a tensor that requires grad
+belongs on the reference.
 
 Shape letters: T tokens (packed, no padding), B sequences, H hidden, N heads, D head size, K inputs and F outputs of a
 linear layer, C any number of columns, V / P / Y rows of the word, position and token-type tables.
@@ -24,6 +25,29 @@ import torch
 from torch import Tensor
 
 from bertfast.ops import reference
+from bertfast.ops.int8 import GROUP, Int8Weight, pack_int8, quantize_rows_int8, quantize_weight, unpack_int8
+
+__all__ = [
+    "ACTIVATIONS",
+    "Int8Weight",
+    "add_layer_norm",
+    "batch_invariant",
+    "cached_attention",
+    "embed_layer_norm",
+    "has_kernels",
+    "int8_embed_layer_norm",
+    "int8_linear",
+    "linear",
+    "linear_concat",
+    "pack",
+    "pack_int8",
+    "quantize_rows_int8",
+    "quantize_weight",
+    "unpack",
+    "unpack_int8",
+    "varlen_attention",
+    "write_cache",
+]
 
 logger = logging.getLogger("bertfast")
 
@@ -74,18 +98,8 @@ def embed_layer_norm(
     """LayerNorm(word + token type + position), the rows gathered on the way. An id out of range raises ValueError (on CUDA: at
     the next synchronisation)."""
     op = "embed_layer_norm"
-    _check(input_ids.dim() == 1, op, "input_ids must be [T], got {}", input_ids.shape)
-    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("token_type_ids", token_type_ids)):
-        if ids is not None:
-            _check(ids.dtype == torch.int64, op, "{} must be int64, got {}", name, ids.dtype)
-            _check(ids.is_contiguous(), op, "{} must be contiguous, got strides {}", name, ids.stride())
-            _check(ids.shape == input_ids.shape, op, "{} {} does not match input_ids {}", name, ids.shape, input_ids.shape)
-            _check(ids.device == word_weight.device, op, "{} is on {}, word_weight on {}", name, ids.device, word_weight.device)
     tables = {"word_weight": word_weight, "position_weight": position_weight, "token_type_weight": token_type_weight}
-    for name, table in tables.items():
-        _check(table.dim() == 2, op, "{} must be [rows, H], got {}", name, table.shape)
-        _check(table.shape[1:] == weight.shape, op, "{} {} does not match H of weight {}", name, table.shape, weight.shape)
-    _check(bias.shape == weight.shape, op, "bias {} does not match weight {}", bias.shape, weight.shape)
+    _check_embedding(op, input_ids, position_ids, token_type_ids, tables, weight, bias)
     _check_operands(op, word_weight, position_weight=position_weight, token_type_weight=token_type_weight, weight=weight, bias=bias)
     return _backend(word_weight.device.type, word_weight.dtype).embed_layer_norm(
         input_ids, word_weight, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
@@ -114,6 +128,73 @@ def linear_concat(
     for weight, bias in zip(weights, biases, strict=True):
         _check_linear("linear_concat", x, weight, bias)
     return _backend(x.device.type, x.dtype).linear_concat(x, weights, biases)
+
+
+def int8_linear(
+    x: Tensor,  # [T, K] float32
+    weights: Sequence[Int8Weight],  # each of F_i features and K inputs
+    biases: Sequence[Tensor | None],  # each [F_i] float32
+    activation: str | None = None,  # one of ACTIVATIONS
+) -> Tensor:  # [T, F_0 + F_1 + ...] float32
+    """activation(x @ cat(weights).T + cat(biases)) by int8 weights; x is turned and quantized on the way, with a scale for every 64
+    inputs of a row. Sums of 64 products are exact in int32, sums of those are in float32.
+
+    Inputs keep 8 bits where the instruction set multiplies int8 without saturating, else 7. A row that holds something not finite,
+    or too large to be turned in float32, comes out as NaN.
+    """
+    op = "int8_linear"
+    _check(activation is None or activation in ACTIVATIONS, op, "activation {!r}, expected one of {}", activation, ACTIVATIONS)
+    _check(x.dim() == 2 and x.dtype == torch.float32, op, "x must be [T, K] float32, got {} of shape {}", x.dtype, x.shape)
+    _check(len(weights) == len(biases) > 0, op, "{} weights and {} biases", len(weights), len(biases))
+    for weight, bias in zip(weights, biases, strict=True):
+        F, K = weight.features, weight.inputs
+        _check(x.shape[1] == K, op, "x {} does not match a weight of {} inputs", x.shape, K)
+        _check(
+            bias is None or bias.shape == (F,),
+            op,
+            "bias {} does not match a weight of {} features",
+            None if bias is None else bias.shape,
+            F,
+        )
+        panels, groups = -(-F // GROUP), -(-K // GROUP)
+        _check(weight.panels.shape == (panels, groups * GROUP // 4, GROUP, 4), op, "panels {}: use pack_int8", weight.panels.shape)
+        _check(weight.scales.shape == (panels, groups, GROUP), op, "scales {}: use pack_int8", weight.scales.shape)
+        _check(weight.panels.dtype == torch.uint8 and weight.panels.is_contiguous(), op, "panels are damaged: use pack_int8")
+        _check(weight.panels.device == x.device, op, "a weight is on {}, x on {}", weight.panels.device, x.device)
+        _check_operands(op, x, scales=weight.scales, bias=bias)
+    return _int8_backend(x.device.type).int8_linear(x, weights, biases, activation)
+
+
+def int8_embed_layer_norm(
+    input_ids: Tensor,  # [T] int64
+    word_weight: Tensor,  # [V, H] int8
+    word_scales: Tensor,  # [V] float32, of the rows
+    position_ids: Tensor,  # [T] int64
+    position_weight: Tensor,  # [P, H] float32
+    token_type_ids: Tensor | None,  # [T] int64, or None: type 0 everywhere
+    token_type_weight: Tensor,  # [Y, H] float32
+    weight: Tensor,  # [H] float32
+    bias: Tensor,  # [H] float32
+    eps: float,
+) -> Tensor:  # [T, H] float32
+    """embed_layer_norm with word embeddings as quantize_rows_int8 gives them."""
+    op = "int8_embed_layer_norm"
+    _check(word_weight.dim() == 2 and word_weight.dtype == torch.int8, op, "word_weight must be [V, H] int8, got {}", word_weight.dtype)
+    _check(word_weight.is_contiguous(), op, "word_weight must be contiguous, got strides {}", word_weight.stride())
+    _check(
+        word_scales.shape == word_weight.shape[:1], op, "word_scales {} do not match word_weight {}", word_scales.shape, word_weight.shape
+    )
+    _check(weight.dtype == torch.float32, op, "weight must be float32, got {}", weight.dtype)
+    tables = {"word_weight": word_weight, "position_weight": position_weight, "token_type_weight": token_type_weight}
+    _check_embedding(op, input_ids, position_ids, token_type_ids, tables, weight, bias)
+    _check_operands(op, weight, word_scales=word_scales, position_weight=position_weight, token_type_weight=token_type_weight, bias=bias)
+    return _int8_backend(word_weight.device.type).int8_embed_layer_norm(
+        input_ids, word_weight, word_scales, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
+    )
+
+
+def _int8_backend(device_type: str) -> Any:
+    return _backend(device_type, torch.float32) if device_type == "cpu" else reference
 
 
 def add_layer_norm(
@@ -264,6 +345,23 @@ def _check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> No
     if bias is not None:
         _check(bias.shape == weight.shape[:1], op, "bias {} does not match weight {}", bias.shape, weight.shape)
     _check_operands(op, x, weight=weight, bias=bias)
+
+
+def _check_embedding(
+    op: str, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, tables: dict[str, Tensor], weight: Tensor, bias: Tensor
+) -> None:
+    _check(input_ids.dim() == 1, op, "input_ids must be [T], got {}", input_ids.shape)
+    device = tables["word_weight"].device
+    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        if ids is not None:
+            _check(ids.dtype == torch.int64, op, "{} must be int64, got {}", name, ids.dtype)
+            _check(ids.is_contiguous(), op, "{} must be contiguous, got strides {}", name, ids.stride())
+            _check(ids.shape == input_ids.shape, op, "{} {} does not match input_ids {}", name, ids.shape, input_ids.shape)
+            _check(ids.device == device, op, "{} is on {}, word_weight on {}", name, ids.device, device)
+    for name, table in tables.items():
+        _check(table.dim() == 2, op, "{} must be [rows, H], got {}", name, table.shape)
+        _check(table.shape[1:] == weight.shape, op, "{} {} does not match H of weight {}", name, table.shape, weight.shape)
+    _check(bias.shape == weight.shape, op, "bias {} does not match weight {}", bias.shape, weight.shape)
 
 
 def _check_operands(op: str, x: Tensor, **others: Tensor | None) -> None:

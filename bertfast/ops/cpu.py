@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bertfast import _C
+from bertfast.ops.reference import int8_embed_layer_norm, int8_linear  # noqa: F401 (plain torch until there are kernels)
 
 # Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
 _C.set_default_threads(torch.get_num_threads)

@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertfast.ops.int8 import GROUP, Int8Weight, in_groups, pad_to_groups, rotate, unpack_int8
+
+INT8_ZERO = 2.0**-100  # inputs that are all smaller in magnitude count as zeros: their scale could not be divided by
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     # transformers keeps two names for the tanh form: gelu_new writes the formula out, the other calls torch.
@@ -53,12 +57,62 @@ def out_of_range(name: str, value: int, rows: int) -> str:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
-    out = F.linear(x, weight, bias)
-    return out if activation is None else ACTIVATIONS[activation](out)
+    return _activated(F.linear(x, weight, bias), activation)
+
+
+def _activated(x: Tensor, activation: str | None) -> Tensor:
+    return x if activation is None else ACTIVATIONS[activation](x)
 
 
 def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
     return torch.cat([F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)], dim=-1)
+
+
+def int8_linear(
+    x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tensor | None], activation: str | None = None, levels: int = 127
+) -> Tensor:
+    """levels: the largest magnitude of a quantized input. It is quantized from float32, whatever x is; what follows is in x's dtype."""
+    q, input_scales = quantize_inputs(x.float(), levels)
+    groups = in_groups(q.to(x.dtype))
+    outs = []
+    for weight, bias in zip(weights, biases, strict=True):
+        w, weight_scales = unpack_int8(weight)
+        out = x.new_zeros(x.shape[0], weight.features)
+        for g in range(weight_scales.shape[1]):
+            whole = groups[:, g] @ w[:, g * GROUP : (g + 1) * GROUP].to(x.dtype).T  # below 2^24: exact in float32 too
+            out += whole * weight_scales[:, g].to(x.dtype) * input_scales[:, g, None].to(x.dtype)
+        outs.append(out if bias is None else out + bias)
+    return _activated(torch.cat(outs, dim=-1), activation)
+
+
+def quantize_inputs(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """x [T, K] float32, as int8_linear reads it: turned, int8 [T, K'] in -levels..levels and a float32 scale for every 64, [T, K' / 64].
+
+    Where one of the 64 is not finite, before or after they are turned, the scale is NaN and the integers are zeros.
+    """
+    groups = in_groups(rotate(pad_to_groups(x)))
+    finite = groups.isfinite().all(dim=-1, keepdim=True)
+    groups = groups.masked_fill(~finite, 0.0)
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    largest = largest.masked_fill(largest < INT8_ZERO, 0.0)
+    q = (groups * (levels / largest).masked_fill(largest == 0, 0.0)).round()
+    return q.to(torch.int8).flatten(-2), (largest / levels).masked_fill(~finite, math.nan)[..., 0]
+
+
+def int8_embed_layer_norm(
+    input_ids: Tensor,
+    word_weight: Tensor,
+    word_scales: Tensor,
+    position_ids: Tensor,
+    position_weight: Tensor,
+    token_type_ids: Tensor | None,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    words = word_weight.to(weight.dtype) * word_scales[:, None].to(weight.dtype)
+    return embed_layer_norm(input_ids, words, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps)
 
 
 def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
