@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, pack, stage, tuning
+from bertfast.kernels import attention, decode, embedding, gelu, gemm, layernorm, pack, stage, tuning
 
 ARCHES = (80, 89, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
@@ -69,6 +69,7 @@ def cases(full: bool = False) -> Iterator[Case]:
     """Every kernel at every tuning entry. full: also the head sizes, hidden sizes and activations that share an entry with others."""
     for name, dtype in DTYPES.items():
         yield from _attention_cases(name, dtype, full)
+        yield from _decode_cases(name, dtype, full)
         yield from _row_cases(name, dtype, full)
         yield from _gemm_cases(name, dtype)
     yield _stage_case()
@@ -97,6 +98,28 @@ def _attention_case(
         attention.varlen_attention(*qkv.unbind(1), cu, cu, longest_q, longest_k, causal, None, tile=tile, allow_tf32=tf32)
 
     return Case("attention", shape, name, _describe(tile), attention, "_varlen_attention_kernel", launch)
+
+
+def _decode_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
+    rows = _meta(32, dtype=torch.int64)
+    for D in (16, 32, 48, 64, 96, 128) if full else (32, 64, 128):
+        q, keys = _meta(32, 3, 12, D, dtype=dtype)[:, 0], _meta(32, 12, 512, D, dtype=dtype)
+        for heads, cells, tile in tuning.decode_entries(D):
+            for first in (None, rows) if full or dtype == torch.float16 else (None,):
+
+                def launch(q=q, keys=keys, first=first, tile=tile) -> None:
+                    decode.cached_attention(q, keys, keys, rows, first, rows, None, tile=tile)
+
+                shape = f"D={D} heads<={min(heads, 4096)} C>={cells}{'' if first is None else ' first'}"
+                yield Case("decode", shape, name, _describe(tile), decode, "_cached_attention_kernel", launch)
+            if tile.splits > 1:
+                yield Case("join", f"D={D}", name, _describe(tile), decode, "_join_splits_kernel", launch)
+        per_program = tuning.write_cache_heads(D)
+
+        def write(q=q, keys=keys, per_program=per_program) -> None:
+            decode.write_cache(q, q, keys, keys, rows, rows, heads=per_program, num_warps=4)
+
+        yield Case("write_cache", f"D={D}", name, f"heads{per_program} warps4", decode, "_write_cache_kernel", write)
 
 
 def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
@@ -176,13 +199,16 @@ class _Recorder:
 
 
 def compile_case(case: Case, arch: int) -> Row:
-    kernel, recorder = getattr(case.module, case.kernel), _Recorder()
-    setattr(case.module, case.kernel, recorder)
+    kernels = {name: value for name, value in vars(case.module).items() if isinstance(value, triton.JITFunction)}
+    kernel, recorders = kernels[case.kernel], {name: _Recorder() for name in kernels}
     try:
+        for name, recorder in recorders.items():
+            setattr(case.module, name, recorder)
         case.launch()
     finally:
-        setattr(case.module, case.kernel, kernel)
-    [(args, keywords)] = recorder.launches
+        for name, value in kernels.items():
+            setattr(case.module, name, value)
+    [(args, keywords)] = recorders[case.kernel].launches
     given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertfast.kernels import attention, embedding, gelu, gemm, layernorm, tuning
+from bertfast.kernels import attention, decode, embedding, gelu, gemm, layernorm, tuning
 from bertfast.kernels import pack as packing
 from bertfast.kernels.stage import stage
 from bertfast.ops import reference
-from bertfast.ops.reference import cached_attention, write_cache  # a few torch kernels each; nothing waits for the device
 
 __all__ = [
     "add_layer_norm",
@@ -180,6 +179,20 @@ def varlen_attention(
         Tensor,
         attention.varlen_attention(q, k, v, *lengths, causal, scale, tile=tile, whole_in_one=not fixed, allow_tf32=_allow_tf32()),
     )
+
+
+def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
+    decode.write_cache(k, v, keys, values, rows, cells, heads=tuning.write_cache_heads(k.shape[2]), num_warps=4)
+
+
+def cached_attention(
+    q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, first: Tensor | None, last: Tensor, scale: float | None = None
+) -> Tensor:
+    T, N, D = q.shape
+    if D > decode.MAX_HEAD_SIZE:
+        return reference.cached_attention(q, keys, values, rows, first, last, scale)
+    tile = tuning.decode_invariant_tile(D) if is_batch_invariant() else tuning.decode_tile(D, T * N, keys.shape[2])
+    return cast(Tensor, decode.cached_attention(q, keys, values, rows, first, last, scale, tile=tile))
 
 
 def pack(x: Tensor, indices: Tensor) -> Tensor:

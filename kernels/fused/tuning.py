@@ -7,7 +7,7 @@ least that these chips have, and follows the shapes of BERT. `python -m benchmar
 
 import torch
 
-from . import attention, gelu, gemm, pack
+from . import attention, decode, gelu, gemm, pack
 
 
 def layer_norm_warps(H: int) -> int:
@@ -71,6 +71,47 @@ def attention_tile(dtype: torch.dtype, D: int, max_seqlen_q: int, max_seqlen_k: 
 def attention_invariant_tile(dtype: torch.dtype, D: int) -> attention.Tile:
     """One tile for every length, so that a sequence's bits do not depend on the longest in its batch."""
     return attention_tile(dtype, D, _ANY, _ANY)
+
+
+# Attention on a KV cache: (most heads of queries, fewest cells of the cache, tile), the first that fits. A head of a query is a
+# program: with fewer than about two a multiprocessor the chip idles, and a long range is shared out.
+DecodeEntries = list[tuple[int, int, decode.Tile]]
+
+_DECODE: dict[int, DecodeEntries] = {  # by the widest D that it takes
+    32: [
+        (64, 256, decode.Tile(64, 4, 2)),
+        (256, 256, decode.Tile(64, 2, 2)),
+        (_ANY, 0, decode.Tile(64, 1, 2)),
+    ],
+    64: [
+        (64, 256, decode.Tile(64, 4, 4)),
+        (256, 256, decode.Tile(64, 2, 4)),
+        (_ANY, 0, decode.Tile(64, 1, 4)),
+    ],
+    128: [
+        (64, 256, decode.Tile(32, 4, 4)),
+        (256, 256, decode.Tile(32, 2, 4)),
+        (_ANY, 0, decode.Tile(32, 1, 4)),
+    ],
+}
+
+
+def decode_entries(D: int) -> DecodeEntries:
+    return next(entries for widest, entries in _DECODE.items() if widest >= D)
+
+
+def decode_tile(D: int, query_heads: int, cells: int) -> decode.Tile:
+    return next(tile for most, fewest, tile in decode_entries(D) if query_heads <= most and cells >= fewest)
+
+
+def decode_invariant_tile(D: int) -> decode.Tile:
+    """One tile for every batch and cache, so that a sequence's bits do not depend on the others."""
+    return decode_tile(D, _ANY, 0)
+
+
+def write_cache_heads(D: int) -> int:
+    """Heads a program: about 1,024 elements, eight a thread of four warps."""
+    return max(1024 // _power_of_two(D), 1)
 
 
 def activation_tile(F: int) -> gelu.Tile:
