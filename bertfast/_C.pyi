@@ -27,6 +27,26 @@ def embed_layer_norm(
 def linear(
     x: int, parts: Sequence[tuple[int, int, int]], activation: int, out: int, rows: int, inputs: int, bfloat16: bool = False
 ) -> None: ...
+def int8_levels() -> int: ...
+def int8_linear(x: int, parts: Sequence[tuple[int, int, int, int]], activation: int, out: int, rows: int, inputs: int) -> None: ...
+def int8_embed_layer_norm(
+    input_ids: int,
+    word_table: int,
+    word_scales: int,
+    word_rows: int,
+    position_ids: int,
+    position_table: int,
+    position_rows: int,
+    type_ids: int,
+    type_table: int,
+    type_rows: int,
+    weight: int,
+    bias: int,
+    eps: float,
+    out: int,
+    tokens: int,
+    hidden: int,
+) -> None: ...
 def add_layer_norm(
     x: int, residual: int, weight: int, bias: int, eps: float, out: int, rows: int, hidden: int, bfloat16: bool = False
 ) -> None: ...

@@ -4,6 +4,7 @@
 
 namespace bertfast {
 void bind_ops(pybind11::module_& m);
+void bind_int8(pybind11::module_& m);
 void bind_batching(pybind11::module_& m);
 void bind_kv_cache(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
@@ -14,6 +15,7 @@ void bind_plan(pybind11::module_& m);
 PYBIND11_MODULE(_C, m) {
   m.doc() = "bertfast host: CPU kernels and batching. Addresses and sizes in, results written in place.";
   bertfast::bind_ops(m);
+  bertfast::bind_int8(m);
   bertfast::bind_batching(m);
   bertfast::bind_kv_cache(m);
   bertfast::bind_runtime(m);

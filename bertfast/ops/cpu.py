@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bertfast import _C
-from bertfast.ops.reference import int8_embed_layer_norm, int8_linear  # noqa: F401 (plain torch until there are kernels)
+from bertfast.ops.int8 import Int8Weight
 
 # Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
 _C.set_default_threads(torch.get_num_threads)
@@ -50,6 +50,37 @@ def _linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
     parts = [(w.data_ptr(), _address(b), len(w)) for w, b in zip(weights, biases, strict=True)]
     out = x.new_empty(T, sum(features for _, _, features in parts))
     _C.linear(x.data_ptr(), parts, activation, out.data_ptr(), T, K, x.dtype is torch.bfloat16)
+    return out
+
+
+def int8_linear(x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tensor | None], activation: str | None = None) -> Tensor:
+    T, K = x.shape
+    parts = [(w.panels.data_ptr(), w.scales.data_ptr(), _address(b), w.features) for w, b in zip(weights, biases, strict=True)]
+    out = x.new_empty(T, sum(w.features for w in weights))
+    _C.int8_linear(x.data_ptr(), parts, _C.ACTIVATIONS[activation or "none"], out.data_ptr(), T, K)
+    return out
+
+
+def int8_embed_layer_norm(
+    input_ids: Tensor,
+    word_weight: Tensor,
+    word_scales: Tensor,
+    position_ids: Tensor,
+    position_weight: Tensor,
+    token_type_ids: Tensor | None,
+    token_type_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    T, H = len(input_ids), len(weight)
+    out = weight.new_empty(T, H)
+    _C.int8_embed_layer_norm(
+        input_ids.data_ptr(), word_weight.data_ptr(), word_scales.data_ptr(), len(word_weight),
+        position_ids.data_ptr(), position_weight.data_ptr(), len(position_weight),
+        _address(token_type_ids), token_type_weight.data_ptr(), len(token_type_weight),
+        weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr(), T, H,
+    )  # fmt: skip
     return out
 
 

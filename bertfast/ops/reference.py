@@ -95,8 +95,9 @@ def quantize_inputs(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     groups = groups.masked_fill(~finite, 0.0)
     largest = groups.abs().amax(dim=-1, keepdim=True)
     largest = largest.masked_fill(largest < INT8_ZERO, 0.0)
-    q = (groups * (levels / largest).masked_fill(largest == 0, 0.0)).round()
-    return q.to(torch.int8).flatten(-2), (largest / levels).masked_fill(~finite, math.nan)[..., 0]
+    most = largest.new_tensor(levels)  # torch divides a Python number by multiplying it with a rounded reciprocal
+    q = (groups * (most / largest).masked_fill(largest == 0, 0.0)).round()
+    return q.to(torch.int8).flatten(-2), (largest / most).masked_fill(~finite, math.nan)[..., 0]
 
 
 def int8_embed_layer_norm(

@@ -19,6 +19,9 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512_vnni {
+extern const Kernels table;
+}
 namespace avx512_bf16 {
 extern const Kernels table;
 }
@@ -31,13 +34,19 @@ std::vector<Isa> find_isas() {
   const bool avx2_here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512_here = avx2_here && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool bf16_here = avx512_here && __builtin_cpu_supports("avx512bf16");
+  const bool vnni_here = avx512_here && __builtin_cpu_supports("avx512vnni");
+  const bool bf16_here = vnni_here && __builtin_cpu_supports("avx512bf16");  // no CPU has bfloat16 alone
   return {{&avx512_bf16::table, "avx512_bf16", bf16_here},
+          {&avx512_vnni::table, "avx512_vnni", vnni_here},
           {&avx512::table, "avx512", avx512_here},
           {&avx2::table, "avx2", avx2_here},
           {&generic::table, "generic", true}};
 #else
-  return {{nullptr, "avx512_bf16", false}, {nullptr, "avx512", false}, {nullptr, "avx2", false}, {&generic::table, "generic", true}};
+  return {{nullptr, "avx512_bf16", false},
+          {nullptr, "avx512_vnni", false},
+          {nullptr, "avx512", false},
+          {nullptr, "avx2", false},
+          {&generic::table, "generic", true}};
 #endif
 }
 

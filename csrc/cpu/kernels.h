@@ -17,13 +17,15 @@ enum class Activation : int { none, gelu, gelu_tanh, relu, silu, tanh };
 
 // The operands of each op, of float or of bfloat16; sums, statistics and softmax are in float either way.
 
-// out = LayerNorm(word[ids] + type[types] + position[positions]) * weight + bias. All tables are [rows, hidden].
-template <class Number>
+// out = LayerNorm(word[ids] + type[types] + position[positions]) * weight + bias. All tables are [rows, hidden]; words may be int8.
+template <class Number, class Word = Number>
 struct EmbeddingOf {
   const int64_t* input_ids;     // [T]
   const int64_t* position_ids;  // [T]
   const int64_t* type_ids;      // [T], or null: type 0 everywhere
-  const Number *word_table, *position_table, *type_table;
+  const Word* word_table;
+  const float* word_scales;  // [word_rows] of int8 words; others have none
+  const Number *position_table, *type_table;
   int64_t word_rows, position_rows, type_rows;
   const Number *weight, *bias;  // [hidden]
   Number* out;                  // [T, hidden]
@@ -79,11 +81,45 @@ struct CachedAttentionOf {
   float scale;
 };
 
+// int8, as bertfast/ops/int8.py defines it: inputs are turned, quantized and given a scale by groups of 64, and weights lie in panels
+// of 64 features. A quantized row is groups * int8_group_bytes: the int8 of all groups, a float scale for each, and for each what its
+// sum of products starts with, as int32: -128 times the sum of its int8, since weights carry 128 too much.
+constexpr int64_t int8_group = 64;
+constexpr int64_t int8_group_bytes = int8_group + 8;
+
+struct Int8Quantize {
+  const float* x;  // [rows, inputs], rows x_stride apart
+  char* out;       // [rows, groups * int8_group_bytes]
+  int64_t inputs, groups, x_stride;
+};
+
+// out = activation(x weight^T + bias), for x and weight of int8.
+struct Int8Linear {
+  const char* x;          // quantized rows
+  const uint8_t* panels;  // [panels, groups, 16, 64, 4]
+  const float* scales;    // [panels, groups, 64]
+  const float* bias;      // [features], or null
+  float* out;             // [rows, features], rows out_stride apart; or null
+  char* quantized;        // null, or the result quantized, a group a panel, the inputs of the next product, which has out_groups
+  int64_t groups, features, out_stride, out_groups;
+  Activation activation;
+};
+
 // How work is cut; the same on every machine, so the order of a sum is too.
 constexpr int64_t linear_rows = 384;     // most rows in a piece
 constexpr int64_t attention_rows = 64;   // queries in a piece
 constexpr int64_t attention_keys = 128;  // keys in a tile
 constexpr int64_t max_head_size = 256;
+
+struct Int8Kernels {
+  int levels;  // the largest magnitude of a quantized input: 127, or 63 where the sum of two products must fit 16 bits
+  // Groups [first, last) of all groups of all rows.
+  void (*quantize)(const Int8Quantize&, int64_t first, int64_t last);
+  // Rows [row0, row1) of one panel of features.
+  void (*linear)(const Int8Linear&, int64_t row0, int64_t row1, int64_t panel);
+  // As that of KernelsOf.
+  bool (*embed_layer_norm)(const EmbeddingOf<float, int8_t>&, int64_t first, int64_t last);
+};
 
 template <class Number>
 struct KernelsOf {
@@ -106,6 +142,7 @@ struct Kernels {
 
   KernelsOf<float> of_float;
   KernelsOf<bfloat16> of_bfloat16;
+  Int8Kernels of_int8;
   int64_t linear_scratch;
   int64_t attention_scratch;
 };

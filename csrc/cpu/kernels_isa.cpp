@@ -3,6 +3,8 @@
 #include "attention.inl.h"
 #include "decode_attention.inl.h"
 #include "embedding.inl.h"
+#include "int8_linear.inl.h"
+#include "int8_quantize.inl.h"
 #include "kernels.h"
 #include "layernorm.inl.h"
 #include "linear.inl.h"
@@ -18,6 +20,7 @@ const Kernels table = {
     multiplies_bfloat16,
     {embed_layer_norm<float>, add_layer_norm<float>, linear<float>, attention<float>, cached_attention<float>},
     {embed_layer_norm<bfloat16>, add_layer_norm<bfloat16>, linear<bfloat16>, attention<bfloat16>, cached_attention<bfloat16>},
+    {int8_levels, int8_quantize, int8_linear, embed_layer_norm<float, int8_t>},
     linear_scratch,
     attention_scratch,
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "../check.h"
 #include "../parallel.h"
@@ -32,6 +33,10 @@ const KernelsOf<Number>& of(const Kernels& kernels) {
     return kernels.of_bfloat16;
 }
 
+void quantize(const Kernels& kernels, const Quantize& then, Range rows) {
+  if (then.out != nullptr) kernels.of_int8.quantize(then, rows.first * then.groups, rows.last * then.groups);
+}
+
 void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t rows) {
   if (ids == nullptr || count == 0) return;
   const auto [low, high] = std::minmax_element(ids, ids + count);
@@ -41,19 +46,25 @@ void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t rows
 
 }  // namespace
 
-template <class Number>
-int64_t EmbeddingOpOf<Number>::items() const {
+template <class Number, class Word>
+int64_t EmbeddingOpOf<Number, Word>::items() const {
   return divide_up(args.tokens, rows_per_item(args.hidden));
 }
 
-template <class Number>
-void EmbeddingOpOf<Number>::run(int64_t item) const {
+template <class Number, class Word>
+void EmbeddingOpOf<Number, Word>::run(int64_t item) const {
   const Range r = rows_of(item, args.tokens, args.hidden);
-  if (!of<Number>(kernels).embed_layer_norm(args, r.first, r.last)) bad_id.store(true, std::memory_order_relaxed);
+  bool good;
+  if constexpr (std::is_same_v<Word, int8_t>)
+    good = kernels.of_int8.embed_layer_norm(args, r.first, r.last);
+  else
+    good = of<Number>(kernels).embed_layer_norm(args, r.first, r.last);
+  if (!good) return bad_id.store(true, std::memory_order_relaxed);
+  quantize(kernels, then, r);
 }
 
-template <class Number>
-void EmbeddingOpOf<Number>::check() const {
+template <class Number, class Word>
+void EmbeddingOpOf<Number, Word>::check() const {
   if (!bad_id.load(std::memory_order_relaxed)) return;
   check_ids("input_ids", args.input_ids, args.tokens, args.word_rows);
   check_ids("position_ids", args.position_ids, args.tokens, args.position_rows);
@@ -70,6 +81,7 @@ template <class Number>
 void LayerNormOpOf<Number>::run(int64_t item) const {
   const Range r = rows_of(item, args.rows, args.hidden);
   of<Number>(kernels).add_layer_norm(args, r.first, r.last);
+  quantize(kernels, then, r);
 }
 
 template <class Number>
@@ -169,6 +181,7 @@ void check_boundaries(const char* name, const int32_t* bounds, int64_t sequences
 
 template struct EmbeddingOpOf<float>;
 template struct EmbeddingOpOf<bfloat16>;
+template struct EmbeddingOpOf<float, int8_t>;
 template struct LayerNormOpOf<float>;
 template struct LayerNormOpOf<bfloat16>;
 template class LinearOpOf<float>;

@@ -10,10 +10,14 @@
 
 namespace bertfast::cpu {
 
-template <class Number>
+// What a row-wise op may do with rows it has just made: quantize them for the int8 product that reads them. out null: nothing.
+using Quantize = Int8Quantize;
+
+template <class Number, class Word = Number>
 struct EmbeddingOpOf {
   const Kernels& kernels;
-  EmbeddingOf<Number> args;
+  EmbeddingOf<Number, Word> args;
+  Quantize then = {};
   mutable std::atomic<bool> bad_id{false};
 
   int64_t items() const;
@@ -25,6 +29,7 @@ template <class Number>
 struct LayerNormOpOf {
   const Kernels& kernels;
   LayerNormOf<Number> args;
+  Quantize then = {};
 
   int64_t items() const;
   void run(int64_t item) const;

@@ -59,6 +59,10 @@ struct Vec {
     const __m512i kept = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
     _mm256_mask_storeu_epi16(p, mask(lanes), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
   }
+  static Vec load(const int8_t* p, int64_t lanes = width) {
+    const __m128i bytes = lanes == width ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)) : _mm_maskz_loadu_epi8(mask(lanes), p);
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+  }
   // The first `lanes`; the others become `rest`.
   Vec keep(int64_t lanes, Vec rest) const { return {_mm512_mask_mov_ps(rest.v, mask(lanes), v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
@@ -128,6 +132,14 @@ struct Vec {
     else
       __builtin_memcpy(p, &packed, static_cast<size_t>(lanes) * sizeof(bfloat16));
   }
+  static Vec load(const int8_t* p, int64_t lanes = width) {
+    __m128i bytes = _mm_setzero_si128();
+    if (lanes == width)
+      bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    else
+      __builtin_memcpy(&bytes, p, static_cast<size_t>(lanes));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+  }
   Vec keep(int64_t lanes, Vec rest) const { return {_mm256_blendv_ps(rest.v, v, _mm256_castsi256_ps(mask(lanes)))}; }
   float sum() const {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -193,6 +205,11 @@ struct Vec {
   void store(bfloat16* p, int64_t lanes = width) const {  // to nearest, ties to even; NaN stays NaN
     const Bits bits = Bits(v), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     for (int64_t i = 0; i < lanes; ++i) p[i].bits = static_cast<uint16_t>(v[i] != v[i] ? 0x7fc0 : rounded[i]);
+  }
+  static Vec load(const int8_t* p, int64_t lanes = width) {
+    Lanes v = {};
+    for (int64_t i = 0; i < lanes; ++i) v[i] = p[i];
+    return {v};
   }
   Vec keep(int64_t lanes, Vec rest) const {
     Lanes kept = rest.v;

@@ -57,8 +57,8 @@ class Binder {
     ops.embeddings.emplace_back(new cpu::EmbeddingOp{
         cpu::kernels(),
         {get<const int64_t>(n.input_ids), get<const int64_t>(n.position_ids), get<const int64_t>(n.type_ids), get<const float>(n.words),
-         get<const float>(n.positions), get<const float>(n.types), word_rows, n.position_rows, n.type_rows, get<const float>(n.weight),
-         get<const float>(n.bias), get<float>(n.out), count(n.rows), n.hidden, n.eps}});
+         nullptr, get<const float>(n.positions), get<const float>(n.types), word_rows, n.position_rows, n.type_rows,
+         get<const float>(n.weight), get<const float>(n.bias), get<float>(n.out), count(n.rows), n.hidden, n.eps}});
     step(*ops.embeddings.back());
   }
 

@@ -1,0 +1,125 @@
+// A product of int8: for every group of 64 inputs a tile of int32 sums in registers, exact, which becomes float sums in L1.
+//
+// A panel's 64 features pass group by group, 4 KB of weights at a time, under all rows of a block, so that weights are read from L2
+// or memory once a block. What a row comes to depends on the row alone: integers have no order, and the float sums that of the groups.
+#pragma once
+
+#include "int8_quantize.inl.h"
+#include "int8_vec.h"
+#include "math.inl.h"
+#include "vec.h"
+
+namespace bertfast::cpu::BERTFAST_ISA_NAME {
+namespace {
+
+constexpr int64_t int8_steps = int8_group / 4;       // four inputs a step
+constexpr int64_t int8_step_bytes = 4 * int8_group;  // of a panel
+constexpr int64_t int8_block_rows = 48;              // their float sums and a group of weights stay in L1
+
+// One group under some rows; pointers are to the first row's.
+struct Int8Pass {
+  const char* q;
+  const char *scales, *starts;  // of this group
+  int64_t row_bytes;
+  const uint8_t* panel;        // [16, 64, 4]
+  const float* weight_scales;  // [64]
+  const float* from;           // what the float sums were, rows from_stride apart: the bias for the first group
+  int64_t from_stride;
+  float* sums;  // [rows, 64]
+};
+
+template <class T>
+inline T read(const char* p) {
+  T value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
+template <int64_t rows>
+__attribute__((noinline)) void int8_tile(const Int8Pass& at) {
+  constexpr int64_t vectors = Ints::tile_vectors, width = Vec::width;
+  for (int64_t column = 0; column < int8_group; column += vectors * width) {
+    Ints sum[rows][vectors];
+#pragma GCC unroll 8
+    for (int64_t m = 0; m < rows; ++m) {
+      const Ints start = Ints::all(read<int32_t>(at.starts + m * at.row_bytes));
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < vectors; ++c) sum[m][c] = start;
+    }
+    const uint8_t* weights = at.panel + 4 * column;
+    const char* inputs = at.q;
+    for (int64_t step = 0; step < int8_steps; ++step) {
+      Ints w[vectors];
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < vectors; ++c) w[c] = Ints::load(weights + 4 * width * c);
+#pragma GCC unroll 8
+      for (int64_t m = 0; m < rows; ++m) {
+        const Ints a = Ints::all(read<int32_t>(inputs + m * at.row_bytes));
+#pragma GCC unroll 8
+        for (int64_t c = 0; c < vectors; ++c) add_products(sum[m][c], w[c], a);
+      }
+      weights += int8_step_bytes;
+      inputs += 4;
+    }
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < vectors; ++c) {
+      const int64_t n = column + c * width;
+      const Vec scale = Vec::load(at.weight_scales + n);
+#pragma GCC unroll 8
+      for (int64_t m = 0; m < rows; ++m) {
+        const Vec both = scale * Vec::all(read<float>(at.scales + m * at.row_bytes));
+        multiply_add(to_float(sum[m][c]), both, Vec::load(at.from + m * at.from_stride + n)).store(at.sums + m * int8_group + n);
+      }
+    }
+  }
+}
+
+// `count` rows, 1 .. rows.
+template <int64_t rows>
+inline void int8_some_rows(const Int8Pass& at, int64_t count) {
+  if constexpr (rows > 1)
+    if (count < rows) return int8_some_rows<rows - 1>(at, count);
+  int8_tile<rows>(at);
+}
+
+inline void int8_linear(const Int8Linear& op, int64_t row0, int64_t row1, int64_t panel) {
+  alignas(64) float sums[int8_block_rows * int8_group];
+  alignas(64) float bias[int8_group] = {};
+  const int64_t column = panel * int8_group, left = op.features - column, features = left < int8_group ? left : int8_group;
+  if (op.bias != nullptr) __builtin_memcpy(bias, op.bias + column, static_cast<size_t>(features) * sizeof(float));
+
+  const int64_t row_bytes = op.groups * int8_group_bytes;
+  for (int64_t top = row0; top < row1; top += int8_block_rows) {
+    const int64_t rows = top + int8_block_rows < row1 ? int8_block_rows : row1 - top;
+    const int64_t tiles = (rows + Ints::tile_rows - 1) / Ints::tile_rows;
+    for (int64_t g = 0; g < op.groups; ++g) {
+      const char* row = op.x + top * row_bytes;
+      const float* from = g == 0 ? bias : sums;
+      const int64_t from_stride = g == 0 ? 0 : int8_group;
+      for (int64_t tile = 0; tile < tiles; ++tile) {  // of nearly the same height
+        const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
+        const char* x = row + first * row_bytes;
+        const char* scales = x + op.groups * int8_group + g * 4;
+        int8_some_rows<Ints::tile_rows>(
+            {x + g * int8_group, scales, scales + op.groups * 4, row_bytes,
+             op.panels + (panel * op.groups + g) * int8_steps * int8_step_bytes, op.scales + (panel * op.groups + g) * int8_group,
+             from + first * from_stride, from_stride, sums + first * int8_group},
+            last - first);
+      }
+    }
+    for (int64_t m = 0; m < rows; ++m) {
+      float* sum = sums + m * int8_group;
+      if (op.groups == 0) __builtin_memcpy(sum, bias, sizeof bias);
+      activate(op.activation, sum, int8_group);
+      if (op.out != nullptr)
+        __builtin_memcpy(op.out + (top + m) * op.out_stride + column, sum, static_cast<size_t>(features) * sizeof(float));
+      if (op.quantized != nullptr) {
+        char* to = op.quantized + (top + m) * op.out_groups * int8_group_bytes;
+        quantize_into(to, op.out_groups, panel, sum, features);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bertfast::cpu::BERTFAST_ISA_NAME

@@ -1,0 +1,102 @@
+"""How int8 weights are made and laid out, and what the op contract says to those that are wrong."""
+
+import pytest
+import torch
+
+from bertfast import ops
+from bertfast.ops import int8, reference
+
+
+def test_the_rotation_is_orthogonal_and_its_own_inverse():
+    matrix = int8.rotate(torch.eye(64, dtype=torch.float64))
+    assert torch.equal(matrix @ matrix, torch.eye(64, dtype=torch.float64))
+    assert torch.equal(matrix, matrix.T)
+    assert torch.equal(matrix.abs(), torch.full((64, 64), 0.125, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("features", "inputs"), [(768, 768), (70, 312), (1, 1), (64, 65), (0, 64), (3, 0)])
+def test_files_and_panels_hold_the_same(features, inputs):
+    q, scales = ops.quantize_weight(torch.randn(features, inputs))
+    assert q.shape == (features, scales.shape[1] * 64)
+    weight = ops.pack_int8(q, scales, inputs)
+    assert (weight.features, weight.inputs) == (features, inputs)
+    for was, now in zip((q, scales), ops.unpack_int8(weight), strict=True):
+        assert torch.equal(was, now)
+
+
+def test_a_weight_is_nearly_itself():
+    weight = torch.randn(100, 312)
+    q, scales = ops.quantize_weight(weight)
+    back = int8.rotate(int8.in_groups(q.float()).mul(scales[..., None]).flatten(-2))[:, :312]
+    step = scales.max()  # each turned value is off by half of it at most, and so is the length of 64 of them by 8 halves
+    assert (back - weight).square().view(100, -1).sum(-1).sqrt().max() <= step / 2 * q.shape[1] ** 0.5
+    rows, row_scales = ops.quantize_rows_int8(weight)
+    assert (rows * row_scales[:, None] - weight).abs().max() <= row_scales.max() / 2 * (1 + 1e-5)
+
+
+def test_is_more_exact_than_a_scale_per_channel_and_token():
+    """The usual scheme, on inputs with the outliers that transformers have."""
+    x, weight = torch.randn(64, 768), torch.randn(256, 768)
+    x[:, [5, 300]] *= 30
+    truth = x.double() @ weight.double().T
+    ours = reference.int8_linear(x, [ops.pack_int8(*ops.quantize_weight(weight), 768)], [None], levels=63)
+    (a, a_scales), (w, w_scales) = ops.quantize_rows_int8(x), ops.quantize_rows_int8(weight)
+    usual = (a.double() @ w.double().T) * a_scales[:, None] * w_scales
+    assert (ours - truth).norm() < (usual - truth).norm() / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, s: (q.int(), s, 100), r"q must be \[F, K'\] int8, got torch.int32"),
+        (lambda q, s: (q, s, 64), r"does not match inputs=64: expected 64 columns"),
+        (lambda q, s: (q[:, :100], s, 100), "expected 128 columns"),
+        (lambda q, s: (q, s.double(), 100), "scales must be float32"),
+        (lambda q, s: (q, s[:, :1], 100), r"scales \(3, 1\) do not match q \(3, 128\): expected \(3, 2\)"),
+        (lambda q, s: (q, s * torch.nan, 100), "finite and not negative"),
+        (lambda q, s: (q, -s, 100), "finite and not negative"),
+        (lambda q, s: (q - 128, s, 100), "q holds -128"),
+    ],
+)
+def test_pack_says_what_is_wrong(change, message):
+    q, scales = ops.quantize_weight(torch.ones(3, 100))
+    with pytest.raises(ValueError, match=message):
+        ops.pack_int8(*change(torch.zeros_like(q), scales))
+
+
+@pytest.mark.parametrize("quantize", [ops.quantize_weight, ops.quantize_rows_int8])
+def test_quantizing_says_what_is_wrong(quantize):
+    for bad in (torch.ones(3), torch.ones(3, 4).double()):
+        with pytest.raises(ValueError, match="float32"):
+            quantize(bad)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="holds inf or nan"):
+            quantize(torch.full((2, 3), bad))
+
+
+def test_the_contract_checks_shapes_and_types():
+    x, bias = torch.ones(2, 100), torch.ones(3)
+    weight = ops.pack_int8(*ops.quantize_weight(torch.ones(3, 100)), 100)
+    torn = ops.Int8Weight(weight.panels[:, :-1], weight.scales, 3, 100)
+    for call, message in (
+        (lambda: ops.int8_linear(x.double(), [weight], [bias]), "x must be"),
+        (lambda: ops.int8_linear(x[:, :99], [weight], [bias]), "100 inputs"),
+        (lambda: ops.int8_linear(x, [weight], [bias[:2]]), "bias"),
+        (lambda: ops.int8_linear(x, [weight], [bias.double()]), "bias is torch.float64"),
+        (lambda: ops.int8_linear(x, [weight], []), "1 weights and 0 biases"),
+        (lambda: ops.int8_linear(x, [torn], [bias]), "panels"),
+        (lambda: ops.int8_linear(x, [weight], [bias], "sigmoid"), "activation 'sigmoid'"),
+        (lambda: ops.int8_linear(x.T.contiguous().T, [weight], [bias]), "contiguous"),
+        (lambda: ops.int8_linear(x.clone().requires_grad_(), [weight], [bias]), "do not differentiate"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    ids, words = torch.tensor([0, 1]), ops.quantize_rows_int8(torch.ones(5, 100))
+    for call, message in (
+        (lambda: ops.int8_embed_layer_norm(ids, words[0].float(), words[1], ids, x, None, x, x[0], x[0], 1e-12), "int8"),
+        (lambda: ops.int8_embed_layer_norm(ids, words[0], words[1][:4], ids, x, None, x, x[0], x[0], 1e-12), "word_scales"),
+        (lambda: ops.int8_embed_layer_norm(ids, words[0], words[1].double(), ids, x, None, x, x[0], x[0], 1e-12), "word_scales is"),
+        (lambda: ops.int8_embed_layer_norm(ids, *words, ids, x[:, :9], None, x, x[0], x[0], 1e-12), "position_weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
