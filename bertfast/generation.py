@@ -11,6 +11,7 @@ Shape letters: B batch, A sequences still running, S prompt columns, V vocabular
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import logits_process
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from bertfast import _C, kv_cache, ops, roads
+from bertfast import _C, kv_cache, ops, roads, steps_cuda
 from bertfast.attention import Attention, Varlen, uniform_cu_seqlens
 from bertfast.batch import Needs, PackedBatch, make_batch
 from bertfast.cached import Ranges, Write
@@ -108,9 +109,10 @@ class Cells:
         weight = bert.embeddings.word_embeddings.weight
         heads = bert.config.num_attention_heads
         shape = (slots, heads, cells, bert.config.hidden_size // heads)
-        self.keys, self.values = (
-            [torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in bert.encoder.layer] for _ in range(2)
-        )
+        with torch.inference_mode(False):  # on a GPU they outlive the call
+            self.keys, self.values = (
+                [torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in bert.encoder.layer] for _ in range(2)
+            )
         self.table = _C.SlotTable(slots, cells)
 
     def store(self, rows: Tensor, cells: Tensor) -> Write:
@@ -125,10 +127,11 @@ class Cells:
 
         return write
 
-    def as_cache(self) -> DynamicCache:
-        """What was cached, as transformers' object: sequences of one length, in the order of the batch."""
+    def as_cache(self, ours: bool) -> DynamicCache:
+        """What was cached, as transformers' object: sequences of one length, in the order of the batch. ours: the buffers stay in use, so
+        the caller gets copies."""
         length, rows = self.table.lengths[0], self.table.running
-        whole = rows == list(range(len(self.keys[0])))
+        whole = not ours and rows == list(range(len(self.keys[0])))
         picked = [tuple((t if whole else t[rows])[:, :, :length] for t in pair) for pair in zip(self.keys, self.values, strict=True)]
         cache = DynamicCache()
         for keys, values in picked:
@@ -163,10 +166,18 @@ class Running:
         rows, S = batch.rows, batch.columns
         lengths = inner.cu_seqlens_q.diff()
         host = lengths.tolist()
-        self.cells = Cells(self.bert, batch.batch, max(host) + max(most - S - 1, 0))
+        room = max(host) + max(most - S - 1, 0)
+        self.steps: steps_cuda.Steps | None = None
+        if steps_cuda.covers(model):
+            self.steps = steps_cuda.take(model, batch.batch, room, lambda slots, cells: Cells(self.bert, slots, cells))
+            self.cells = self.steps.cells
+            self.cells.table = _C.SlotTable(self.steps.slots, self.steps.room)
+        else:
+            self.cells = Cells(self.bert, batch.batch, room)
         device = lengths.device
         self.slots = torch.tensor(self.cells.table.admit(host), device=device)  # [A] int64
         self.members = torch.arange(batch.batch, device=device)  # [A] int64: which row of the batch
+        self.member_list = list(range(batch.batch))  # the same
         self.last_rows = inner.cu_seqlens_q[1:].long() - 1
         self.length = lengths.long()  # [A]: filled cells
         self.position = rows.position_ids.index_select(0, self.last_rows)  # [A]: of the last token
@@ -174,6 +185,8 @@ class Running:
         self.token_types = None if types is None else types.index_select(0, self.last_rows)  # a new token has its predecessor's
         self.batch, self.inner = batch, inner
         self.plan = StepPlan(model, [*self.cells.keys, *self.cells.values], self.run_step)
+        if self.steps is not None:
+            self.steps.begin(self.position, self.token_types, self.slots, self.length)
 
     @torch.no_grad()
     def read_prompts(self) -> Tensor:  # [A, V]
@@ -187,6 +200,8 @@ class Running:
     def step(self, tokens: Tensor) -> Tensor:  # [A] int64 -> [A, V]
         """Reads one token of each sequence."""
         self.cells.table.extend(1)
+        if self.steps is not None:
+            return self.steps(tokens)
         self.position = self.position + 1
         cells, self.length = self.length, self.length + 1
         attention = Ranges(self.slots, None, self.length, self.cells.store(self.slots, cells))
@@ -199,14 +214,29 @@ class Running:
     def run_step(self, O: Any) -> Tensor:
         return predictions(self.model.cls.predictions, encode(self.bert, self.rows, O), O)
 
-    def leave(self, stay: list[int]) -> None:
-        """Only these of the running sequences go on; the slots of the others are free."""
+    def leave(self, goes_on: list[bool]) -> None:
+        """Sequences leave that do not go on (a flag for each row of the batch); their slots are free. Where steps are recorded, as many
+        as the next smaller step has no room for."""
+        stay = [i for i, member in enumerate(self.member_list) if goes_on[member]]
+        if self.steps is not None:
+            size = self.steps.size_for(len(stay))
+            ended = [i for i, member in enumerate(self.member_list) if not goes_on[member]]
+            stay = sorted([*stay, *ended][:size])
+        if len(stay) == len(self.member_list):
+            return
         self.cells.table.reorder(stay)
+        self.member_list = [self.member_list[i] for i in stay]
         kept = torch.tensor(stay, device=self.slots.device)
-        self.slots, self.members, self.length, self.position = (
-            t.index_select(0, kept) for t in (self.slots, self.members, self.length, self.position)
-        )
+        self.members = self.members.index_select(0, kept)
+        if self.steps is not None:
+            self.steps.leave(kept)
+            return
+        self.slots, self.length, self.position = (t.index_select(0, kept) for t in (self.slots, self.length, self.position))
         self.token_types = None if self.token_types is None else self.token_types.index_select(0, kept)
+
+    def finish(self) -> None:
+        if self.steps is not None:
+            steps_cuda.give_back(self.steps)
 
 
 class Ended:
@@ -277,9 +307,7 @@ def sample(
         if not any(goes_on) or input_ids.shape[1] >= config.max_length:
             break
         if drops:
-            stay = [i for i, member in enumerate(running.members.tolist() if members is not None else range(B)) if goes_on[member]]
-            if len(stay) < len(running.members):
-                running.leave(stay)
+            running.leave(goes_on)
         logits = running.step(tokens if len(running.members) == B else tokens.index_select(0, running.members))
 
     steps = len(alive) if ended.each_step else min(len(alive), int(torch.stack(alive).sum()) + 1)  # what a late look went too far
@@ -287,11 +315,13 @@ def sample(
     if streamer is not None:
         streamer.end()
     if not config.return_dict_in_generate:
+        running.finish()
         return input_ids
     running.cells.table.crop(len(alive) - steps)
     cut = {"scores": scores, "logits": logits_kept}
     known = {field.name for field in fields(GenerateDecoderOnlyOutput)}
-    cache = {name: running.cells.as_cache() for name in kv_cache.NAMES if name in known}
+    cache = {name: running.cells.as_cache(ours=running.steps is not None) for name in kv_cache.NAMES if name in known}
+    running.finish()
     return GenerateDecoderOnlyOutput(
         sequences=input_ids, attentions=None, hidden_states=None,
         **{name: None if kept is None else kept[:steps] for name, kept in cut.items()}, **cache,
@@ -303,10 +333,22 @@ def choose(scores: Tensor, members: Tensor | None, B: int, do_sample: bool) -> T
         return argmax(scores)
     probabilities = scores.softmax(dim=-1)
     if members is None:
-        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+        return draw(probabilities)
     # Rows that have left still draw, so that those that run meet the random numbers they would have met.
     everybody = probabilities.new_ones(B, probabilities.shape[1]).index_copy(0, members, probabilities)
-    return torch.multinomial(everybody, num_samples=1).squeeze(1).index_select(0, members)
+    return draw(everybody).index_select(0, members)
+
+
+def draw(probabilities: Tensor) -> Tensor:  # [B, V] -> [B]
+    """One sample a row: torch.multinomial's, from the same random numbers."""
+    if probabilities.device.type != "cuda":
+        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+    return race(probabilities)  # multinomial may look at the probabilities on the host first
+
+
+def race(probabilities: Tensor) -> Tensor:  # [B, V] -> [B]
+    """What multinomial does for one sample: of exponential clocks that tick at these rates, which rings first."""
+    return (probabilities / torch.empty_like(probabilities).exponential_(1)).argmax(dim=-1)
 
 
 def argmax(scores: Tensor) -> Tensor:  # [A, V] -> [A]
@@ -335,4 +377,5 @@ def sample_or_leave(
     batch = pack_prompts(model, input_ids, model_kwargs) if reason is None else None
     if batch is None:
         return theirs(model, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs)
-    return sample(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs, batch)
+    with ops.batch_invariant(model.bert.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext():
+        return sample(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs, batch)

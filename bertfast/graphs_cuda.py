@@ -185,12 +185,12 @@ def recorded(call: Call, bucket: Bucket) -> Graph | str:
     replay()
     for name, each in outputs.items():
         real = call.batch.rows.input_ids.shape[0] if each.cells else call.batch.batch
-        if not torch.equal(_bits(each.value[:real]), _bits(plain[name][:real])):
+        if not torch.equal(bits(each.value[:real]), bits(plain[name][:real])):
             return f"the first replay gave other values for {name} than plain launches"
     return Graph(batch, replay, outputs)
 
 
-def _bits(t: Tensor) -> Tensor:  # so that a NaN equals itself
+def bits(t: Tensor) -> Tensor:  # so that a NaN equals itself
     return t.contiguous().view(torch.int32 if t.element_size() == 4 else torch.int16)
 
 
@@ -220,7 +220,7 @@ class Shelf:
 
 
 shelf = Shelf(LIMIT)
-_lock = threading.RLock()  # a finalizer may run while the lock is held
+lock = threading.RLock()  # a finalizer may run while the lock is held
 _done: dict[torch.device, Any] = {}  # the event after the last use of the shared memory
 _owners = itertools.count()
 _reasons: Counter[str] = Counter()
@@ -231,11 +231,12 @@ class Owner:
 
     def __init__(self) -> None:
         self.number = next(_owners)
+        self.idle_steps: Any = None  # of the last generation: see bertfast.steps_cuda
         weakref.finalize(self, _forget, self.number)
 
 
 def _forget(owner: int) -> None:
-    with _lock:
+    with lock:
         shelf.drop(owner)
 
 
@@ -246,8 +247,8 @@ def run(call: Call) -> dict[str, Logits]:
         rows = call.batch.rows
         assert isinstance(rows.attention, Varlen), "reason_against let nothing else through"
         bucket = bucket_of(rows.input_ids.shape[0], call.batch.batch, rows.attention.max_seqlen_k)
-        with _lock, _in_turn(rows.input_ids.device):
-            owner = _owner_of(call.model)
+        with in_turn(rows.input_ids.device):
+            owner = owner_of(call.model)
             key = (owner.number, bucket, *kind_of(call))
             graph = shelf.find(key)
             if graph is None:
@@ -258,8 +259,12 @@ def run(call: Call) -> dict[str, Logits]:
             if isinstance(graph, Graph):
                 return graph.run(call)
             reason = graph
-    _reasons[reason] += 1
+    count(reason)
     return call.run_ops(call.batch, call.O)
+
+
+def count(reason: str) -> None:
+    _reasons[reason] += 1
 
 
 def reasons() -> dict[str, int]:
@@ -298,7 +303,7 @@ def reason_against(call: Call) -> str | None:
 
 def kind_of(call: Call) -> tuple[Any, ...]:
     """Everything but the sizes and the weights that the recorded kernels depend on."""
-    rows, matmul = call.batch.rows, torch.backends.cuda.matmul
+    rows = call.batch.rows
     assert isinstance(rows.attention, Varlen), "reason_against let nothing else through"
     weight = call.bert.embeddings.word_embeddings.weight
     return (
@@ -308,15 +313,23 @@ def kind_of(call: Call) -> tuple[Any, ...]:
         rows.token_type_ids is None,
         rows.attention.causal,
         call.head.pooled and call.bert.pooler is not None,
+        *settings(call.model),
+    )
+
+
+def settings(model: Any) -> tuple[Any, ...]:
+    """What else decides which kernels run: torch's switches, and the model's own."""
+    matmul = torch.backends.cuda.matmul
+    return (
         getattr(matmul, "fp32_precision", None),
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
-        call.model.batch_invariant,
+        model.batch_invariant,
     )
 
 
-def _owner_of(model: Any) -> Owner:
+def owner_of(model: Any) -> Owner:
     guard = roads.guard_of(model)
     if guard.cuda_graphs is None:
         guard.cuda_graphs = Owner()
@@ -325,13 +338,14 @@ def _owner_of(model: Any) -> Owner:
 
 
 @contextmanager
-def _in_turn(device: torch.device) -> Iterator[None]:
-    """Work queued inside runs after whatever used the graphs' memory last, on whatever stream."""
-    if device.type != "cuda":
+def in_turn(device: torch.device) -> Iterator[None]:
+    """Work queued inside runs after whatever used the graphs' memory last, on whatever stream; one thread at a time."""
+    with lock:
+        if device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.current_stream(device)
+        if device in _done:
+            stream.wait_event(_done[device])
         yield
-        return
-    stream = torch.cuda.current_stream(device)
-    if device in _done:
-        stream.wait_event(_done[device])
-    yield
-    _done[device] = stream.record_event()
+        _done[device] = stream.record_event()

@@ -22,7 +22,7 @@ LAYERS = [
     ["bertfast.modeling"],
     ["bertfast.checkpoints"],
     ["bertfast.generation", "bertfast.forward"],
-    ["bertfast.graphs"],
+    ["bertfast.graphs", "bertfast.steps_cuda"],
     ["bertfast.graphs_cuda"],
     ["bertfast.gradients", "bertfast.heads", "bertfast.losses", "bertfast.roads"],
     ["bertfast.cached"],
