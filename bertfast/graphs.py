@@ -23,6 +23,7 @@ from bertfast.attention import Varlen
 from bertfast.batch import PackedBatch
 from bertfast.heads import Logits
 from bertfast.model import Rows
+from bertfast.ops import Int8Weight
 
 if TYPE_CHECKING:
     from bertfast.forward import Call
@@ -32,6 +33,8 @@ NOTHING: Ref = (_C.REF_NONE, 0, 0)
 
 # Row counts a plan is told at each replay.
 ROWS, SEQUENCES, CELLS, KEYS, ENCODER, WORDS = range(6)
+
+MAKERS = ("embed_layer_norm", "add_layer_norm", "int8_linear")  # ops of a plan that can quantize what they make
 
 LINE = 16  # floats: places in the arena start on a cache line
 
@@ -268,21 +271,34 @@ class Recorder:
     results: dict[int, Result] = field(default_factory=dict)  # by the address of their storage
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # so that no address is used twice
+    int8_rows: dict[int | None, Tensor] = field(default_factory=dict)  # the quantized rows of a result, by the address of its storage
     trouble: str | None = None
 
     def embed_layer_norm(
         self, input_ids: Tensor, word_weight: Tensor, position_ids: Tensor, position_weight: Tensor,
         token_type_ids: Tensor | None, token_type_weight: Tensor, weight: Tensor, bias: Tensor, eps: float,
     ) -> Tensor:  # fmt: skip
-        out = ops.embed_layer_norm(
-            input_ids, word_weight, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
-        )
-        given = word_weight.data_ptr() not in self.weights
+        tables = position_ids, position_weight, token_type_ids, token_type_weight, weight, bias
+        return self._embed(ops.embed_layer_norm(input_ids, word_weight, *tables, eps), input_ids, word_weight, None, *tables, eps)
+
+    def int8_embed_layer_norm(
+        self, input_ids: Tensor, word_weight: Tensor, word_scales: Tensor, position_ids: Tensor, position_weight: Tensor,
+        token_type_ids: Tensor | None, token_type_weight: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    ) -> Tensor:  # fmt: skip
+        tables = position_ids, position_weight, token_type_ids, token_type_weight, weight, bias
+        out = ops.int8_embed_layer_norm(input_ids, word_weight, word_scales, *tables, eps)
+        return self._embed(out, input_ids, word_weight, word_scales, *tables, eps)
+
+    def _embed(
+        self, out: Tensor, input_ids: Tensor, words: Tensor, word_scales: Tensor | None, position_ids: Tensor, positions: Tensor,
+        type_ids: Tensor | None, types: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    ) -> Tensor:  # fmt: skip
+        given = words.data_ptr() not in self.weights
         self.note("embed_layer_norm", out, ROWS, out.shape[1],
-            input_ids=input_ids, words=word_weight, word_rows=WORDS if given else word_weight.shape[0],
-            position_ids=position_ids, positions=position_weight, position_rows=position_weight.shape[0],
-            type_ids=token_type_ids, types=token_type_weight, type_rows=token_type_weight.shape[0],
-            weight=weight, bias=bias, eps=eps, rows=ROWS, hidden=out.shape[1],
+            input_ids=input_ids, words=words, word_scales=word_scales, word_rows=WORDS if given else words.shape[0],
+            position_ids=position_ids, positions=positions, position_rows=positions.shape[0],
+            type_ids=type_ids, types=types, type_rows=types.shape[0],
+            weight=weight, bias=bias, eps=eps, rows=ROWS, hidden=out.shape[1], quantized=None,
         )  # fmt: skip
         return out
 
@@ -300,11 +316,41 @@ class Recorder:
         )  # fmt: skip
         return out
 
+    def int8_linear(
+        self, x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tensor | None], activation: str | None = None
+    ) -> Tensor:
+        out = ops.int8_linear(x, weights, biases, activation)
+        rows = self.rows_of(x)
+        self.note("int8_linear", out, rows, out.shape[1],
+            x=self.quantized(x), parts=[(w.panels, w.scales, b, w.features) for w, b in zip(weights, biases, strict=True)],
+            activation=_C.ACTIVATIONS[activation or "none"], rows=rows, inputs=x.shape[1], quantized=None,
+        )  # fmt: skip
+        return out
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """A stand-in for the rows of x as int8 products read them: left by the op that makes x where that op can, once for all."""
+        result = self.results.get(x.untyped_storage().data_ptr())
+        whole = result is not None and x.storage_offset() == 0 and x.shape[1] == result.columns
+        key = x.untyped_storage().data_ptr() if whole else None
+        if key in self.int8_rows:
+            return self.int8_rows[key]
+        rows, words = self.rows_of(x), _C.int8_row_bytes(x.shape[1]) // 4
+        made = x.new_empty(x.shape[0], words)
+        if result is not None and whole and (maker := self.calls[result.first])[0] in MAKERS and len(maker[1].get("parts", [0])) == 1:
+            maker[1]["quantized"] = made
+            self.results[made.untyped_storage().data_ptr()] = Result(rows, words, result.first, result.first)
+            self.kept.append(made)
+        else:
+            self.note("int8_rows", made, rows, words, x=x, x_stride=self.stride_of(x), rows=rows, inputs=x.shape[1])
+        if key is not None:
+            self.int8_rows[key] = made
+        return made
+
     def add_layer_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         out = ops.add_layer_norm(x, residual, weight, bias, eps)
         rows = self.rows_of(x)
         self.note("add_layer_norm", out, rows, out.shape[1],
-            x=x, residual=residual, weight=weight, bias=bias, eps=eps, rows=rows, hidden=x.shape[1],
+            x=x, residual=residual, weight=weight, bias=bias, eps=eps, rows=rows, hidden=x.shape[1], quantized=None,
         )  # fmt: skip
         return out
 
@@ -400,6 +446,12 @@ class Recorder:
                 raise CannotRecordError(f"the output {name} is not the whole result of an op")
             result.ref = (_C.REF_SLOT, len(SLOTS) + len(outputs), 0)
             outputs.append(Output(name, each.cells, result.rows, result.columns))
+        for op, operands in self.calls:
+            if op == "int8_linear" and operands["quantized"] is not None:
+                key = operands["out"].untyped_storage().data_ptr()
+                if (result := self.results[key]).last == result.first and result.ref == NOTHING:  # it is read as int8 alone
+                    operands["out"] = None
+                    del self.results[key]
         for result, place in places([r for r in self.results.values() if r.ref == NOTHING]):
             result.ref = (_C.REF_BUFFER, plan.add_buffer(result.rows, place, result.columns), 0)
         for op, operands in self.calls:

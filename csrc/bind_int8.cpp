@@ -57,7 +57,7 @@ void int8_linear(Address x, const std::vector<std::tuple<Address, Address, Addre
 void int8_embed_layer_norm(Address input_ids, Address word_table, Address word_scales, int64_t word_rows, Address position_ids,
                            Address position_table, int64_t position_rows, Address type_ids, Address type_table, int64_t type_rows,
                            Address weight, Address bias, float eps, Address out, int64_t tokens, int64_t hidden) {
-  const cpu::EmbeddingOpOf<float, int8_t> op = {
+  const cpu::Int8EmbeddingOp op = {
       cpu::kernels(),
       {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const int8_t>(word_table),
        at<const float>(word_scales), at<const float>(position_table), at<const float>(type_table), word_rows, position_rows, type_rows,
@@ -75,6 +75,7 @@ void bind_int8(py::module_& m) {
   m.def(
       "int8_levels", [] { return cpu::kernels().of_int8.levels; },
       "The largest magnitude of a quantized input on the table in use: 127, or 63 where products of int8 are added up in 16 bits.");
+  m.def("int8_row_bytes", cpu::int8_row_bytes, arg("inputs"), "What a quantized row of so many inputs takes in memory.");
   m.def("int8_linear", int8_linear, release(), arg("x"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"),
         "out[rows, sum of features] = activation(x[rows, inputs] @ weight.T + bias) for parts of (panels, scales, bias or 0, features).");
   m.def("int8_embed_layer_norm", int8_embed_layer_norm, release(), arg("input_ids"), arg("word_table"), arg("word_scales"),

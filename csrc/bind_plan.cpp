@@ -25,23 +25,39 @@ Ref ref(const PyRef& r) {
   return {static_cast<Ref::Kind>(kind), value, column};
 }
 
-void embed(Plan& self, const PyRef& input_ids, const PyRef& words, int64_t word_rows, const PyRef& position_ids, const PyRef& positions,
-           int64_t position_rows, const PyRef& type_ids, const PyRef& types, int64_t type_rows, const PyRef& weight, const PyRef& bias,
-           float eps, const PyRef& out, int64_t rows, int64_t hidden) {
-  self.add(plan::Embed{ref(input_ids), ref(words), ref(position_ids), ref(positions), ref(type_ids), ref(types), ref(weight), ref(bias),
-                       ref(out), word_rows, position_rows, type_rows, rows, hidden, eps});
+void embed(Plan& self, const PyRef& input_ids, const PyRef& words, const PyRef& word_scales, int64_t word_rows, const PyRef& position_ids,
+           const PyRef& positions, int64_t position_rows, const PyRef& type_ids, const PyRef& types, int64_t type_rows, const PyRef& weight,
+           const PyRef& bias, float eps, const PyRef& out, const PyRef& quantized, int64_t rows, int64_t hidden) {
+  self.add(plan::Embed{ref(input_ids), ref(words), ref(word_scales), ref(position_ids), ref(positions), ref(type_ids), ref(types),
+                       ref(weight), ref(bias), ref(out), ref(quantized), word_rows, position_rows, type_rows, rows, hidden, eps});
 }
 
 void add_layer_norm(Plan& self, const PyRef& x, const PyRef& residual, const PyRef& weight, const PyRef& bias, float eps, const PyRef& out,
-                    int64_t rows, int64_t hidden) {
-  self.add(plan::AddLayerNorm{ref(x), ref(residual), ref(weight), ref(bias), ref(out), rows, hidden, eps});
+                    const PyRef& quantized, int64_t rows, int64_t hidden) {
+  self.add(plan::AddLayerNorm{ref(x), ref(residual), ref(weight), ref(bias), ref(out), ref(quantized), rows, hidden, eps});
+}
+
+cpu::Activation activation_of(int activation) {
+  BF_CHECK(activation >= 0 && activation <= static_cast<int>(cpu::Activation::tanh), "plan: unknown activation ", activation);
+  return static_cast<cpu::Activation>(activation);
 }
 
 void linear(Plan& self, const PyRef& x, int64_t x_stride, const std::vector<std::tuple<PyRef, PyRef, int64_t>>& parts, int activation,
             const PyRef& out, int64_t rows, int64_t inputs) {
-  BF_CHECK(activation >= 0 && activation <= static_cast<int>(cpu::Activation::tanh), "plan: unknown activation ", activation);
-  plan::Linear node{ref(x), ref(out), {}, rows, inputs, x_stride, static_cast<cpu::Activation>(activation)};
+  plan::Linear node{ref(x), ref(out), {}, rows, inputs, x_stride, activation_of(activation)};
   for (const auto& [weight, bias, features] : parts) node.parts.push_back({ref(weight), ref(bias), features});
+  self.add(std::move(node));
+}
+
+void int8_rows(Plan& self, const PyRef& x, int64_t x_stride, const PyRef& out, int64_t rows, int64_t inputs) {
+  self.add(plan::Int8Rows{ref(x), ref(out), rows, inputs, x_stride});
+}
+
+void int8_linear(Plan& self, const PyRef& x, const std::vector<std::tuple<PyRef, PyRef, PyRef, int64_t>>& parts, int activation,
+                 const PyRef& out, const PyRef& quantized, int64_t rows, int64_t inputs) {
+  plan::Int8Linear node{ref(x), ref(out), ref(quantized), {}, rows, inputs, activation_of(activation)};
+  for (const auto& [panels, scales, bias, features] : parts) node.parts.push_back({ref(panels), ref(scales), ref(bias), features});
+  BF_CHECK(node.quantized.kind == Ref::Kind::none || node.parts.size() == 1, "plan: int8_linear quantizes the result of one weight only");
   self.add(std::move(node));
 }
 
@@ -85,12 +101,14 @@ void bind_plan(py::module_& m) {
       .def(
           "add_buffer", [](Plan& self, int64_t rows, int64_t place, int64_t columns) { return self.add_buffer({rows, place, columns}); },
           arg("rows"), arg("place"), arg("columns"), "Room for an op's result in the arena of a row count; returns its index.")
-      .def("embed_layer_norm", embed, arg("input_ids"), arg("words"), arg("word_rows"), arg("position_ids"), arg("positions"),
-           arg("position_rows"), arg("type_ids"), arg("types"), arg("type_rows"), arg("weight"), arg("bias"), arg("eps"), arg("out"),
-           arg("rows"), arg("hidden"))
-      .def("add_layer_norm", add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"), arg("eps"), arg("out"), arg("rows"),
-           arg("hidden"))
+      .def("embed_layer_norm", embed, arg("input_ids"), arg("words"), arg("word_scales"), arg("word_rows"), arg("position_ids"),
+           arg("positions"), arg("position_rows"), arg("type_ids"), arg("types"), arg("type_rows"), arg("weight"), arg("bias"), arg("eps"),
+           arg("out"), arg("quantized"), arg("rows"), arg("hidden"))
+      .def("add_layer_norm", add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"), arg("eps"), arg("out"),
+           arg("quantized"), arg("rows"), arg("hidden"))
       .def("linear", linear, arg("x"), arg("x_stride"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"))
+      .def("int8_rows", int8_rows, arg("x"), arg("x_stride"), arg("out"), arg("rows"), arg("inputs"))
+      .def("int8_linear", int8_linear, arg("x"), arg("parts"), arg("activation"), arg("out"), arg("quantized"), arg("rows"), arg("inputs"))
       .def("varlen_attention", varlen_attention, arg("q"), arg("q_stride"), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"),
            arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("q_rows"), arg("k_rows"), arg("sequences"), arg("heads"), arg("head_size"),
            arg("scale"), arg("causal"), arg("out"))

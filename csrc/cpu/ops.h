@@ -15,9 +15,12 @@ using Quantize = Int8Quantize;
 
 template <class Number, class Word = Number>
 struct EmbeddingOpOf {
+  EmbeddingOpOf(const Kernels& kernels, const EmbeddingOf<Number, Word>& args, const Quantize& then = {})
+      : kernels(kernels), args(args), then(then) {}
+
   const Kernels& kernels;
   EmbeddingOf<Number, Word> args;
-  Quantize then = {};
+  Quantize then;
   mutable std::atomic<bool> bad_id{false};
 
   int64_t items() const;
@@ -93,6 +96,7 @@ struct UnpackOpOf {
 };
 
 using EmbeddingOp = EmbeddingOpOf<float>;
+using Int8EmbeddingOp = EmbeddingOpOf<float, int8_t>;
 using LayerNormOp = LayerNormOpOf<float>;
 using LinearOp = LinearOpOf<float>;
 using AttentionOp = AttentionOpOf<float>;

@@ -9,6 +9,7 @@
 #include "../check.h"
 #include "../cpu/cached_ops.h"
 #include "../cpu/dispatch.h"
+#include "../cpu/int8_ops.h"
 #include "../cpu/ops.h"
 #include "../parallel.h"
 
@@ -32,9 +33,12 @@ Arena allocate(int64_t floats) {
 
 // The ops of one replay. Steps point at them, so they may not move: deques.
 struct Ops {
-  std::vector<std::unique_ptr<cpu::EmbeddingOp>> embeddings;  // holds an atomic: cannot be moved
+  std::deque<cpu::EmbeddingOp> embeddings;
+  std::deque<cpu::Int8EmbeddingOp> int8_embeddings;
   std::deque<cpu::LayerNormOp> norms;
   std::deque<cpu::LinearOp> linears;
+  std::deque<cpu::Int8QuantizeOp> int8_rows;
+  std::deque<cpu::Int8LinearOp> int8_linears;
   std::deque<cpu::AttentionOp> attentions;
   std::deque<cpu::PackOp> packs;
   std::deque<cpu::UnpackOp> unpacks;
@@ -53,20 +57,40 @@ class Binder {
   Ops ops;
 
   void operator()(const Embed& n) {
-    const int64_t word_rows = n.words.kind == Ref::Kind::slot ? count(n.word_rows) : n.word_rows;
-    ops.embeddings.emplace_back(new cpu::EmbeddingOp{
-        cpu::kernels(),
-        {get<const int64_t>(n.input_ids), get<const int64_t>(n.position_ids), get<const int64_t>(n.type_ids), get<const float>(n.words),
-         nullptr, get<const float>(n.positions), get<const float>(n.types), word_rows, n.position_rows, n.type_rows,
-         get<const float>(n.weight), get<const float>(n.bias), get<float>(n.out), count(n.rows), n.hidden, n.eps}});
-    step(*ops.embeddings.back());
+    if (n.word_scales.kind == Ref::Kind::none)
+      embed<float>(n, ops.embeddings);
+    else
+      embed<int8_t>(n, ops.int8_embeddings);
   }
 
   void operator()(const AddLayerNorm& n) {
+    float* out = get<float>(n.out);
     ops.norms.push_back({cpu::kernels(),
-                         {get<const float>(n.x), get<const float>(n.residual), get<const float>(n.weight), get<const float>(n.bias),
-                          get<float>(n.out), count(n.rows), n.hidden, n.eps}});
+                         {get<const float>(n.x), get<const float>(n.residual), get<const float>(n.weight), get<const float>(n.bias), out,
+                          count(n.rows), n.hidden, n.eps},
+                         quantize(out, n.hidden, n.hidden, n.quantized)});
     step(ops.norms.back());
+  }
+
+  void operator()(const Int8Rows& n) {
+    ops.int8_rows.push_back({cpu::kernels(), quantize(get<const float>(n.x), n.inputs, n.x_stride, n.out), count(n.rows)});
+    step(ops.int8_rows.back());
+  }
+
+  void operator()(const Int8Linear& n) {
+    int64_t columns = 0;
+    for (const Int8Part& part : n.parts) columns += part.features;
+    std::vector<cpu::Int8Linear> parts;
+    parts.reserve(n.parts.size());
+    float* out = get<float>(n.out);
+    for (const Int8Part& part : n.parts) {
+      parts.push_back({get<const char>(n.x), get<const uint8_t>(part.panels), get<const float>(part.scales), get<const float>(part.bias),
+                       out, get<char>(n.quantized), cpu::int8_groups(n.inputs), part.features, columns, cpu::int8_groups(columns),
+                       n.activation});
+      if (out != nullptr) out += part.features;
+    }
+    ops.int8_linears.emplace_back(cpu::kernels(), std::move(parts), count(n.rows));
+    step(ops.int8_linears.back());
   }
 
   void operator()(const Linear& n) {
@@ -168,6 +192,33 @@ class Binder {
   }
 
  private:
+  template <class Word, class Ops>
+  void embed(const Embed& n, Ops& embeddings) {
+    const int64_t word_rows = n.words.kind == Ref::Kind::slot ? count(n.word_rows) : n.word_rows;
+    float* out = get<float>(n.out);
+    const cpu::EmbeddingOf<float, Word> args = {get<const int64_t>(n.input_ids),
+                                                get<const int64_t>(n.position_ids),
+                                                get<const int64_t>(n.type_ids),
+                                                get<const Word>(n.words),
+                                                get<const float>(n.word_scales),
+                                                get<const float>(n.positions),
+                                                get<const float>(n.types),
+                                                word_rows,
+                                                n.position_rows,
+                                                n.type_rows,
+                                                get<const float>(n.weight),
+                                                get<const float>(n.bias),
+                                                out,
+                                                count(n.rows),
+                                                n.hidden,
+                                                n.eps};
+    step(embeddings.emplace_back(cpu::kernels(), args, quantize(out, n.hidden, n.hidden, n.quantized)));
+  }
+
+  cpu::Int8Quantize quantize(const float* x, int64_t inputs, int64_t x_stride, const Ref& to) const {
+    return {x, get<char>(to), inputs, cpu::int8_groups(inputs), x_stride};
+  }
+
   int64_t count(int64_t symbol) const { return counts_[static_cast<size_t>(symbol)]; }
 
   template <class T>
@@ -238,7 +289,8 @@ void Plan::run(const std::vector<int64_t>& counts, const std::vector<Address>& s
   Binder bind(buffers_, counts, slots, arenas);
   for (const Node& node : nodes_) std::visit(bind, node);
   run_steps(bind.ops.steps.data(), static_cast<int64_t>(bind.ops.steps.size()));
-  for (const auto& op : bind.ops.embeddings) op->check();
+  for (const auto& op : bind.ops.embeddings) op.check();
+  for (const auto& op : bind.ops.int8_embeddings) op.check();
 }
 
 }  // namespace bertfast::plan

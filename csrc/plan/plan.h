@@ -28,15 +28,17 @@ struct Buffer {
   int64_t columns;  // its own width
 };
 
+// `quantized`, where an op has it and it is not none: its rows once more, as the int8 product that reads them wants them.
+
 struct Embed {
-  Ref input_ids, words, position_ids, positions, type_ids, types, weight, bias, out;
+  Ref input_ids, words, word_scales, position_ids, positions, type_ids, types, weight, bias, out, quantized;  // scales: words are int8
   int64_t word_rows;  // of a constant table; where the table is a slot, the row count named by rows
   int64_t position_rows, type_rows, rows, hidden;
   float eps;
 };
 
 struct AddLayerNorm {
-  Ref x, residual, weight, bias, out;
+  Ref x, residual, weight, bias, out, quantized;
   int64_t rows, hidden;
   float eps;
 };
@@ -50,6 +52,23 @@ struct Linear {
   Ref x, out;
   std::vector<Part> parts;
   int64_t rows, inputs, x_stride;
+  cpu::Activation activation;
+};
+
+struct Int8Rows {
+  Ref x, out;
+  int64_t rows, inputs, x_stride;
+};
+
+struct Int8Part {
+  Ref panels, scales, bias;
+  int64_t features;
+};
+
+struct Int8Linear {
+  Ref x, out, quantized;  // x: quantized rows; out none: nobody reads it but by `quantized`
+  std::vector<Int8Part> parts;
+  int64_t rows, inputs;
   cpu::Activation activation;
 };
 
@@ -90,7 +109,7 @@ struct AttendCache {
   CacheShape shape;
 };
 
-using Node = std::variant<Embed, AddLayerNorm, Linear, Attend, Pack, Unpack, WriteCache, AttendCache>;
+using Node = std::variant<Embed, AddLayerNorm, Linear, Int8Rows, Int8Linear, Attend, Pack, Unpack, WriteCache, AttendCache>;
 
 class Plan {
  public:
