@@ -5,7 +5,7 @@ and out memory is shared wherever DLPack or the buffer protocol allows it.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Any
 
@@ -27,7 +27,7 @@ class Kind(Enum):
 def kind_of(values: Iterable[Any]) -> Kind:
     """The kind of the outputs of a call with these arguments: that of its first array that is not NumPy's."""
     for value in values:
-        if value is None or type(value) is np.ndarray:
+        if value is None or type(value) is np.ndarray or type(value) is bool:
             continue
         if isinstance(value, Tensor):
             return Kind.TORCH
@@ -42,22 +42,30 @@ def is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic, Tensor)) or _is_tf(value) or _is_jax(value)
 
 
-def refuse_tracing(face: str, values: Iterable[Any]) -> None:
+def refuse_tracing(face: str, values: Collection[Any]) -> None:
     """Raises where a program is being traced: a host call inside it would be frozen at its first inputs without a word."""
-    tf = sys.modules.get("tensorflow")
+    tf, jax = sys.modules.get("tensorflow"), sys.modules.get("jax._src.core")
+    if tf is None and jax is None:
+        return
     if tf is not None and hasattr(tf, "inside_function") and tf.inside_function():
         raise ValueError(
             f"{face}: called inside tf.function, which would trace this host call once and never run it again; "
             "call the model outside, on eager tensors, or wrap the call in tf.py_function"
         )
-    for value in values:
-        if _is_jax(value) and not hasattr(value, "addressable_shards"):  # a tracer, not an array
-            raise ValueError(
-                f"{face}: called inside jax.jit (or another JAX transform) with a traced value, which has no numbers yet; "
-                "call the model outside, or wrap the call in jax.pure_callback"
-            )
-        if _is_tf(value) and not hasattr(value, "numpy"):
-            raise ValueError(f"{face}: got a symbolic Keras or TensorFlow tensor, which has no numbers; call the model on eager tensors")
+    # JAX has no public way to ask. Where this one is gone, traced values still give themselves away.
+    clean = getattr(jax, "trace_state_clean", None)
+    if (clean is not None and not clean()) or any(is_traced(value) for value in values):
+        raise ValueError(
+            f"{face}: called inside jax.jit (or another JAX transform), which would trace this host call once and never run it again; "
+            "call the model outside, or wrap the call in jax.pure_callback"
+        )
+    if any(_is_tf(value) and not hasattr(value, "numpy") for value in values):
+        raise ValueError(f"{face}: got a symbolic Keras or TensorFlow tensor, which has no numbers; call the model on eager tensors")
+
+
+def is_traced(value: Any) -> bool:
+    """Whether this is one of JAX's tracers, which stand for an array while a program is traced."""
+    return _is_jax(value) and not hasattr(value, "addressable_shards")
 
 
 def to_torch(value: Any, name: str) -> Tensor:
@@ -75,6 +83,11 @@ def to_torch(value: Any, name: str) -> Tensor:
 
 def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
     """A tensor on the array's memory; a copy where it may not be written to, since torch would let anybody write."""
+    if array.dtype.kind in "fi" and array.flags.writeable:
+        try:
+            return torch.from_numpy(array)
+        except (TypeError, ValueError):
+            pass  # the other byte order, or strides that run backwards
     if array.dtype.name == "bfloat16":  # ml_dtypes', which torch does not know
         return from_numpy(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
@@ -159,7 +172,7 @@ def _is_tf(value: Any) -> bool:
 
 
 def _is_jax(value: Any) -> bool:
-    return type(value).__module__.startswith(("jax.", "jaxlib", "jax_", "jax._src"))
+    return type(value).__module__.startswith(("jax.", "jaxlib"))
 
 
 def _imported(value: Any) -> Tensor:

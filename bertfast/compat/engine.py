@@ -2,15 +2,17 @@
 
 import copy
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bertfast import ops
+from bertfast import ops, roads
 from bertfast.attention import Attention
 from bertfast.batch import Needs, PackedBatch, make_batch
 from bertfast.compat.dense import Dense, Dropout, DroppingOps
+from bertfast.forward import Call
 from bertfast.heads import HEADS, Encoded
 from bertfast.model import Trace, encode
 
@@ -40,8 +42,15 @@ class Engine:
         if keep_padding:
             pooled = self.head.pooled and self.bert.pooler is not None
             return self.encoded(make_batch(arguments, self.bert, Needs(True, pooled)), hidden_states)
-        outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
-        return Result({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
+        # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
+        # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
+        if roads.guard_of(self.module).reason() is not None:
+            outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
+            return Result({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
+        call = Call(self.module, self.head, arguments, arguments, hidden_states, False, False, False)
+        tensors = call.finished(call.run())
+        states = tuple(call.hidden_states()) if hidden_states else None
+        return Result(tensors, states)
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> Result:
         """The graph over a batch; head_dropout: the rate before the head's own layer."""
@@ -67,13 +76,25 @@ def probabilities(attention: Attention | None) -> tuple[Tensor, ...] | None:
     return tuple(attention.probabilities) if isinstance(attention, Dense) and attention.keep else None
 
 
-def is_plain_mask(mask: Tensor, shape: tuple[int, int]) -> bool:
-    """Whether the mask [B, S] says only real or padding, with a real token in each row: then every library means the same by it."""
-    if mask.shape != shape:
-        return False
-    real = mask if mask.dtype == torch.bool else mask.to(torch.bool)
-    binary = mask.dtype == torch.bool or torch.equal(real.to(mask.dtype), mask)
-    return binary and bool(real.any(dim=1).all())
+class MaskKind(Enum):
+    """What a 2-D mask says."""
+
+    ONES = "nothing is padded"
+    PLAIN = "only real or padding, with a real token in each row: every library means the same by it"
+    OTHER = "anything else"
+
+
+def kind_of_mask(mask: Tensor, shape: tuple[int, int]) -> MaskKind:
+    if mask.shape != shape or mask.numel() == 0:
+        return MaskKind.OTHER
+    low, high = (end.item() for end in torch.aminmax(mask))
+    if low == high == 1:
+        return MaskKind.ONES
+    if low != 0 or high != 1:
+        return MaskKind.OTHER
+    real = mask.to(torch.bool)
+    binary = not mask.is_floating_point() or torch.equal(real.to(mask.dtype), mask)
+    return MaskKind.PLAIN if binary and bool(real.any(dim=1).all()) else MaskKind.OTHER
 
 
 def seeded(seed: int, device: torch.device) -> torch.Generator:

@@ -17,6 +17,14 @@ class Output(dict[str, Any]):
             if value is not None:
                 dict.__setitem__(self, field.name, value)
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Any:
+        """The same as cls(**values), for values that a face has made itself: their names are fields, in order."""
+        made = cls.__new__(cls)
+        made.__dict__.update(values)  # a field that is not there reads as the class's default, None
+        dict.update(made, {name: value for name, value in values.items() if value is not None})
+        return made
+
     def __getitem__(self, key: Any) -> Any:
         return dict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]
 

@@ -240,7 +240,7 @@ def cached_step(
 ) -> tuple[Step, Tensor]:  # visible: bool, broadcasts to [B, 1, S, columns]
     """Where a call on a cache writes, and what each of its queries sees.
 
-    A query at place p of the cache sees column j where mask[j] > 0, j <= p, and j < index + S. Past the end of the cache the last
+    A query at place p of the cache sees column j where the mask has it, j <= p, and j < index + S. Past the end of the cache the last
     columns are written again.
     """
     (B, S), C = read.shape, buffers.length

@@ -216,7 +216,7 @@ class Session:
         self.engine, self.config = engine, model.config
         self.buffers = model._new_buffers(prompt.shape[0], length, engine.device)
         full, self.positions = full_mask(prompt, mask, length)
-        self.mask = full.gt(0)
+        self.mask = full.ne(0)
         self.prompt = prompt
         self.index = 0
 

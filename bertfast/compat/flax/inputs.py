@@ -44,30 +44,51 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
         raise ValueError(f"input_ids: got shape {tuple(ids.shape)}, expected [batch, length]")
     if ids.numel() == 0:
         raise ValueError(f"input_ids: got shape {tuple(ids.shape)}, expected at least one token")
-    optional = {name: values[name] for name in ("token_type_ids", "position_ids")}
-    read = {name: None if value is None else as_int32(value, name, device) for name, value in optional.items()}
-    shape = tuple(ids.shape)
-    for name, value in read.items():
-        if value is not None and not fits(value, shape):
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape}, or what broadcasts to it")
-    types, positions = (None if value is None else value.expand(shape) for value in read.values())
+    types, positions = (read_like(values[name], name, ids.shape, device) for name in ("token_type_ids", "position_ids"))
     mask = values["attention_mask"]
     if mask is not None:
-        mask = as_int32(mask, "attention_mask", device).gt(0)
-    S, P = shape[1], config.max_position_embeddings
+        mask = attended(mask, "attention_mask", device, bool(config.is_decoder))
+    S, P = ids.shape[1], config.max_position_embeddings
     if config.is_decoder and S > P:
         raise ValueError(f"input_ids: length {S}, and a decoder's causal mask has {P} positions (max_position_embeddings)")
     inside = within(ids, config.vocab_size) and (types is None or within(types, config.type_vocab_size))
     inside = inside and (S <= P if positions is None else within(positions, P))
-    return Inputs((shape[0], S), ids, types, positions, mask, inside)
+    return Inputs((ids.shape[0], S), ids, types, positions, mask, inside)
+
+
+def read_like(value: Any, name: str, shape: torch.Size, device: torch.device) -> Tensor | None:
+    if value is None:
+        return None
+    read = as_int32(value, name, device)
+    if read.shape == shape:
+        return read
+    if not fits(read, tuple(shape)):
+        raise ValueError(f"{name}: got shape {tuple(read.shape)}, expected {tuple(shape)}, or what broadcasts to it")
+    return read.expand(shape)
+
+
+_NARROW = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])  # their values are int32's as they are
 
 
 def as_int32(value: Any, name: str, device: torch.device) -> Tensor:
-    """As jnp.array(value, dtype="i4"): a fraction is dropped, True is 1."""
-    tensor = to_torch(value, name).to(device)
+    """As jnp.array(value, dtype="i4"): a fraction is dropped, True is 1, a large number wraps. int64, which every lookup here takes."""
+    tensor = on(device, value, name)
+    return tensor.to(torch.int64) if tensor.dtype in _NARROW else tensor.to(torch.int32).to(torch.int64)
+
+
+def attended(mask: Any, name: str, device: torch.device, decoder: bool) -> Tensor:
+    """Which tokens a mask lets be seen: int32(mask) > 0; in a decoder, where 4.37 combined it with the causal one, all but 0."""
+    tensor = on(device, mask, name)
+    if tensor.dtype not in _NARROW:
+        tensor = tensor.to(torch.int32)
+    return tensor.ne(0) if decoder else tensor.gt(0)
+
+
+def on(device: torch.device, value: Any, name: str) -> Tensor:
+    tensor = to_torch(value, name)
     if tensor.is_complex():
         raise TypeError(f"{name}: got {tensor.dtype}, expected numbers")
-    return tensor.to(torch.int32).to(torch.int64)
+    return tensor if tensor.device == device else tensor.to(device)
 
 
 def fits(value: Tensor, shape: tuple[int, ...]) -> bool:

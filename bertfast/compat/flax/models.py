@@ -261,7 +261,7 @@ class FlaxBertPreTrainedModel:
     def __call__(
         self,
         input_ids: Any,  # [B, S]
-        attention_mask: Any = None,  # [B, S] (or 1 in place of either, or [S]): a token is attended to where int(mask) > 0
+        attention_mask: Any = None,  # [B, S] (or 1 in place of either, or [S]): seen where int(mask) > 0, in a decoder where it is not 0
         token_type_ids: Any = None,  # [B, S]
         position_ids: Any = None,  # [B, S]
         head_mask: Any = None,  # [L, N], cast to int, multiplies the attention probabilities
@@ -330,7 +330,7 @@ class FlaxBertPreTrainedModel:
         for name in ("token_type_ids", "position_ids"):
             if getattr(read, name) is not None:
                 arguments[name] = getattr(read, name)
-        padded = mask is not None and not bool(mask.all())
+        padded = mask is not None and not (mask.shape == read.shape and bool(mask.all()))
         if padded:
             assert mask is not None
             if mask.shape != read.shape or not bool(mask.any(dim=1).all()):
@@ -384,7 +384,7 @@ class FlaxBertPreTrainedModel:
             "attentions": result.attentions,
             "cross_attentions": result.cross_attentions,
         }
-        filled = self.output_class(**{name: arrays.tree_from_torch(value, kind) for name, value in tensors.items() if value is not None})
+        filled = self.output_class.of({name: arrays.tree_from_torch(value, kind) for name, value in tensors.items() if value is not None})
         if not as_dict:
             items = filled.to_tuple()
             return items if next_cache is None else (items[0], next_cache, *items[1:])

@@ -78,15 +78,17 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
         mask = to_torch(mask, "attention_mask").to(device)
         if mask.dim() != 2 or mask.shape[0] not in (1, leading[0]) or mask.shape[1] not in (1, leading[1]):
             raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, expected {leading}, or 1 in place of either")
+        if mask.dtype == torch.bool and config.is_decoder:
+            raise ValueError("attention_mask: got bool, expected numbers: a decoder multiplies it with its causal mask")
     return Inputs(leading, ids, embeds, types, positions, mask)
 
 
 def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
     ids = to_torch(value, name)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"{name}: got {ids.dtype}, expected integers")
+    if ids.dtype not in (torch.int32, torch.int64) or str(getattr(value, "dtype", "int")).startswith("u"):
+        raise ValueError(f"{name}: got {getattr(value, 'dtype', ids.dtype)}, expected int32 or int64")
     if ids.numel():
-        low, high = (int(end) for end in torch.aminmax(ids))
+        low, high = (end.item() for end in torch.aminmax(ids))
         if low < 0 or high >= rows:
             raise ValueError(f"{name}: got {low if low < 0 else high}, expected 0 <= {name} < {rows}, the rows of its embedding table")
     return ids.to(device, torch.int64)

@@ -18,7 +18,7 @@ from bertfast.checkpoints.names import to_tf
 from bertfast.compat import arrays
 from bertfast.compat.config import engine_config, flag, read_config
 from bertfast.compat.dense import Dense, Dropout, padded_batch
-from bertfast.compat.engine import Engine, Result, is_plain_mask, seeded
+from bertfast.compat.engine import Engine, MaskKind, Result, kind_of_mask, seeded
 from bertfast.compat.outputs import Output, output
 from bertfast.compat.tf import arguments, losses
 
@@ -143,9 +143,11 @@ class TFBertPreTrainedModel:
         head_masks = arguments.read_head_mask(values["head_mask"], config, self._engine.device)
         dropout = self._dropout(values["training"])
         mask = inputs.attention_mask
-        plain = mask is None or is_plain_mask(mask, inputs.shape)
-        keep = mask is not None and plain and (self.keep_padding or self._wants_loss(values)) and not bool(mask.all())
-        simple = plain and dropout is None and head_masks is None and not attentions and 0 not in inputs.shape
+        kind_of_this = MaskKind.ONES if mask is None else kind_of_mask(mask, inputs.shape)
+        if kind_of_this is MaskKind.ONES:
+            inputs.attention_mask = None
+        keep = kind_of_this is MaskKind.PLAIN and (self.keep_padding or self._wants_loss(values))
+        simple = kind_of_this is not MaskKind.OTHER and dropout is None and head_masks is None and not attentions and 0 not in inputs.shape
         if simple and not (keep and config.is_decoder):
             result = self._engine.plain(_engine_arguments(inputs), keep, hidden)
         else:
@@ -184,7 +186,7 @@ class TFBertPreTrainedModel:
     def _output(self, result: Result, values: Mapping[str, Any], kind: arrays.Kind) -> Any:
         loss = self._loss(result, values) if self._wants_loss(values) else None
         tensors = {"loss": loss, **result.outputs, "hidden_states": result.hidden_states, "attentions": result.attentions}
-        filled = self.output_class(**{name: arrays.tree_from_torch(value, kind) for name, value in tensors.items()})
+        filled = self.output_class.of({name: arrays.tree_from_torch(value, kind) for name, value in tensors.items()})
         return filled if flag(values["return_dict"], self.config, "return_dict", True) else filled.to_tuple()
 
     # Keras
@@ -345,8 +347,11 @@ def _activation(config: Any) -> str:
 
 
 def _engine_arguments(inputs: arguments.Inputs) -> dict[str, Tensor]:
-    named = {name: getattr(inputs, name) for name in ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")}
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
+    given = {
+        "input_ids": inputs.input_ids, "inputs_embeds": inputs.inputs_embeds, "attention_mask": inputs.attention_mask,
+        "token_type_ids": inputs.token_type_ids, "position_ids": inputs.position_ids,
+    }  # fmt: skip
+    return {name: tensor for name, tensor in given.items() if tensor is not None}
 
 
 def _as_numpy(value: Any) -> "np.ndarray[Any, Any]":
