@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import struct
 import sys
@@ -330,6 +331,23 @@ def dangling_link(f):
     f["classifier"] = h5py.SoftLink("/nowhere")
 
 
+def link_on_the_way(f):
+    del f["classifier/tf_bert_for_token_classification"]
+    f["classifier/tf_bert_for_token_classification"] = h5py.ExternalLink(str(H5), "/classifier/tf_bert_for_token_classification")
+
+
+def link_to_itself(f):
+    del f["classifier"]
+    f["classifier"] = h5py.SoftLink("/classifier")
+
+
+def a_chunk_of_256_mb(f):
+    name = "classifier/tf_bert_for_token_classification/classifier/bias:0"
+    del f[name]
+    dataset = f.create_dataset(name, (3,), "f4", maxshape=(None,), chunks=(2**26,), compression="gzip", compression_opts=1)
+    dataset[:] = 1.0
+
+
 def values_elsewhere(f):
     del f["classifier/tf_bert_for_token_classification/classifier/bias:0"]
     f.create_dataset("classifier/tf_bert_for_token_classification/classifier/bias:0", (3,), "f4", external=[("/etc/passwd", 0, 12)])
@@ -352,7 +370,7 @@ def kernel_that_is_no_matrix(f):
 
 H5_DAMAGE = [
     drop_group, drop_names, drop_weight_names, names_are_numbers, claim_more_than_there_is, link_elsewhere, dangling_link,
-    values_elsewhere, text_for_numbers, group_for_array,
+    link_on_the_way, link_to_itself, a_chunk_of_256_mb, values_elsewhere, text_for_numbers, group_for_array,
 ]  # fmt: skip
 
 
@@ -390,6 +408,46 @@ def test_an_object_of_no_size_in_a_heap(tmp_path):
     path = tmp_path / "tf_model.h5"
     path.write_bytes(content)
     assert_refused(hdf5.read, path)
+
+
+def test_a_file_on_which_the_hdf5_library_crashes(tmp_path):
+    """Five bytes of a whole file; libhdf5 2.0 ends by SIGSEGV on it."""
+    content = bytearray(H5.read_bytes())
+    for place, value in ((1629, 128), (6529, 127), (16775, 123), (23086, 127), (23171, 145)):
+        content[place] = value
+    path = tmp_path / "tf_model.h5"
+    path.write_bytes(content)
+    assert_refused(hdf5.read, path)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", r"crashes on it \(SIGSEGV\)"),
+        ("raise SystemExit(3)", r"crashes on it \(status 3\)"),
+        ("import time; time.sleep(100)", "has not come back from it"),
+        ("print('x' * 2**22)", "fails on it"),
+        ("""print('{"name": "a", "shape": [1000000], "dtype": "<f4"}')""", "a is more than the file can hold"),
+        ("""print('{"name": "a", "shape": [8], "dtype": "<f4"}\\n1234')""", r"crashes on it \(status 0\)"),
+        ("""print('{"error": "it smells"}')""", "it smells"),
+    ],
+)
+def test_whatever_becomes_of_the_process_that_reads_an_h5_is_an_error_here(program, message, tmp_path, monkeypatch):
+    shutil.copy(H5, tmp_path)
+    monkeypatch.setattr(hdf5, "_BOOT", program)
+    if "sleep" in program:
+        monkeypatch.setattr(hdf5, "_PATIENCE", 0.3)
+    with pytest.raises(ValueError, match=message) as error:
+        read_all(hdf5.read, tmp_path / H5.name)
+    assert str(tmp_path / H5.name) in str(error.value)
+
+
+def test_a_reader_that_is_left_early_leaves_no_process_behind():
+    reader = hdf5.read(H5)
+    assert next(reader)[0].startswith("bert/")
+    reader.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_matrix_of_the_wrong_rank_or_shape_names_the_weight(tmp_path):
@@ -486,7 +544,33 @@ def test_any_bytes_are_no_msgpack_checkpoint(content, tmp_path):
     assert_read_or_refused(flax_msgpack.read, tmp_path / "flax_model.msgpack", content)
 
 
+@fuzzed
+@given(edits=edits, keep=st.floats(0, 1))
+@pytest.mark.parametrize("name", ["extra_tf_safetensors", "extra_flax_safetensors"])
+def test_any_damage_to_safetensors_in_another_layout_is_read_or_refused(name, edits, keep, tmp_path):
+    content = (MODELS / name / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")  # where damage matters: half of the edits go there
+    early = [(place * header / len(content), value) for place, value in edits[::2]]
+    path = tmp_path / "model.safetensors"
+    assert_read_or_refused(lambda _: (checkpoints.foreign_state_dict(tmp_path) or {}).items(), path, edited(content, early + edits, keep))
+
+
 @settings(fuzzed, max_examples=60)
+@given(edits=edits, keep=st.floats(0, 1))
+def test_any_damage_to_an_index_is_read_or_refused(edits, keep, tmp_path):
+    shutil.copytree(MODELS / "extra_flax_sharded", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "flax_model.msgpack.index.json"
+    content = edited(path.read_bytes(), edits, keep)
+    path.write_bytes(content)
+    try:
+        weights = checkpoints.foreign_state_dict(tmp_path)
+    except ValueError as error:
+        assert str(path) in str(error)  # noqa: PT017
+    else:
+        assert_same(weights, load_file(MODELS / "mini_flax" / "model.safetensors"))
+
+
+@settings(fuzzed, max_examples=20)  # each a process
 @given(edits=edits, keep=st.floats(0, 1))
 def test_any_damage_to_an_h5_is_read_or_refused(edits, keep, tmp_path):
     assert_read_or_refused(hdf5.read, tmp_path / "tf_model.h5", edited(H5.read_bytes(), edits, keep))

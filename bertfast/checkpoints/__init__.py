@@ -8,6 +8,7 @@ tying, dtype, the report of missing and unexpected keys) as for its own files.
     names.py        TF and Flax parameter names <-> PyTorch's
     folder.py       which format a folder holds, and the files of it
     hdf5.py         tf_model.h5, whole or sharded                    (needs h5py)
+    hdf5_child.py   the process that h5py runs in, and may crash
     flax_msgpack.py flax_model.msgpack, whole or sharded
     tensors.py      safetensors, and arrays to tensors
     loading.py      state dict -> model, through a class's own from_pretrained

@@ -4,39 +4,109 @@ A whole file names its layers in the root attribute `layer_names`; each is a gro
 datasets, relative to the group, the first level being the Keras model's name (which may end in a counter, so it is dropped).
 In a shard `layer_names` names the datasets themselves, without model name or layers. An attribute above 64 KB is split into
 `layer_names0`, `layer_names1`, ...
+
+libhdf5 believes what a file says of itself: a few changed bytes make it read out of bounds, and a process that reads a file from
+the internet must not end by a signal. So h5py runs in a process of its own (hdf5_child.py), under a limit of memory; it sends the
+arrays over a pipe, and what happens to it happens to nobody else.
 """
 
+import json
 import math
 import mmap
+import select
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from bertfast.checkpoints.errors import DamagedCheckpoint, damaged, reader
+from bertfast.checkpoints.errors import damaged, missing_reader
+from bertfast.checkpoints.hdf5_child import allowance
 from bertfast.checkpoints.tensors import from_numpy
 
-_MAX_NAMES = 100_000
 _HEAP = b"GCOL\x01\x00\x00\x00"  # signature and version of a global heap collection
-_SLACK = 1 << 16  # bytes of attributes and headers that a tiny file may make us read
+_PATIENCE = 60.0  # seconds without a byte from the child
+_MAX_LINE = 1 << 20  # bytes
+# On this interpreter's path, whatever the environment says, and without the child's own folder.
+_BOOT = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
 
 def read(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(name below the Keras model's, tensor) of every weight. Raises ValueError for a damaged file, ImportError without h5py."""
-    h5py = reader("h5py", path)
+    if find_spec("h5py") is None:
+        raise missing_reader("h5py", path)
     _check_heaps(path)
+    program = str(Path(__file__).with_name("hdf5_child.py"))
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), program, str(path)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+    )  # fmt: skip
     try:
-        with h5py.File(path, "r", locking=False) as f:
-            budget = 4 * path.stat().st_size + _SLACK  # bytes of arrays: Keras compresses nothing, so more is a lie
-            for name, dataset in _datasets(h5py, f, path):
-                array, budget = _read(dataset, name, budget, path)
-                yield name, from_numpy(array)
-    except DamagedCheckpoint:
-        raise
-    except Exception as error:  # h5py raises what it likes: OSError, RuntimeError, KeyError, TypeError, UnicodeEncodeError ...
-        raise damaged(path, f"HDF5 says: {error}") from error
+        yield from _weights(_Pipe(child, path), path)
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def _weights(pipe: "_Pipe", path: Path) -> Iterator[tuple[str, Tensor]]:
+    budget = allowance(path.stat().st_size)
+    while True:
+        line = pipe.line()
+        if "error" in line:
+            raise damaged(path, line["error"])
+        if "end" in line:
+            return
+        shape, dtype = tuple(line["shape"]), np.dtype(line["dtype"])
+        budget -= math.prod(shape) * dtype.itemsize
+        if budget < 0:
+            raise damaged(path, f"{line['name']} is more than the file can hold")
+        array = np.empty(shape, dtype)
+        pipe.fill(array.reshape(-1).view(np.uint8).data)
+        yield line["name"], from_numpy(array)
+
+
+class _Pipe:
+    """What the child writes. Raises ValueError, naming the file, where it dies or does not come back."""
+
+    def __init__(self, child: "subprocess.Popen[bytes]", path: Path) -> None:
+        assert child.stdout is not None
+        self.child, self.path, self.raw = child, path, child.stdout
+        self.ahead = b""  # read, and not asked for yet
+
+    def line(self) -> dict[str, Any]:
+        while b"\n" not in self.ahead:
+            if len(self.ahead) > _MAX_LINE:
+                raise damaged(self.path, "the HDF5 library fails on it")
+            self.wait()
+            self.ahead += self.raw.read(4096) or self.died()
+        line, _, self.ahead = self.ahead.partition(b"\n")
+        return dict(json.loads(line))
+
+    def fill(self, memory: memoryview) -> None:
+        taken = min(len(memory), len(self.ahead))
+        memory[:taken], self.ahead = self.ahead[:taken], self.ahead[taken:]
+        while taken < len(memory):
+            self.wait()
+            got: int | None = self.raw.readinto(memory[taken:])  # type: ignore[attr-defined]  # unbuffered, so a RawIOBase
+            if not got:
+                self.died()
+            else:
+                taken += got
+
+    def wait(self) -> None:
+        if not select.select([self.raw], [], [], _PATIENCE)[0]:
+            raise damaged(self.path, f"the HDF5 library has not come back from it in {_PATIENCE:.0f} s")
+
+    def died(self) -> bytes:
+        status = self.child.wait()
+        how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+        raise damaged(self.path, f"the HDF5 library crashes on it ({how})")
 
 
 def _check_heaps(path: Path) -> None:
@@ -63,61 +133,3 @@ def _check_heaps(path: Path) -> None:
                         raise damaged(path, f"the heap at byte {at} has an object of {length} bytes at byte {item}")
                     item += taken
                 at = data.find(_HEAP, at + 16)
-
-
-def _datasets(h5py: Any, f: Any, path: Path) -> Iterator[tuple[str, Any]]:
-    root = f["model_weights"] if "layer_names" not in f.attrs and "model_weights" in f else f  # as Model.save writes it
-    for layer in _names(root, "layer_names", path):
-        group = _member(h5py, root, layer, path)
-        if isinstance(group, h5py.Dataset):
-            yield layer, group
-            continue
-        for name in _names(group, "weight_names", path):
-            dataset = _member(h5py, group, name, path)
-            if not isinstance(dataset, h5py.Dataset):
-                raise damaged(path, f"{layer}/{name} is a group, expected an array")
-            yield name.partition("/")[2] or name, dataset
-
-
-def _names(group: Any, attribute: str, path: Path) -> list[str]:
-    """The list of names in an attribute, joined where it was split."""
-    if attribute in group.attrs:
-        parts = [_list(group, attribute, path)]
-    else:
-        parts = []
-        while f"{attribute}{len(parts)}" in group.attrs:
-            parts.append(_list(group, f"{attribute}{len(parts)}", path))
-        if not parts:
-            raise damaged(path, f"{group.name} has no attribute {attribute!r}")
-    return [name if isinstance(name, str) else name.decode("utf-8") for part in parts for name in part]
-
-
-def _list(group: Any, attribute: str, path: Path) -> list[Any]:
-    """An attribute that is a list of names; what it claims is looked at before it is read."""
-    claim = group.attrs.get_id(attribute)
-    size = math.prod(claim.shape or ())
-    if len(claim.shape or ()) != 1 or size > _MAX_NAMES or size * claim.dtype.itemsize > path.stat().st_size:
-        raise damaged(path, f"{attribute} of {group.name} claims shape {claim.shape} of {claim.dtype}, expected a list of names")
-    names = list(group.attrs[attribute]) if size else []
-    if not all(isinstance(name, (str, bytes)) for name in names):
-        raise damaged(path, f"{attribute} of {group.name} is not a list of names")
-    return names
-
-
-def _member(h5py: Any, group: Any, name: str, path: Path) -> Any:
-    link = group.get(name, getlink=True) if name in group else None
-    if link is None:
-        raise damaged(path, f"{group.name} lists {name!r}, which is not there")
-    if not isinstance(link, h5py.HardLink):
-        raise damaged(path, f"{name!r} in {group.name} is a link to somewhere else")  # could name any file of this machine
-    return group[name]
-
-
-def _read(dataset: Any, name: str, budget: int, path: Path) -> tuple[Any, int]:
-    if dataset.dtype.kind != "f":
-        raise damaged(path, f"{name} holds {dataset.dtype}, expected floating point numbers")
-    if dataset.external or dataset.is_virtual:
-        raise damaged(path, f"{name} keeps its values in another file")
-    if dataset.nbytes > budget:
-        raise damaged(path, f"{name} claims shape {dataset.shape} of {dataset.dtype}, more than the file can hold")
-    return dataset[()], budget - dataset.nbytes
