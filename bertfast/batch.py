@@ -119,7 +119,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
     Raises ValueError, naming the argument, where a shape, dtype or combination makes no sense.
     """
     config, embeddings = model.config, model.embeddings
-    weight = embeddings.word_embeddings.weight
+    weight = embeddings.position_embeddings.weight
     device, dtype = weight.device, weight.dtype
     ids, words, B, S = read_input(arguments, embeddings, config)
     mask = arguments.get("attention_mask")
@@ -201,7 +201,7 @@ def read_input(arguments: Arguments, embeddings: Any, config: Any) -> tuple[Tens
             f"You must specify exactly one of input_ids or inputs_embeds, got {'both' if ids is not None else 'neither'}; "
             "pass token ids, or their embeddings, but not the two together"
         )
-    weight = embeddings.word_embeddings.weight
+    weight = embeddings.position_embeddings.weight
     if ids is not None:
         if not isinstance(ids, Tensor) or ids.dim() != 2:
             raise ValueError(f"input_ids: got {describe(ids)}, expected a tensor [batch, length]")

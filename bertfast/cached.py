@@ -198,7 +198,8 @@ def make_cached_batch(arguments: Arguments, model: Any, needs: Needs, call: Call
     Raises ValueError, before anything is computed, where the mask or the cache does not fit the input.
     """
     mask, embeddings = arguments.get("attention_mask"), model.embeddings
-    limit, weight = embeddings.position_embeddings.weight.shape[0], embeddings.word_embeddings.weight
+    weight = embeddings.position_embeddings.weight
+    limit = weight.shape[0]
     _, _, B, S = read_input(arguments, embeddings, model.config)
     check_fit(call, B, S, limit if arguments.get("position_ids") is None else None, model.config)
     whole = not isinstance(mask, Tensor) or mask.dim() < 3 or mask.shape[-1] == S
@@ -234,7 +235,7 @@ def check_fit(call: CallCache, B: int, S: int, limit: int | None, config: Any) -
 
 def continue_batch(arguments: Arguments, model: Any, needs: Needs, call: CallCache, limit: int) -> tuple[PackedBatch, Store]:
     config, embeddings = model.config, model.embeddings
-    weight = embeddings.word_embeddings.weight
+    weight = embeddings.position_embeddings.weight
     device, dtype = weight.device, weight.dtype
     ids, words, B, S = read_input(arguments, embeddings, config)
     past, total = call.past, call.past + S

@@ -27,6 +27,9 @@ def _set_debug(value: bool) -> None:
 
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")]
+Quantization = Annotated[
+    str | None, typer.Option(metavar="SCHEME", help="int8: weights a quarter as large, on CPUs. Default: as the folder has them.")
+]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Model folder: sentence-transformers', or a plain BERT.")]
 
 
@@ -52,6 +55,7 @@ def embed(
     max_tokens: Annotated[int | None, typer.Option(help="Token budget of one batch.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU where there is one.")] = None,
+    quantization: Quantization = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the rows of a run that was cut short (OUT.part).")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw those rows away and begin anew.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
@@ -75,6 +79,7 @@ def embed(
         max_tokens=max_tokens,
         dtype=dtype,
         device=device,
+        quantization=quantization,
     )
 
 
@@ -92,6 +97,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU where there is one.")] = None,
+    quantization: Quantization = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The continuation only.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -111,16 +117,17 @@ def generate(
         seed=seed,
         dtype=dtype,
         device=device,
+        quantization=quantization,
         quiet=quiet,
     )
 
 
 @app.command()
-def demo(debug: Debug = False) -> None:
+def demo(quantization: Quantization = None, debug: Debug = False) -> None:
     """Run a real model on real sentences, beside transformers."""
     from bertfast.commands import demo as command
 
-    command.run()
+    command.run(quantization)
 
 
 @app.command()
@@ -141,12 +148,15 @@ def convert(
     architecture: Annotated[
         str | None, typer.Option(metavar="CLASS", help="transformers' class for it. Default: what the config or the weights say.")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(metavar="SCHEME", help="int8: write it quantized, for bertfast on CPUs alone. Default: as it is.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a TensorFlow or Flax BERT as a plain transformers folder, and check it."""
+    """Write a TensorFlow or Flax BERT as a plain transformers folder, or any BERT quantized, and check it."""
     from bertfast.commands import convert as command
 
-    command.run(source, destination, architecture)
+    command.run(source, destination, architecture, quantization)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

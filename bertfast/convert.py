@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from bertfast import checkpoints
+from bertfast import quantization as quantizing
+from bertfast.optimize import optimize
 
 _WEIGHTS = (".h5", ".msgpack", ".safetensors", ".bin", ".ckpt", ".onnx", ".ot", ".pt", ".pth", ".index.json", ".gguf")
 _OTHER_NAMES = {"BertForCausalLM": "BertLMHeadModel"}
@@ -28,23 +30,35 @@ class Converted:
     parameters: int
     copied: tuple[str, ...]  # files beside the weights
     unexpected: tuple[str, ...]  # weights of the source that the class does not have
-    difference: float  # largest, between the source's outputs and those of the folder that was written
+    difference: float  # largest, between the outputs of the model that was written and of the one that was read again
+    cosine: float  # the worst between rows of the source's outputs and of the folder's: below 1 where it is quantized
 
 
-def convert(source: str | PathLike[str], destination: str | PathLike[str], architecture: str | None = None) -> Converted:
+def convert(
+    source: str | PathLike[str], destination: str | PathLike[str], architecture: str | None = None, quantization: str | None = None
+) -> Converted:
     """Writes the BERT in the folder `source` to the folder `destination`, which must not hold anything yet.
 
-    architecture: transformers' class for it; without it the one the config names, else what the weights look like. Raises ValueError
-    where the source is damaged, is no BERT, or lacks weights of that class (they would be random numbers), and where the folder
-    that was written does not give the same outputs; OSError where a folder cannot be read or written.
+    architecture: transformers' class for it; without it the one the config names, else what the weights look like.
+    quantization: "int8" writes it quantized, for bertfast's classes alone to read (bertfast.quantization).
+
+    Raises ValueError where the source is damaged, is no BERT, or lacks weights of that class (they would be random numbers), and where
+    the folder that was written does not give the same outputs; OSError where a folder cannot be read or written.
     """
     source, destination = Path(source), Path(destination)
+    if quantization is not None:
+        quantizing.check_scheme(quantization)
     checkpoint = checkpoints.detect(source)
     if checkpoint is None:
         raise FileNotFoundError(f"{source}: no model.safetensors, pytorch_model.bin, tf_model.h5 or flax_model.msgpack there")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise FileExistsError(f"{destination}: not an empty folder; name one that does not exist yet")
     model, info, name = _load(source, checkpoint, architecture)
+    parameters = sum(p.numel() for p in model.parameters())
+    original = None
+    if quantization is not None:
+        original = _outputs(model)
+        model = optimize(model, quantization=quantization, keep_padding=True)
     try:
         model.save_pretrained(destination)
         expected = _outputs(model)
@@ -56,14 +70,16 @@ def convert(source: str | PathLike[str], destination: str | PathLike[str], archi
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)  # empty before; half a model is worse than none
         raise
-    parameters = sum(p.numel() for p in model.parameters())
-    return Converted(name, checkpoint.format, parameters, copied, tuple(sorted(info["unexpected_keys"])), difference)
+    cosine = 1.0 if original is None else min(_worst_cosine(a, b) for a, b in zip(original, expected, strict=True))
+    return Converted(name, checkpoint.format, parameters, copied, tuple(sorted(info["unexpected_keys"])), difference, cosine)
 
 
 def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | None) -> tuple[Any, dict[str, Any], str]:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source)
+    if (scheme := quantizing.recorded_scheme(config, str(source))) is not None:
+        raise ValueError(f"{source}: it is in {scheme} already; convert the model that it was made from")
     if config.model_type != "bert":
         raise ValueError(f"{source}: its config says model_type {config.model_type!r}, expected 'bert'")
     named = architecture or next(iter(getattr(config, "architectures", None) or ()), None) or _guess(checkpoint, config)
@@ -105,12 +121,13 @@ def _guess(checkpoint: checkpoints.Checkpoint, config: Any) -> str:
 
 
 def _options(model: Any) -> dict[str, Any]:
-    return {"add_pooling_layer": False} if type(model).__name__ == "BertModel" and model.pooler is None else {}
+    options = {"add_pooling_layer": False} if type(model).__name__ == "BertModel" and model.pooler is None else {}
+    return options if quantizing.scheme_of(model) is None else {**options, "keep_padding": True}
 
 
 @torch.no_grad()
 def _outputs(model: Any) -> list[Tensor]:
-    """Outputs for fixed token ids, a row of them padded."""
+    """Outputs for fixed token ids, a row of them padded. Leaves the model in float32."""
     config = model.config
     length = min(16, config.max_position_embeddings)
     shape = (2, 3, length) if type(model).__name__ == "BertForMultipleChoice" else (2, length)
@@ -119,6 +136,10 @@ def _outputs(model: Any) -> list[Tensor]:
     mask[-1, ..., length // 2 :] = 0
     outputs = model.float().eval()(input_ids=ids, attention_mask=mask)
     return [value for value in outputs.values() if isinstance(value, Tensor)]
+
+
+def _worst_cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.double().flatten(0, -2), b.double().flatten(0, -2), dim=-1).min())
 
 
 def _copy_others(source: Path, destination: Path) -> tuple[str, ...]:

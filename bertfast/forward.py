@@ -82,7 +82,7 @@ class Call:
     def run(self) -> dict[str, Logits]:
         if not self.model.batch_invariant:
             return self.run_recorded()
-        with ops.batch_invariant(self.bert.embeddings.word_embeddings.weight):
+        with ops.batch_invariant(self.bert.embeddings.position_embeddings.weight):
             return self.run_recorded()
 
     def run_recorded(self) -> dict[str, Logits]:

@@ -106,7 +106,7 @@ class Cells:
     """The loop's own KV cache: one buffer a layer for keys and one for values, [slots, N, C, D], and whose slot is whose."""
 
     def __init__(self, bert: Any, slots: int, cells: int) -> None:
-        weight = bert.embeddings.word_embeddings.weight
+        weight = bert.embeddings.position_embeddings.weight
         heads = bert.config.num_attention_heads
         shape = (slots, heads, cells, bert.config.hidden_size // heads)
         with torch.inference_mode(False):  # on a GPU they outlive the call

@@ -71,7 +71,7 @@ def kind_of(call: Call) -> tuple[Any, ...] | None:
     attention, cross = rows.attention, rows.cross_attention
     if type(attention) is not Varlen or (cross is not None and type(cross) is not Varlen) or call.batch.blank is not None:
         return None
-    weight = call.bert.embeddings.word_embeddings.weight
+    weight = call.bert.embeddings.position_embeddings.weight
     if weight.dtype is not torch.float32 or weight.device.type != "cpu":
         return None
     return (
@@ -213,7 +213,7 @@ class StepPlan:
     def __init__(self, model: Any, buffers: Sequence[Tensor], run: Callable[[Any], Tensor]) -> None:
         self.model, self.run = model, run
         self.buffers = frozenset(t.data_ptr() for t in buffers)
-        weight = model.bert.embeddings.word_embeddings.weight
+        weight = model.bert.embeddings.position_embeddings.weight
         self.recordable = weight.dtype is torch.float32 and weight.device.type == "cpu"
         self.plans: Plans | None = None  # those of the weights that were recorded
         self.recorded: Recorded | None = None

@@ -276,7 +276,7 @@ def reason_against(call: Call) -> str | None:
     """Why this call runs as plain launches; None where a graph can hold it."""
     rows = call.batch.rows
     attention = rows.attention
-    weight = call.bert.embeddings.word_embeddings.weight
+    weight = call.bert.embeddings.position_embeddings.weight
     if not ops.has_kernels(weight.device, weight.dtype):
         return f"{weight.dtype} runs on the plain definitions"
     if os.environ.get("BERTFAST_CUDA_GRAPHS") == "0":
@@ -305,7 +305,7 @@ def kind_of(call: Call) -> tuple[Any, ...]:
     """Everything but the sizes and the weights that the recorded kernels depend on."""
     rows = call.batch.rows
     assert isinstance(rows.attention, Varlen), "reason_against let nothing else through"
-    weight = call.bert.embeddings.word_embeddings.weight
+    weight = call.bert.embeddings.position_embeddings.weight
     return (
         weight.device,
         weight.dtype,

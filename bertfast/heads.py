@@ -26,7 +26,7 @@ from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from bertfast import losses
 from bertfast.batch import Arguments, PackedBatch
-from bertfast.model import activated_linear, affine
+from bertfast.model import activated_linear, affine, linear
 
 BLANK_LOGIT = -1e4  # start and end logits of padding: an argmax or softmax over the row never lands there
 
@@ -74,18 +74,14 @@ def pool(model: Any, encoded: Encoded) -> Tensor:  # -> [B, H]
     return activated_linear(model.pooler.dense, model.pooler.activation, first, encoded.O)
 
 
-def linear(module: Any, x: Tensor, O: Any) -> Tensor:
-    return O.linear(x, module.weight, module.bias)
-
-
 def token_scores(module: Any, encoded: Encoded, fill: float = 0.0) -> Logits:
-    return Logits(encoded.batch.unpack(linear(module, encoded.rows, encoded.O), encoded.O, fill), cells=True)
+    return Logits(encoded.batch.unpack(linear(encoded.rows, [module], encoded.O), encoded.O, fill), cells=True)
 
 
 def predictions(head: Any, x: Tensor, O: Any) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
     transform = head.transform
     hidden = activated_linear(transform.dense, transform.transform_act_fn, x, O)
-    return linear(head.decoder, O.add_layer_norm(hidden, None, *affine(transform.LayerNorm)), O)
+    return linear(O.add_layer_norm(hidden, None, *affine(transform.LayerNorm)), [head.decoder], O)
 
 
 def base(model: Any, encoded: Encoded) -> dict[str, Logits]:
@@ -126,20 +122,20 @@ def pretraining(model: Any, encoded: Encoded) -> dict[str, Logits]:
     scores = predictions(model.cls.predictions, encoded.rows, encoded.O)
     return {
         "prediction_logits": Logits(encoded.batch.unpack(scores, encoded.O), cells=True),
-        "seq_relationship_logits": Logits(linear(model.cls.seq_relationship, pool(model.bert, encoded), encoded.O)),
+        "seq_relationship_logits": Logits(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O)),
     }
 
 
 def next_sentence(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    return {"logits": Logits(linear(model.cls.seq_relationship, pool(model.bert, encoded), encoded.O))}
+    return {"logits": Logits(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O))}
 
 
 def sequence_classification(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    return {"logits": Logits(linear(model.classifier, pool(model.bert, encoded), encoded.O))}
+    return {"logits": Logits(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
 
 
 def multiple_choice(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    return {"logits": Logits(linear(model.classifier, pool(model.bert, encoded), encoded.O))}
+    return {"logits": Logits(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
 
 
 def by_question(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]

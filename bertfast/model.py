@@ -8,6 +8,7 @@ bertfast.ops.reference (differentiable).
 Source: BertModel of transformers; Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.attention import Attention
+from bertfast.quantized import Quantized
 
 
 @dataclass(slots=True)
@@ -63,12 +65,26 @@ def note_hidden(trace: Trace | None, x: Tensor) -> None:
 
 
 def embed(embeddings: Any, rows: Rows, O: Any = ops) -> Tensor:  # -> [R, H]
-    return O.embed_layer_norm(
-        rows.input_ids, embeddings.word_embeddings.weight if rows.words is None else rows.words,
+    words = embeddings.word_embeddings
+    others = (
         rows.position_ids, embeddings.position_embeddings.weight,
         rows.token_type_ids, embeddings.token_type_embeddings.weight,
         *affine(embeddings.LayerNorm),
     )  # fmt: skip
+    if rows.words is None and isinstance(words, Quantized):
+        return words.embed(rows.input_ids, O, *others)
+    return O.embed_layer_norm(rows.input_ids, words.weight if rows.words is None else rows.words, *others)
+
+
+def linear(x: Tensor, layers: Sequence[Any], O: Any = ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, F_0 + F_1 + ...]
+    """activation(x W^T + b) of a linear layer, or of several side by side in one pass over x. The one place that knows what kinds of
+    weights there are: layers of one call are of one kind, which bertfast.roads makes sure of."""
+    if isinstance(layers[0], Quantized):
+        return layers[0].project(x, layers, O, activation)
+    if len(layers) == 1:
+        return O.linear(x, layers[0].weight, layers[0].bias, activation)
+    assert activation is None, "no graph asks for several layers and an activation"
+    return O.linear_concat(x, [m.weight for m in layers], [m.bias for m in layers])
 
 
 def encode_layer(layer: Any, x: Tensor, rows: Rows, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
@@ -85,16 +101,14 @@ def last_layer_first_rows(layer: Any, x: Tensor, rows: Rows, first_rows: Tensor,
         return O.pack(encode_layer(layer, x, rows, O), first_rows)
     self = layer.attention.self
     first = O.pack(x, first_rows)
-    q = O.linear(first, self.query.weight, self.query.bias)
-    kv = O.linear_concat(x, (self.key.weight, self.value.weight), (self.key.bias, self.value.bias))
-    k, v = kv.chunk(2, dim=1)
+    q = linear(first, [self.query], O)
+    k, v = linear(x, [self.key, self.value], O).chunk(2, dim=1)
     first = project_add_norm(layer.attention.output, attention(q, k, v, self.num_attention_heads, O), first, O)
     return project_add_norm(layer.output, feed_forward(layer.intermediate, first, O), first, O)
 
 
 def attend(self: Any, x: Tensor, attention: Attention, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
-    weights, biases = zip(*((m.weight, m.bias) for m in (self.query, self.key, self.value)), strict=True)
-    q, k, v = O.linear_concat(x, weights, biases).chunk(3, dim=1)
+    q, k, v = linear(x, [self.query, self.key, self.value], O).chunk(3, dim=1)
     if trace is not None and trace.keys_values is not None:
         trace.keys_values.append((k, v))
     return attention(q, k, v, self.num_attention_heads, O)
@@ -102,13 +116,13 @@ def attend(self: Any, x: Tensor, attention: Attention, O: Any = ops, trace: Trac
 
 def attend_across(self: Any, x: Tensor, rows: Rows, O: Any = ops) -> Tensor:  # [R, H] -> [R, H]
     assert rows.cross_attention is not None, "made together, in bertfast.batch"
-    q = O.linear(x, self.query.weight, self.query.bias)
+    q = linear(x, [self.query], O)
     cached = None if rows.cross_cache is None else rows.cross_cache.read()
     if cached is not None:
         keys, values = cached
         return rows.cross_attention(q, keys, values, self.num_attention_heads, O)
-    weights, biases = (self.key.weight, self.value.weight), (self.key.bias, self.value.bias)
-    k, v = O.linear_concat(rows.encoder_rows, weights, biases).chunk(2, dim=1)
+    assert rows.encoder_rows is not None, "made together with the attention"
+    k, v = linear(rows.encoder_rows, [self.key, self.value], O).chunk(2, dim=1)
     if rows.cross_cache is not None:
         rows.cross_cache.keep(k, v, self.num_attention_heads)
     return rows.cross_attention(q, k, v, self.num_attention_heads, O)
@@ -119,13 +133,12 @@ def feed_forward(intermediate: Any, x: Tensor, O: Any = ops) -> Tensor:  # [R, H
 
 
 def project_add_norm(output: Any, x: Tensor, residual: Tensor, O: Any = ops) -> Tensor:  # [R, *] -> [R, H]
-    dense = output.dense
-    return O.add_layer_norm(O.linear(x, dense.weight, dense.bias), residual, *affine(output.LayerNorm))
+    return O.add_layer_norm(linear(x, [output.dense], O), residual, *affine(output.LayerNorm))
 
 
 def activated_linear(dense: Any, activation: Any, x: Tensor, O: Any = ops) -> Tensor:
     name = fused_name(activation)
-    out: Tensor = O.linear(x, dense.weight, dense.bias, name)
+    out = linear(x, [dense], O, name)
     return out if name is not None else activation(out)
 
 

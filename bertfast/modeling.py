@@ -18,9 +18,11 @@ from transformers import GenerationMixin
 from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import output_capturing
 
-from bertfast import checkpoints, generation
+from bertfast import generation
+from bertfast import quantization as quantizing
 from bertfast.forward import forward as run_forward
 from bertfast.heads import HEADS
+from bertfast.quantized import Quantized
 
 
 def overrides_forward(cls: Any) -> Any:
@@ -67,21 +69,34 @@ class Fast:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # the transformers class
         for module in self.modules():  # type: ignore[attr-defined]  # nn.Module's
             adopt(module)
+        quantizing.prepare(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Quantized):
+            quantizing.initialize(module, self.config.initializer_range)
+        else:
+            super()._init_weights(module)  # type: ignore[misc]  # the transformers class's
+
+    def tie_weights(self, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
+        super().tie_weights(missing_keys=missing_keys, **kwargs)  # type: ignore[misc]
+        if missing_keys:
+            quantizing.tie(self, missing_keys)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any,
         keep_padding: bool = False, batch_invariant: bool = False, quantization: str | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        """transformers' from_pretrained, for folders written by TF's and Flax's BERTs too; keep_padding and batch_invariant are set on
-        the model.
+        """transformers' from_pretrained, for folders written by TF's and Flax's BERTs and for quantized ones too; keep_padding and
+        batch_invariant are set on the model.
 
-        Raises ValueError for a quantization, which this build does not have.
+        quantization: "int8" quantizes the model once it is loaded (bertfast.quantization says what of it); a folder that holds a quantized
+            model needs no word of it. Raises ValueError for any other name, and for a dtype or a device that does not go with it.
         """
-        if quantization is not None:
-            raise ValueError(f"quantization={quantization!r}: not available in this build; leave it out")
         load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
-        loaded = checkpoints.from_pretrained(load, theirs.BertConfig, pretrained_model_name_or_path, *args, **kwargs)
+        loaded = quantizing.from_pretrained(
+            load, theirs.BertConfig, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs
+        )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.keep_padding, model.batch_invariant = keep_padding, batch_invariant
         return loaded

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.models.bert import modeling_bert as theirs
 
+from bertfast import quantization as quantizing
 from bertfast import roads
 from bertfast.modeling import OURS, THEIRS, adopt, change_class
+from bertfast.quantized import RELOAD
 
 logger = logging.getLogger("bertfast")
 M = TypeVar("M", bound=Any)
@@ -36,15 +38,17 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
     module: any nn.Module (a SentenceTransformer, a CrossEncoder, an EncoderDecoderModel, a BERT itself), or an object that holds one
         under `.model` (a transformers pipeline, a CrossEncoder of older releases).
     keep_padding, batch_invariant: see bertfast.modeling.
-    quantization: not available in this build; a ValueError says so.
+    quantization: "int8" quantizes every BERT that is replaced (bertfast.quantization says what of it). Its float32 weights are gone then,
+        from whoever else holds the model too. ValueError, before anything is changed, for another name or where a BERT cannot be
+        quantized (another dtype, another device).
 
-    Each BERT changes its class: isinstance against transformers' class stays true and becomes true against ours. Parameters are
+    Without it, each BERT changes its class: isinstance against transformers' class stays true and becomes true against ours. Parameters are
     shared, nothing is copied. What was replaced, and what was left and why, is logged, and kept for `report(module)`.
     """
-    if quantization is not None:
-        raise ValueError(f"quantization={quantization!r}: not available in this build; leave it out")
     report = Report()
     root = root_of(module)
+    if quantization is not None:
+        check_quantization(root, quantization)
     covered: set[int] = set()  # inside a BERT already decided on
     for name, m in root.named_modules():
         if id(m) in covered or not isinstance(m, theirs.BertPreTrainedModel):
@@ -59,7 +63,11 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
             adopt(inner)
             if type(inner) in THEIRS:
                 inner.keep_padding, inner.batch_invariant = keep_padding, batch_invariant
-        report.replaced.append(f"{name}: {type(m).__name__}")
+        if quantization is not None:
+            quantizing.quantize(m, quantization)
+        report.replaced.append(f"{name}: {type(m).__name__}{'' if quantization is None else f' in {quantization}'}")
+    if quantization is not None:
+        quantizing.forget_ties(root)
     if not report.replaced and not report.left:
         report.left["the model"] = f"no transformers BERT found in this {type(module).__name__}"
     for name, why in report.left.items():
@@ -73,9 +81,22 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
 _reports: "weakref.WeakKeyDictionary[nn.Module, Report]" = weakref.WeakKeyDictionary()
 
 
+def check_quantization(root: nn.Module, scheme: str) -> None:
+    """ValueError where a BERT that optimize would replace cannot be quantized."""
+    quantizing.check_scheme(scheme)
+    for name, m in root.named_modules():
+        if isinstance(m, theirs.BertPreTrainedModel) and reason_to_refuse(m) is None:
+            why = quantizing.reason_against(m, scheme)
+            if why is not None:
+                raise ValueError(f"quantization={scheme!r}: {name or 'the model'} cannot be quantized: {why}")
+
+
 def restore(module: M) -> M:
     """Undoes optimize, in place: every one of our BERTs inside becomes transformers' class again; nothing was copied, so nothing is
-    lost. Returns the same object."""
+    lost. Returns the same object. ValueError for a quantized model, whose float weights are gone."""
+    scheme = quantizing.scheme_of(root_of(module))
+    if scheme is not None:
+        raise ValueError(f"restore: this model is in {scheme} and its float weights are gone; {RELOAD}")
     for m in root_of(module).modules():
         original = THEIRS.get(type(m))
         if original is not None:

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from transformers.models.bert import modeling_bert as bert
 
 from bertfast import _C
+from bertfast.quantized import Int8Embedding, Int8Linear, Quantized
 
 logger = logging.getLogger("bertfast")
 
@@ -106,10 +107,12 @@ class Guard:
         self.plans: Any = None  # made by bertfast.graphs, on first use; what they read is watched here
         self.cuda_graphs: Any = None  # the same of bertfast.graphs_cuda
         self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
+        self._quantized = [(m._buffers, name) for m in everything if isinstance(m, Quantized) for name in m._buffers]
         self._forwards = [(kind, kind.forward) for kind in {type(m) for m in inner}]
         self._watch = _C.Watch(
             members=[
                 *((d, name, value) for m in everything for d in (m._modules, m._parameters) for name, value in d.items()),
+                *((d, name, d[name]) for d, name in self._quantized),
                 *((m.__dict__, "forward", m.__dict__["forward"]) for m in inner if "forward" in m.__dict__),
                 *((m.__dict__, "max_norm", m.max_norm) for m in inner if isinstance(m, nn.Embedding)),
             ],
@@ -121,7 +124,7 @@ class Guard:
             classes=[(m, type(m)) for m in inner],
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
-        self._pointers = _C.Pointers(self._parameters if self._reason is None else [])
+        self._pointers = _C.Pointers([*self._parameters, *self._quantized] if self._reason is None else [])
 
     def reason(self) -> str | None:
         model = self._model()
@@ -148,7 +151,7 @@ class Guard:
         return list(dict.fromkeys(p for d, name in self._parameters if (p := d.get(name)) is not None))
 
     def addresses(self) -> frozenset[int]:
-        """Where the parameters lie."""
+        """Where the parameters lie, and the integers and scales of quantized layers."""
         return frozenset(self._pointers.addresses())
 
     def differentiable_inputs(self, arguments: Any) -> list[Tensor]:
@@ -189,12 +192,16 @@ def lasting_reason(model: Any, inner: list[nn.Module]) -> str | None:
         if not parameter.is_contiguous():
             return f"parameter {name} does not lie row by row: its strides are {parameter.stride()}"
         kinds.add((parameter.device, parameter.dtype))
+    for name, m in model.named_modules():
+        if isinstance(m, bert.BertSelfAttention) and len({type(m.query), type(m.key), type(m.value)}) > 1:
+            return f"query, key and value of {name} are layers of several kinds"
     if len(kinds) > 1:
         return f"parameters of several kinds: {', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}"
     return None
 
 
-# What the graph reads the parameters of, by the name it has in its parent: exactly that class, or its own forward has to run.
+# What the graph reads the parameters of, by the name it has in its parent: exactly that class (or its quantized form), or its own
+# forward has to run.
 _EXPECTED: dict[str, type] = {
     **dict.fromkeys(("query", "key", "value", "dense", "decoder", "classifier", "qa_outputs", "seq_relationship"), nn.Linear),
     **dict.fromkeys(("word_embeddings", "position_embeddings", "token_type_embeddings"), nn.Embedding),
@@ -210,6 +217,8 @@ _EXPECTED: dict[str, type] = {
     "transform": bert.BertPredictionHeadTransform,
     "predictions": bert.BertLMPredictionHead,
 }
+_QUANTIZED: dict[type, type] = {nn.Linear: Int8Linear, nn.Embedding: Int8Embedding}
+_NEVER_QUANTIZED = ("position_embeddings", "token_type_embeddings")
 _AT_HOME = ("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bertfast.")
 
 
@@ -225,7 +234,8 @@ def foreign(name: str, m: Any) -> str | None:
     if not kind.__module__.startswith(_AT_HOME):
         return f"{what} is of {kind.__module__}"
     expected = _EXPECTED.get(name, bert.BertLayer if name.isdecimal() else None)
-    if expected is not None and kind is not expected and not (name == "self" and kind is bert.BertCrossAttention):
+    quantized = kind is _QUANTIZED.get(expected) and name not in _NEVER_QUANTIZED if expected is not None else False
+    if expected is not None and kind is not expected and not quantized and not (name == "self" and kind is bert.BertCrossAttention):
         return f"{what} is no {expected.__name__}"
     if kind is nn.LayerNorm and (m.weight is None or m.bias is None):
         return f"{what} has no weight or no bias"

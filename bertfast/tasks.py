@@ -20,6 +20,7 @@ import transformers
 
 from bertfast import pooling
 from bertfast.planner import plan_batches
+from bertfast.quantization import scheme_of
 from bertfast.sentence_folder import SentenceSettings, read_settings
 
 Vectors = npt.NDArray[np.float32]
@@ -72,13 +73,15 @@ class Embedder:
         prompt_name: str | None = None,
         dtype: str | torch.dtype = torch.float32,
         device: str | torch.device | None = None,
+        quantization: str | None = None,
         max_tokens: int | None = None,
     ) -> "Embedder":
         """Load a local model folder: sentence-transformers' or a plain BERT with its tokenizer.
 
         pooling: "mean", "cls", "max", ... (bertfast.pooling.MODES) or several, whose vectors are joined; normalize: vectors of length 1;
         max_seq_length: tokens of a text, [CLS] and [SEP] included, the rest is cut off; prompt: text set before every text, or
-        prompt_name: one of those the folder knows. None takes what the folder says. device: None is the GPU where there is one.
+        prompt_name: one of those the folder knows. None takes what the folder says. device: None is the GPU where there is one, and the
+        CPU for a quantized model. quantization: "int8", or None for the weights as the folder has them.
 
         ValueError says which file or argument is wrong; a checkpoint that lacks weights is one of these, never random weights.
         """
@@ -102,7 +105,10 @@ class Embedder:
                 raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
             dtype = DTYPES[dtype]
         tokenizer = _load_tokenizer(settings)
-        model = _load_model(settings.model_dir, dtype).to(_device(device))
+        model = _load_model(settings.model_dir, dtype, quantization)
+        if device is None and scheme_of(model) is not None:
+            device = model.device
+        model = model.to(_device(device))
         return cls(model, tokenizer, settings, max_tokens=MAX_TOKENS if max_tokens is None else max_tokens)
 
     def encode(self, texts: Sequence[str], *, on_rows: OnRows | None = None) -> Vectors:
@@ -211,7 +217,7 @@ def _load_tokenizer(settings: SentenceSettings) -> Any:
     return tokenizer
 
 
-def _load_model(folder: Path, dtype: torch.dtype) -> Any:
+def _load_model(folder: Path, dtype: torch.dtype, quantization: str | None) -> Any:
     from bertfast.modeling import BertModel
 
     # No pooler: sentence vectors come from the token vectors. What a checkpoint has beyond them (a pooler, another task's head) is
@@ -219,7 +225,9 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        model, report = BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=dtype, output_loading_info=True)
+        model, report = BertModel.from_pretrained(
+            folder, add_pooling_layer=False, dtype=dtype, quantization=quantization, output_loading_info=True
+        )
     finally:
         transformers.logging.set_verbosity(verbosity)
     where = f"the checkpoint in {str(folder)!r}"

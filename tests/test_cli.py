@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,6 +270,31 @@ def test_demo(capfd, monkeypatch):
     assert out.count("sentences a second") == 2
     difference = float(out.split("largest difference to transformers ")[1].split()[0])
     assert 0 < difference < 2e-5
+
+
+def test_demo_quantized(capfd, monkeypatch):
+    monkeypatch.setattr(demo, "PAIRS", 1)
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run("demo", "--quantization", "int8") == 0
+    out = capfd.readouterr().out
+    assert "all-MiniLM-L6-v2 in int8 on " in out
+    assert float(re.search(r"worst cosine to transformers ([\d.]+)", out)[1]) > 0.997
+
+
+def test_embed_and_info_quantized(small_dir, text_file, vectors, tmp_path, capfd):
+    for folder, options in ((small_dir, ["--quantization", "int8"]), (tmp_path / "int8", [])):
+        if not options:
+            assert run("convert", small_dir, folder, "--quantization", "int8") == 0
+        assert run("embed", text_file, "-m", folder, "-o", tmp_path / "out.npy", *options) == 0
+        found = np.load(tmp_path / "out.npy")
+        np.testing.assert_array_equal(found, Embedder.from_pretrained(small_dir, quantization="int8").encode(LINES))
+    cosines = (found * vectors).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(vectors, axis=1)
+    assert 0.99 < cosines.min() < 1
+    capfd.readouterr()
+    assert run("info", "-m", tmp_path / "int8") == 0
+    assert "cpu int8" in capfd.readouterr().out
+    assert run("embed", text_file, "-m", small_dir, "-o", tmp_path / "out.npy", "--quantization", "int8", "--dtype", "bfloat16") == 1
+    assert "leave dtype out" in error_line(capfd)
 
 
 def test_demo_says_how_to_get_its_model(capfd, monkeypatch):

@@ -62,6 +62,14 @@ def test_ids_in_ids_out(decoder_dir, capfd, options):
     assert re.search(r"9 tokens in [\d.]+ s", err)
 
 
+def test_quantized(decoder_dir, capfd):
+    assert run("101, 2023 2003", "--ids", "-m", decoder_dir, "-n", 9, "--quantization", "int8") == 0
+    out = capfd.readouterr().out
+    model = bertfast.BertLMHeadModel.from_pretrained(decoder_dir, quantization="int8").eval()
+    tokens = model.generate(torch.tensor([[101, 2023, 2003]]), attention_mask=torch.ones(1, 3), pad_token_id=0, max_new_tokens=9)
+    assert [int(piece) for piece in out.split()] == tokens[0, 3:].tolist()
+
+
 def test_text_in_text_out(decoder_dir, capfd):
     tokenizer = transformers.AutoTokenizer.from_pretrained(decoder_dir)
     prompt = [tokenizer.cls_token_id, *tokenizer("A man is", add_special_tokens=False)["input_ids"]]

@@ -1,6 +1,7 @@
 """bertfast convert: every format becomes a folder that transformers reads with the same weights."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import bertfast
 from bertfast import cli
 from bertfast.convert import convert
 
@@ -123,3 +125,22 @@ def test_old_layernorm_names(tmp_path):
     save_file(old, source / "model.safetensors", metadata={"format": "pt"})
     convert(source, tmp_path / "new")
     assert load_file(tmp_path / "new" / "model.safetensors").keys() == weights.keys()
+
+
+def test_quantized(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["convert", str(MODELS / "mini_tf"), str(tmp_path / "new"), "--quantization", "int8"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert 0.99 < float(re.search(r"in int8, worst cosine to the source ([\d.]+)\.", out)[1]) < 1
+    weights = load_file(tmp_path / "new" / "model.safetensors")
+    assert weights["bert.encoder.layer.0.output.dense.weight_int8"].dtype == torch.int8
+    done = convert(MODELS / "mini_tf", tmp_path / "again", quantization="int8")
+    assert done.difference == 0
+    loaded = bertfast.BertForTokenClassification.from_pretrained(MODELS / "mini_tf", quantization="int8").state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in loaded.items())
+    with pytest.raises(ValueError, match="in int8 already"):
+        convert(tmp_path / "new", tmp_path / "third")
+    with pytest.raises(ValueError, match="quantization: got 'int3'"):
+        convert(MODELS / "mini_tf", tmp_path / "third", quantization="int3")
+    assert not (tmp_path / "third").exists()

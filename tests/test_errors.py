@@ -130,15 +130,6 @@ def test_relative_positions_are_refused(head: str, tmp_path: Path) -> None:
         getattr(bertfast, head).from_pretrained(tmp_path / "weights")
 
 
-def test_quantization_is_refused_until_it_exists(tmp_path: Path) -> None:
-    original, _ = models.pair("BertModel")
-    original.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="quantization='int8'"):
-        bertfast.BertModel.from_pretrained(tmp_path, quantization="int8")
-    with pytest.raises(ValueError, match="quantization='int8'"):
-        bertfast.optimize(original, quantization="int8")
-
-
 @pytest.mark.parametrize("length", [0, 7, 100, 5000])
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_truncated_checkpoints(name: str, length: int, tmp_path: Path) -> None:

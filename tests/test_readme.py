@@ -5,13 +5,16 @@ from pathlib import Path
 
 import torch
 
+import bertfast.quantization
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_blocks_run_one_after_the_other():
+def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one of them saves a model
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -19,6 +22,7 @@ def test_python_blocks_run_one_after_the_other():
     assert hidden.shape == (*mask.shape, 384)
     assert hidden[mask == 0].count_nonzero() == 0
     assert hidden[mask == 1].count_nonzero() > 0
+    assert bertfast.quantization.scheme_of(names["small"]) == "int8"
     assert names["vectors"].shape == (2, 384)
     assert type(names["encoder"][0].model).__module__ == "transformers.models.bert.modeling_bert"  # restored
     assert isinstance(hidden, torch.Tensor)

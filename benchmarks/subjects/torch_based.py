@@ -1,6 +1,5 @@
 """transformers (sdpa, eager, compiled, dynamically quantized), bertfast, and sentence-transformers on either."""
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,16 +88,9 @@ class Bertfast(_Torch):
         if task == "embed":
             from bertfast.tasks import Embedder
 
-            if self.dtype == "int8" and "quantization" not in inspect.signature(Embedder.from_pretrained).parameters:
-                raise AbsentError("bertfast's Embedder does not quantize")
             self.model = Embedder.from_pretrained(folder, device="cpu", **options)
             return
-        try:
-            self.model = getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval()
-        except ValueError as error:
-            if self.dtype == "int8" and "not available" in str(error):
-                raise AbsentError(str(error)) from None
-            raise
+        self.model = getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval()
 
     def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
         if "sentences" in inputs:

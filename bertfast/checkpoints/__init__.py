@@ -19,6 +19,7 @@ A damaged or hostile file raises ValueError that names it; reading never takes m
 from bertfast.checkpoints.folder import Checkpoint as Checkpoint
 from bertfast.checkpoints.folder import detect as detect
 from bertfast.checkpoints.folder import model_format as model_format
+from bertfast.checkpoints.loading import NOT_CONFIG as NOT_CONFIG
 from bertfast.checkpoints.loading import folder_of as folder_of
 from bertfast.checkpoints.loading import foreign_state_dict as foreign_state_dict
 from bertfast.checkpoints.loading import from_pretrained as from_pretrained

@@ -24,7 +24,7 @@ _READERS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Tensor]]], Callab
     "flax_safetensors": (read_safetensors, names.from_flax),
 }
 # Arguments of from_pretrained that happen to be attributes of a config too.
-_NOT_CONFIG = frozenset(["attn_implementation", "dtype", "name_or_path", "torch_dtype"])
+NOT_CONFIG = frozenset(["attn_implementation", "dtype", "name_or_path", "torch_dtype"])
 
 
 def foreign_state_dict(folder: str | PathLike[str], prefer: Origin | None = None) -> Weights | None:
@@ -129,7 +129,7 @@ def load_foreign(
 
     config = kwargs.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
-        kept = {name: kwargs.pop(name) for name in _NOT_CONFIG & kwargs.keys()}
+        kept = {name: kwargs.pop(name) for name in NOT_CONFIG & kwargs.keys()}
         config, kwargs = config_class.from_pretrained(folder if config is None else config, return_unused_kwargs=True, **kwargs)
         kwargs |= kept
     weights = read_weights(checkpoint)

@@ -23,6 +23,7 @@ def run(
     seed: int | None,
     dtype: str,
     device: str | None,
+    quantization: str | None = None,
     quiet: bool,
 ) -> None:
     """Continue `prompt` ("-" reads standard input); prints to standard output, what it says about itself to standard error.
@@ -40,11 +41,13 @@ def run(
     with console.status(f"loading {model}"):
         import torch
 
+        from bertfast.quantization import scheme_of
         from bertfast.tasks import DTYPES, _device
 
         if dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
-        decoder = load_decoder(Path(model), DTYPES[dtype], console).to(_device(device))
+        decoder = load_decoder(Path(model), DTYPES[dtype], console, quantization)
+        decoder = decoder.to(_device(decoder.device if device is None and scheme_of(decoder) is not None else device))
         tokenizer = None if ids else load_tokenizer(Path(model))
     tokens = read_ids(text, decoder.config.vocab_size) if tokenizer is None else encode(tokenizer, text)
     if not tokens:
@@ -114,7 +117,7 @@ class Printer:
         sys.stdout.flush()
 
 
-def load_decoder(folder: Path, dtype: Any, console: Console) -> Any:
+def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str | None = None) -> Any:
     import transformers
 
     from bertfast import BertConfig, BertLMHeadModel
@@ -128,7 +131,9 @@ def load_decoder(folder: Path, dtype: Any, console: Console) -> Any:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what transformers would print as a table is the ValueError below
     try:
-        model, report = BertLMHeadModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+        model, report = BertLMHeadModel.from_pretrained(
+            folder, config=config, dtype=dtype, quantization=quantization, output_loading_info=True
+        )
     finally:
         transformers.logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):

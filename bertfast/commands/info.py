@@ -87,6 +87,7 @@ def model_rows(folder: str) -> Iterator[Row]:
     import transformers
 
     import bertfast
+    from bertfast.quantization import scheme_of
     from bertfast.roads import reason_to_leave
     from bertfast.sentence_folder import read_settings
 
@@ -98,7 +99,11 @@ def model_rows(folder: str) -> Iterator[Row]:
     head_size = config.hidden_size // config.num_attention_heads
     shape = f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads of {head_size}"
     yield name, shape, f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} million parameters"
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+    scheme = scheme_of(model)
+    if scheme is not None:
+        reason = reason_to_leave(model, {})
+        yield f"cpu {scheme}", "bertfast's graph, kernels" if reason is None else "transformers' own forward", reason or "in eval mode"
+    for device in () if scheme is not None else ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         for dtype in DTYPES:
             where = f"{device} {str(dtype).removeprefix('torch.')}"
             if (reason := reason_to_leave(model, {})) is not None:

@@ -103,7 +103,7 @@ def pack_int8(q: Tensor, scales: Tensor, inputs: int) -> Int8Weight:
 
 def unpack_int8(weight: Int8Weight) -> tuple[Tensor, Tensor]:
     """The inverse of pack_int8: [F, K'] int8 and [F, K' / 64] float32, as files keep them."""
-    q = (weight.panels.transpose(1, 2).flatten(2).flatten(0, 1) ^ 128).view(torch.int8)
+    q = (weight.panels.transpose(1, 2).flatten(2).flatten(0, 1).to(torch.int16) - 128).to(torch.int8)  # torch.jit traces no view of a dtype
     return q[: weight.features].contiguous(), weight.scales.transpose(1, 2).flatten(0, 1)[: weight.features].contiguous()
 
 

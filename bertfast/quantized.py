@@ -1,0 +1,219 @@
+"""Layers whose weights are int8: what takes the place of nn.Linear and nn.Embedding in a quantized model.
+
+Each is an nn.Module with a forward of its own, so that transformers' forward runs on a quantized model as well; the graph
+(bertfast.model) asks them for the same ops. The integers lie in buffers, once: in the panels that the kernels read. Files and state
+dicts hold them row by row, which every instruction set can read, under
+
+    <layer>.weight_int8      [F, Kp] int8                <embedding>.weight_int8      [V, H] int8
+    <layer>.weight_scales    [F, Kp / 64] float32        <embedding>.weight_scales    [V] float32
+    <layer>.bias             [F] float32
+
+Shape letters: K inputs and F outputs of a linear layer, Kp = K rounded up to 64, V words, H hidden, R rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bertfast import ops
+from bertfast.ops import reference
+from bertfast.ops.int8 import GROUP, rotate
+
+RELOAD = "load the float model again (from_pretrained without quantization=, from a folder that is not quantized)"
+
+
+class Quantized(nn.Module):
+    """What the quantized layers have in common: what they refuse."""
+
+    scheme = "int8"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":  # an AttributeError, so that hasattr is answered
+            raise AttributeError(
+                f"this {type(self).__name__} has no float weight: it is {self.scheme}. dequantized() gives its values; "
+                f"to change them, {RELOAD}"
+            )
+        return super().__getattr__(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
+        probe = fn(torch.empty(0))  # what .to, .half, .cuda and their like would make of the scales
+        if probe.dtype != torch.float32:
+            raise RuntimeError(
+                f"a model in {self.scheme} cannot become {probe.dtype}: it computes in int8 and float32. For another dtype, {RELOAD}"
+            )
+        if probe.device.type not in ("cpu", "meta"):
+            raise RuntimeError(f"a model in {self.scheme} cannot move to {probe.device}: it runs on CPUs. For a GPU, {RELOAD}")
+        out: Quantized = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        return out
+
+
+class Int8Linear(Quantized):
+    """nn.Linear in int8, its inputs quantized on the way: see bertfast.ops.int8_linear.
+
+    As built it holds zeros row by row, for a state dict to be read into; `pack` gives them the form that the kernels read.
+    """
+
+    def __init__(self, inputs: int, features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inputs, features
+        padded = -(-inputs // GROUP) * GROUP
+        self._set_rows(torch.zeros(features, padded, dtype=torch.int8), torch.zeros(features, padded // GROUP))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, linear: Any) -> "Int8Linear":
+        """`linear` (float32) in int8; its bias is shared."""
+        layer = cls(linear.in_features, linear.out_features, bias=False)
+        layer.bias = linear.bias
+        layer.fill(linear.weight)
+        layer.pack()
+        return layer.train(linear.training)
+
+    @property
+    def packed(self) -> bool:
+        return "panels" in self._buffers
+
+    def pack(self) -> None:
+        if not self.packed:
+            weight = ops.pack_int8(self.weight_int8, self.weight_scales, self.in_features)
+            del self.weight_int8, self.weight_scales
+            self.register_buffer("panels", weight.panels, persistent=False)
+            self.register_buffer("panel_scales", weight.scales, persistent=False)
+
+    def unpack(self) -> None:
+        if self.packed:
+            rows = self.rows()
+            del self.panels, self.panel_scales
+            self._set_rows(*rows)
+
+    def _set_rows(self, integers: Tensor, scales: Tensor) -> None:
+        self.register_buffer("weight_int8", integers)
+        self.register_buffer("weight_scales", scales)
+
+    @torch.no_grad()
+    def fill(self, weight: Tensor) -> None:
+        """Takes the values of weight [F, K] float32."""
+        integers, scales = ops.quantize_weight(weight.detach().float().contiguous())
+        packed = self.packed
+        self.unpack()
+        self._set_rows(integers, scales)
+        if packed:
+            self.pack()
+
+    def weights(self) -> ops.Int8Weight:
+        """The buffers of a packed layer, as the op takes them."""
+        return ops.Int8Weight(self.panels, self.panel_scales, self.out_features, self.in_features)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """weight_int8 and weight_scales, whatever form they are kept in."""
+        if not self.packed:
+            return self.weight_int8, self.weight_scales
+        return ops.unpack_int8(self.weights())
+
+    def dequantized(self) -> Tensor:  # [F, K] float32
+        integers, scales = self.rows()
+        turned = integers.view(*scales.shape, GROUP) * scales[:, :, None]
+        return rotate(turned.flatten(1))[:, : self.in_features].contiguous()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed:
+            destination[prefix + "weight_int8"], destination[prefix + "weight_scales"] = self.rows()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        packed = self.packed
+        self.unpack()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if packed:
+            self.pack()
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., K] -> [..., F] float32
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected [..., {self.in_features}], the inputs of this layer")
+        rows = x.to(torch.float32).reshape(-1, self.in_features).contiguous()
+        out = self.project(rows, [self], ops if kernels_can_run() else reference)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    @staticmethod
+    def project(x: Tensor, layers: Sequence["Int8Linear"], O: Any, activation: str | None = None) -> Tensor:  # [R, K] -> [R, sum F]
+        """What bertfast.model.linear does for layers of this kind."""
+        weights, biases = [layer.weights() for layer in layers], [layer.bias for layer in layers]
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *biases)):
+            out: Tensor = _NoDerivative.apply(lambda: O.int8_linear(x, weights, biases, activation), x, *biases)  # type: ignore[no-untyped-call]
+            return out
+        return O.int8_linear(x, weights, biases, activation)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Int8Embedding(Quantized):
+    """nn.Embedding in int8, with a scale for every word: row v is weight_int8[v] * weight_scales[v]."""
+
+    def __init__(self, words: int, hidden: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = words, hidden, padding_idx
+        self.register_buffer("weight_int8", torch.zeros(words, hidden, dtype=torch.int8))
+        self.register_buffer("weight_scales", torch.zeros(words))
+
+    @classmethod
+    def of(cls, embedding: Any) -> "Int8Embedding":
+        """`embedding` (float32) in int8."""
+        layer = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx)
+        layer.fill(embedding.weight)
+        return layer.train(embedding.training)
+
+    @torch.no_grad()
+    def fill(self, weight: Tensor) -> None:
+        """Takes the values of weight [V, H] float32."""
+        self.weight_int8, self.weight_scales = ops.quantize_rows_int8(weight.detach().float().contiguous())
+
+    def pack(self) -> None:
+        """Nothing to do: rows are gathered where they lie."""
+
+    def dequantized(self) -> Tensor:  # [V, H] float32
+        return self.weight_int8 * self.weight_scales[:, None]
+
+    def forward(self, ids: Tensor) -> Tensor:  # [...] int64 -> [..., H] float32
+        return F.embedding(ids, self.weight_int8) * F.embedding(ids, self.weight_scales[:, None])
+
+    def embed(self, input_ids: Tensor, O: Any, *others: Any) -> Tensor:
+        """What bertfast.model.embed does for a table of this kind; others: the arguments of embed_layer_norm from position_ids on."""
+        out: Tensor = O.int8_embed_layer_norm(input_ids, self.weight_int8, self.weight_scales, *others)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class _NoDerivative(torch.autograd.Function):
+    """A result that has no derivative, and says so when one is asked for."""
+
+    @staticmethod
+    def forward(run: Callable[[], Tensor], *inputs: Tensor | None) -> Tensor:
+        return run()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            f"backward through an int8 layer: rounding has no derivative, so a quantized model cannot be trained. To train, {RELOAD}"
+        )
+
+
+def kernels_can_run() -> bool:
+    """Whether a call may read tensors by their addresses. Compilers, tracers and function transforms look on; for them it is the plain
+    definition that runs."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+    )
