@@ -14,7 +14,20 @@ namespace {
 
 constexpr int64_t int8_steps = int8_group / 4;       // four inputs a step
 constexpr int64_t int8_step_bytes = 4 * int8_group;  // of a panel
-constexpr int64_t int8_block_rows = 48;              // their float sums and a group of weights stay in L1
+constexpr int64_t int8_group_weights = int8_steps * int8_step_bytes;
+constexpr int64_t int8_block_rows = 48;  // their float sums and a group of weights stay in L1
+
+// Registers across a tile of so many rows: as much of the panel as there are sums for, so that it is read from end to end.
+constexpr int64_t int8_vectors(int64_t rows) {
+  int64_t vectors = int8_group / Vec::width;
+  while (vectors * rows > Ints::tile_sums) vectors /= 2;
+  return vectors;
+}
+
+// While the first tiles of a block compute they fetch the next group of weights, a cache line a step. Where a tile passes over the panel
+// once and there are few tiles, the CPU's own prefetching does better.
+constexpr int64_t int8_passes = int8_group / (int8_vectors(Ints::tile_rows) * Vec::width);
+constexpr int64_t int8_tiles_to_fetch = int8_passes == 1 ? 4 : 1;
 
 // One group under some rows; pointers are to the first row's.
 struct Int8Pass {
@@ -25,7 +38,8 @@ struct Int8Pass {
   const float* weight_scales;  // [64]
   const float* from;           // what the float sums were, rows from_stride apart: the bias for the first group
   int64_t from_stride;
-  float* sums;  // [rows, 64]
+  float* sums;           // [rows, 64]
+  const uint8_t* ahead;  // weights to fetch, or null
 };
 
 template <class T>
@@ -37,7 +51,7 @@ inline T read(const char* p) {
 
 template <int64_t rows>
 __attribute__((noinline)) void int8_tile(const Int8Pass& at) {
-  constexpr int64_t vectors = Ints::tile_vectors, width = Vec::width;
+  constexpr int64_t vectors = int8_vectors(rows), width = Vec::width;
   for (int64_t column = 0; column < int8_group; column += vectors * width) {
     Ints sum[rows][vectors];
 #pragma GCC unroll 8
@@ -48,7 +62,10 @@ __attribute__((noinline)) void int8_tile(const Int8Pass& at) {
     }
     const uint8_t* weights = at.panel + 4 * column;
     const char* inputs = at.q;
+    const uint8_t* ahead = at.ahead;
+    if (ahead != nullptr) ahead += column / (vectors * width) * int8_steps * 64;
     for (int64_t step = 0; step < int8_steps; ++step) {
+      if (ahead != nullptr) __builtin_prefetch(ahead + step * 64, 0, 3);
       Ints w[vectors];
 #pragma GCC unroll 8
       for (int64_t c = 0; c < vectors; ++c) w[c] = Ints::load(weights + 4 * width * c);
@@ -88,22 +105,24 @@ inline void int8_linear(const Int8Linear& op, int64_t row0, int64_t row1, int64_
   const int64_t column = panel * int8_group, left = op.features - column, features = left < int8_group ? left : int8_group;
   if (op.bias != nullptr) __builtin_memcpy(bias, op.bias + column, static_cast<size_t>(features) * sizeof(float));
 
+  const uint8_t* end = op.panels + (column + features == op.features ? panel + 1 : panel + 2) * op.groups * int8_group_weights;
   const int64_t row_bytes = op.groups * int8_group_bytes;
   for (int64_t top = row0; top < row1; top += int8_block_rows) {
     const int64_t rows = top + int8_block_rows < row1 ? int8_block_rows : row1 - top;
     const int64_t tiles = (rows + Ints::tile_rows - 1) / Ints::tile_rows;
     for (int64_t g = 0; g < op.groups; ++g) {
-      const char* row = op.x + top * row_bytes;
+      const uint8_t* weights = op.panels + (panel * op.groups + g) * int8_group_weights;
+      const bool fetch = tiles >= int8_tiles_to_fetch && weights + int8_group_weights < end;
       const float* from = g == 0 ? bias : sums;
       const int64_t from_stride = g == 0 ? 0 : int8_group;
       for (int64_t tile = 0; tile < tiles; ++tile) {  // of nearly the same height
-        const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
-        const char* x = row + first * row_bytes;
+        const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles, fetched = tile * int8_passes * int8_steps * 64;
+        const char* x = op.x + (top + first) * row_bytes;
         const char* scales = x + op.groups * int8_group + g * 4;
         int8_some_rows<Ints::tile_rows>(
-            {x + g * int8_group, scales, scales + op.groups * 4, row_bytes,
-             op.panels + (panel * op.groups + g) * int8_steps * int8_step_bytes, op.scales + (panel * op.groups + g) * int8_group,
-             from + first * from_stride, from_stride, sums + first * int8_group},
+            {x + g * int8_group, scales, scales + op.groups * 4, row_bytes, weights, op.scales + (panel * op.groups + g) * int8_group,
+             from + first * from_stride, from_stride, sums + first * int8_group,
+             fetch && fetched < int8_group_weights ? weights + int8_group_weights + fetched : nullptr},
             last - first);
       }
     }

@@ -12,7 +12,7 @@ namespace {
 #if defined(__AVX512F__)
 
 struct Ints {  // as many int32 as Vec has floats
-  static constexpr int64_t tile_rows = 4, tile_vectors = 4;
+  static constexpr int64_t tile_rows = 4, tile_sums = 16;
   __m512i v;
   static Ints all(int32_t a) { return {_mm512_set1_epi32(a)}; }
   static Ints load(const void* p) { return {_mm512_loadu_si512(p)}; }
@@ -49,7 +49,7 @@ inline void add_products(Ints& sum, Ints weights, Ints inputs) {
 #elif defined(__AVX2__)
 
 struct Ints {
-  static constexpr int64_t tile_rows = 4, tile_vectors = 2;
+  static constexpr int64_t tile_rows = 4, tile_sums = 8;
   __m256i v;
   static Ints all(int32_t a) { return {_mm256_set1_epi32(a)}; }
   static Ints load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
@@ -84,7 +84,7 @@ inline void add_products(Ints& sum, Ints weights, Ints inputs) {
 #else
 
 struct Ints {
-  static constexpr int64_t tile_rows = 2, tile_vectors = 2;
+  static constexpr int64_t tile_rows = 2, tile_sums = 4;
   Vec::Ints v;
   static Ints all(int32_t a) { return {Vec::Ints{a, a, a, a}}; }
   static Ints load(const void* p) {
