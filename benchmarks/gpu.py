@@ -1,6 +1,6 @@
 """bertfast on an NVIDIA GPU: checked against transformers, timed against the fastest that PyTorch offers, tuned, traced.
 
-    python -m benchmarks.gpu check | time | tune | trace        benchmarks/gpu.sh runs them all
+    python -m benchmarks.gpu check | time | decode | fp8 | tune | trace        benchmarks/gpu.sh runs them all
 
 Every time is a median over interleaved rounds, from a call with its inputs on the GPU to the last of its kernels: `ms` a call at a time
 (the host's share is in it), `ms_stream` back to back. Nothing is downloaded: weights are seeded, with the scales of trained ones.
@@ -297,14 +297,144 @@ def measure(rival: Subject, sets: list[Inputs], options: argparse.Namespace) -> 
     rival.stream.append((time.perf_counter() - before) * 1e3 / calls)
 
 
+# --- decode ----------------------------------------------------------------------------------------------------------------------
+
+PROMPT, FEW, MANY = 32, 16, 80  # tokens of a prompt; new tokens of a short and of a long generation
+
+
+def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds a step: what the 64 more steps of a long generation take, over 64. Checked first: the same tokens as transformers'."""
+    rows: list[dict[str, Any]] = []
+    few, many = (min(n, MODELS[options.model].P - PROMPT) for n in (FEW, MANY))
+    for dtype, B in itertools.product(options.dtype, options.batch):
+        print(f"{options.model} generation, batch {B}, {dtype}", flush=True)
+        theirs_ = build(options.model, DTYPES[dtype], options.device, "BertLMHeadModel", is_decoder=True)
+        ours, static = bertfast.optimize(copy.deepcopy(theirs_)), copy.deepcopy(theirs_)
+        given = make_inputs([PROMPT] * B, MODELS[options.model].V, options.device)
+        given = {"input_ids": given["input_ids"], "attention_mask": torch.ones_like(given["input_ids"])}
+
+        def generate(model: Any, tokens: int, given: Inputs = given, **how: Any) -> Tensor:
+            out: Tensor = model.generate(**given, do_sample=False, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0, **how)
+            return out
+
+        def launched(model: Any, tokens: int, generate: Callable[..., Tensor] = generate) -> Tensor:
+            os.environ["BERTFAST_CUDA_GRAPHS"] = "0"
+            try:
+                return generate(model, tokens)
+            finally:
+                del os.environ["BERTFAST_CUDA_GRAPHS"]
+
+        makers: dict[str, tuple[str, Callable[[int], Tensor]]] = {
+            "bertfast": ("bertfast", lambda n, m=ours: generate(m, n)),
+            "launches": ("bertfast, plain launches", lambda n, m=ours: launched(m, n)),
+            "dynamic": ("transformers, dynamic cache", lambda n, m=theirs_: generate(m, n)),
+            # On a GPU generate() compiles the step for this cache, in mode reduce-overhead: under CUDA graphs.
+            "static": (
+                "transformers, static cache, compiled",
+                lambda n, m=static: generate(m, n, cache_implementation="static"),
+            ),
+        }
+        found: dict[str, dict[int, list[float]]] = {}
+        want = generate(theirs_, few)
+        for key in options.subject or makers:
+            name, call = makers[key]
+            try:
+                same = (call(few) == want).float().mean().item()
+                call(many)
+                synchronise(options.device)
+            except Exception as error:  # a rival that does not run is reported, and the others are timed
+                if key in ("bertfast", "launches"):
+                    raise
+                print(f"  {name}: not timed: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}", flush=True)
+                continue
+            print(f"  {name}: {same:.1%} of the tokens are transformers'", flush=True)
+            found[key] = {few: [], many: []}
+        for _ in range(options.rounds):
+            for key, times in found.items():
+                for tokens, measured in times.items():
+                    synchronise(options.device)
+                    begin = time.perf_counter()
+                    makers[key][1](tokens)
+                    synchronise(options.device)
+                    measured.append((time.perf_counter() - begin) * 1e3)
+        for key, times in found.items():
+            ms = (statistics.median(times[many]) - statistics.median(times[few])) / (many - few)
+            row = {
+                "model": options.model,
+                "batch": f"decode {B}",
+                "lengths": [PROMPT] * B,
+                "cached": PROMPT + (few + many) // 2,
+                "dtype": dtype,
+                "subject": makers[key][0],
+                "ms": ms,
+                "ms_generation": statistics.median(times[many]),
+            }
+            rows.append(row)
+            print(f"  {row['subject']:44} {ms:9.3f} ms a step, {B / ms * 1e3:9.0f} tokens a second", flush=True)
+    return rows
+
+
+# --- fp8 -------------------------------------------------------------------------------------------------------------------------
+
+
+def fp8(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """quantization="fp8" beside bfloat16 in one run: milliseconds, and how far the hidden states are from float64, for each real token the
+    cosine and over all of them the root mean square."""
+    exact = build(options.model, torch.float32, options.device)
+    half = bertfast.optimize(build(options.model, torch.bfloat16, options.device))
+    rivals = [Subject("bfloat16", lambda given: half(**given))]
+    try:
+        quantized = bertfast.optimize(build(options.model, torch.bfloat16, options.device), quantization="fp8")
+        rivals.append(Subject("fp8", lambda given: quantized(**given)))
+    except ValueError as error:  # no such GPU: what it says is the result
+        print(f"  fp8: not timed: {error}", flush=True)
+    rows: list[dict[str, Any]] = []
+    for shape in options.shape:
+        lengths = SHAPES[shape]
+        sets = [make_inputs(lengths, MODELS[options.model].V, options.device, seed) for seed in range(4)]
+        few = make_inputs(lengths[:4], MODELS[options.model].V, options.device)  # float64 is slow
+        real = few.get("attention_mask", torch.ones_like(few["input_ids"])).bool()
+        with torch.no_grad():
+            truth = copy.deepcopy(exact).double()(**few).last_hidden_state[real]
+            for rival in rivals:
+                rival.latencies, rival.stream = [], []
+                for given in sets:
+                    rival.call(given)
+            for _ in range(options.rounds):
+                for rival in rivals:
+                    measure(rival, sets, options)
+            for rival in rivals:
+                states = rival.call(few).last_hidden_state[real].double()
+                row = {
+                    "model": options.model,
+                    "batch": shape,
+                    "lengths": lengths,
+                    "dtype": "fp8" if rival.name == "fp8" else "bfloat16",
+                    "subject": f"bertfast, {rival.name}",
+                    "ms": statistics.median(rival.latencies),
+                    "ms_stream": statistics.median(rival.stream),
+                    "worst_cosine": F.cosine_similarity(states, truth, dim=-1).min().item(),
+                    "rms": ((states - truth) ** 2).mean().sqrt().item() / (truth**2).mean().sqrt().item(),
+                }
+                rows.append(row)
+                print(f"  {shape:9} {rival.name:9} {row['ms']:9.3f} ms a call  {row['ms_stream']:9.3f} ms back to back  worst cosine "
+                      f"{row['worst_cosine']:.5f}  relative rms {row['rms']:.1e}", flush=True)  # fmt: skip
+    slower = [row for row in rows if row["dtype"] == "fp8" and row["ms_stream"] > next(
+        other["ms_stream"] for other in rows if other["dtype"] != "fp8" and other["batch"] == row["batch"])]  # fmt: skip
+    if rows and slower and len(slower) == sum(row["dtype"] == "fp8" for row in rows):
+        H, device = MODELS[options.model].H, torch.cuda.get_device_name()
+        print(f"fp8 loses everywhere. For FP8_LOSES in kernels/fused/tuning.py: {(device, H)!r}: '...'", flush=True)
+    return rows
+
+
 # --- tune ------------------------------------------------------------------------------------------------------------------------
 
 
 def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Attention over candidate tiles, and the Triton GEMM over candidate tiles against cuBLAS with its activation kernel."""
+    """Attention and decoding over candidate tiles, and the Triton GEMM over candidate tiles against cuBLAS with its activation kernel."""
     from triton.testing import do_bench
 
-    from bertfast.kernels import attention, gemm, tuning
+    from bertfast.kernels import attention, decode, gemm, tuning
     from bertfast.ops import cuda
 
     rows: list[dict[str, Any]] = []
@@ -333,6 +463,24 @@ def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
                 except Exception as error:  # more shared memory than this chip has, say
                     print(f"  attention D={D} S={S} {tile}: {type(error).__name__}", flush=True)
             report_best(rows, "attention", {"D": D, "S": S, "dtype": str(dtype)[6:]})
+
+        for (D, B), C in itertools.product(((64, 1), (64, 4), (64, 16), (64, 32), (32, 1), (32, 32)), (64, 128, 256, 512)):
+            N = 768 // D
+            q = torch.randn(B, N, D, dtype=dtype, device="cuda")
+            keys = torch.randn(B, N, C, D, dtype=dtype, device="cuda")
+            slots, last = torch.arange(B, device="cuda"), torch.full((B,), C, device="cuda")
+            default = tuning.decode_tile(D, B * N, C)
+            where = {"kernel": "decode", "dtype": str(dtype)[6:], "D": D, "B": B, "C": C}
+            for block, splits, warps in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 4, 8)):
+                tile = decode.Tile(block, splits, warps)
+                if tile != default and not (block * splits <= C and 256 <= block * D // warps <= 4096):
+                    continue
+
+                def step(tile=tile, q=q, keys=keys, slots=slots, last=last) -> object:
+                    return decode.cached_attention(q, keys, keys, slots, None, last, None, tile=tile)
+
+                rows.append({**where, "tile": str(tile), "default": tile == default, "ms": milliseconds(step)})
+            report_best(rows, "decode", where)
 
         for (K, features, activation), T in itertools.product(
             ((768, 3072, "gelu"), (3072, 768, None), (768, 2304, None), (768, 768, None)), (16, 128, 512, 1024, 4096, 16384)
@@ -423,7 +571,7 @@ def markdown(result: dict[str, Any]) -> str:
         batches = list(dict.fromkeys(row["batch"] for row in rows))
         times = {(row["subject"], row["batch"]): row["ms"] for row in rows}
         lines += [
-            f"{rows[0]['model']}, {dtype}, milliseconds a call",
+            f"{rows[0]['model']}, {dtype}, milliseconds a {'step' if 'cached' in rows[0] else 'call'}",
             "",
             "| | " + " | ".join(batches) + " |",
             "|---" * (len(batches) + 1) + "|",
@@ -435,7 +583,14 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {"check": check, "time": time_all, "tune": tune, "trace": trace}
+PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "check": check,
+    "time": time_all,
+    "decode": decode,
+    "fp8": fp8,
+    "tune": tune,
+    "trace": trace,
+}
 
 
 def main() -> int:
@@ -445,8 +600,12 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16"])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["1x16", "1x128", "8x128", "32x128", "128x128", "padded32"])
     parser.add_argument(
-        "--subject", nargs="+", help="time: bertfast launches invariant eager sdpa sdpa-graph sdpa-compiled varlen varlen-compiled"
+        "--subject",
+        nargs="+",
+        help="time: bertfast launches invariant eager sdpa sdpa-graph sdpa-compiled varlen varlen-compiled; "
+        "decode: bertfast launches dynamic static",
     )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="decode: sequences")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--turn", type=float, default=0.03, help="seconds of one subject's turn in a round")
     parser.add_argument("--inputs", type=int, default=20, help="check: seeded inputs a row")
@@ -459,8 +618,8 @@ def main() -> int:
     rows = PARTS[options.part](options)
     result = {"environment": environment(options.device), "part": options.part, "rows": rows}
     (options.out / f"{options.part}.json").write_text(json.dumps(result, indent=1))
-    if options.part == "time":
-        (options.out / "time.md").write_text(markdown(result))
+    if options.part in ("time", "decode", "fp8"):
+        (options.out / f"{options.part}.md").write_text(markdown(result))
         print("\n" + markdown(result))
     if options.device == "cuda":
         from bertfast import graphs_cuda

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in under 9 minutes: benchmarks/gpu.sh [build] [test] [check] [time] [compiled] [tune] [trace]
+# Everything that only a GPU can tell, in under 9 minutes:
+#   benchmarks/gpu.sh [build] [test] [check] [time] [decode] [fp8] [compiled] [tune] [trace]
 # Without arguments all parts, in this order. Needs no network: python3 with torch (CUDA), triton, transformers, pybind11, cmake, ninja,
 # setuptools and pytest, a C++ compiler, and a GPU. Results go to $OUT, by default benchmarks/results/gpu. Exits non-zero if a part failed.
 set -uo pipefail
@@ -58,6 +59,14 @@ run_part() {
         --subject bertfast launches invariant eager sdpa sdpa-graph varlen
       part roofline 20 "$python" -m benchmarks.roofline --results "$OUT/time.json"
       ;;
+    decode) # transformers' compiled step takes most of it
+      part decode 100 "$python" -m benchmarks.gpu decode --out "$OUT" --batch 1 32 --rounds 3
+      part roofline 20 "$python" -m benchmarks.roofline --results "$OUT/decode.json"
+      ;;
+    fp8)
+      part fp8 50 "$python" -m benchmarks.gpu fp8 --out "$OUT" --shape 1x128 32x128 128x128 padded32 --rounds 5
+      part roofline 20 "$python" -m benchmarks.roofline --results "$OUT/fp8.json"
+      ;;
     compiled) # minutes of autotuning: fewer shapes, and beside bertfast in the same run
       part compiled 170 "$python" -m benchmarks.gpu time --out "$OUT/compiled" \
         --subject bertfast sdpa-compiled varlen-compiled --shape 1x128 padded32 32x128 --rounds 5
@@ -65,13 +74,13 @@ run_part() {
     tune) part tune 80 "$python" -m benchmarks.gpu tune --out "$OUT" ;;
     trace) part trace 40 "$python" -m benchmarks.gpu trace --out "$OUT" --shape 1x128 32x128 ;;
     *)
-      echo "no part $1: build test check time compiled tune trace" >&2
+      echo "no part $1: build test check time decode fp8 compiled tune trace" >&2
       exit 2
       ;;
   esac
 }
 
-for name in "${@:-build test check time compiled tune trace}"; do
+for name in "${@:-build test check time decode fp8 compiled tune trace}"; do
   for one in $name; do run_part "$one"; done
 done
 if ((${#failed[@]})); then

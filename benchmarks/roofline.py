@@ -1,15 +1,20 @@
 """How fast a BERT can be on a GPU, counted: python -m benchmarks.roofline bert-base 32x128 --gpu h100
 
-For each kernel of the packed forward: the floating-point operations it must do, and the bytes it must move if every operand is read
-once and every result written once. Over the chip's rates these give two times, and the larger is that kernel's floor.
+A batch is ROWSxLENGTH, or lengths with commas; "decode 32x128" is one step of a generation, 32 sequences with 128 tokens cached each.
 
-    floor       nothing but the products and the weights: max(all FLOPs / peak, all weights / bandwidth). No forward is faster.
+For each kernel of the packed forward (or of the step): the floating-point operations it must do, and the bytes it must move if every
+operand is read once and every result written once. Over the chip's rates these give two times, and the larger is that kernel's floor.
+
+    floor       nothing but the products and the weights (and the KV cache of a step): max(all FLOPs / peak, those bytes / bandwidth). No
+                forward is faster.
     kernels     the sum of the kernels' floors, each reading and writing device memory: what unfused kernels are held against.
                 A result that stays in L2 can beat its own kernel's floor, never the first one.
 
 With --results, the file that benchmarks/gpu.sh wrote, measured times are set against both.
 
-Shape letters: T real tokens, B sequences, H hidden, N heads, I intermediate, L layers.
+With dtype fp8 the products are float8 but for the one after attention, as bertfast.fp8 has it; all else is bfloat16.
+
+Shape letters: T real tokens, B sequences, H hidden, N heads, I intermediate, L layers, C cached tokens a sequence, V vocabulary.
 """
 
 import argparse
@@ -61,44 +66,77 @@ class Kernel:
     launches: int
     flops: float  # of products, a multiply-add counted 2
     bytes: float  # operands once, results once
-    weights: float = 0.0  # the part of `bytes` that is weights
+    weights: float = 0.0  # the part of `bytes` that nothing saves: weights, and the KV cache of a step
+    dtype: str | None = None  # of its products, where they are of another than the model's
+
+    def arithmetic(self, gpu: Gpu, dtype: str) -> float:
+        return self.flops / gpu.peak(self.dtype or dtype)
 
     def seconds(self, gpu: Gpu, dtype: str) -> float:
-        return max(self.flops / gpu.peak(dtype), self.bytes / gpu.bandwidth)
+        return max(self.arithmetic(gpu, dtype), self.bytes / gpu.bandwidth)
 
     def bound(self, gpu: Gpu, dtype: str) -> str:
-        return "arithmetic" if self.flops / gpu.peak(dtype) > self.bytes / gpu.bandwidth else "memory"
+        return "arithmetic" if self.arithmetic(gpu, dtype) > self.bytes / gpu.bandwidth else "memory"
 
 
 def forward(m: Model, lengths: list[int], dtype: str, pooled: bool = True) -> Iterator[Kernel]:
     """The kernels of one packed forward, embeddings to last hidden state (and the pooler), unpacked into [B, S, H]."""
     T, B, S = sum(lengths), len(lengths), max(lengths)
     pairs = sum(n * n for n in lengths)
-    size = BYTES[dtype]
+    size = 2 if dtype == "fp8" else BYTES[dtype]
     row = T * m.H * size  # one [T, H] activation
-
-    def linear(name: str, rows: int, K: int, F: int, launches: int) -> Kernel:
-        weights = launches * (K * F + F) * size
-        return Kernel(name, launches, launches * 2.0 * rows * K * F, weights + launches * rows * (K + F) * size, weights)
 
     distinct = min(T, m.V)  # a word's row is read once, however often it occurs
     yield Kernel("embeddings + LayerNorm", 1, 0.0, (distinct + min(S, m.P) + 2) * m.H * size + 3 * 8 * T + row)
-    yield linear("QKV product", T, m.H, 3 * m.H, m.L)
-    yield Kernel("attention", m.L, m.L * 4.0 * m.H * pairs, m.L * 4 * row)
-    yield linear("output product", T, m.H, m.H, m.L)
-    yield Kernel("residual + LayerNorm", 2 * m.L, 0.0, 2 * m.L * 3 * row)
-    yield linear("up product", T, m.H, m.I, m.L)
-    yield Kernel("bias + GELU", m.L, 0.0, m.L * 2 * T * m.I * size)
-    yield linear("down product", T, m.I, m.H, m.L)
+    yield product("QKV product", T, m.H, 3 * m.H, m.L, dtype)
+    yield Kernel("attention", m.L, m.L * 4.0 * m.H * pairs, m.L * 4 * row, dtype=_half(dtype))
+    yield from _after_attention(m, T, dtype)
     if T < B * S:
         yield Kernel("unpack", 1, 0.0, row + B * S * m.H * size)
     if pooled:
-        yield linear("pooler", B, m.H, m.H, 1)
+        yield product("pooler", B, m.H, m.H, 1, _half(dtype))
+
+
+def _after_attention(m: Model, T: int, dtype: str) -> Iterator[Kernel]:
+    half = _half(dtype)
+    size = BYTES[half]
+    emitted = T * BYTES["fp8"] if dtype == "fp8" else 0  # what a kernel leaves in float8 besides, a column
+    yield product("output product", T, m.H, m.H, m.L, half)
+    yield Kernel("residual + LayerNorm", 2 * m.L, 0.0, 2 * m.L * m.H * (3 * T * size + emitted))
+    yield product("up product", T, m.H, m.I, m.L, dtype)
+    yield Kernel("bias + GELU", m.L, 0.0, m.L * m.I * (T * size + (emitted or T * size)))
+    yield product("down product", T, m.I, m.H, m.L, dtype)
+
+
+def _half(dtype: str) -> str:
+    return "bfloat16" if dtype == "fp8" else dtype
+
+
+def product(name: str, rows: int, K: int, F: int, launches: int, dtype: str) -> Kernel:
+    """x W^T + bias, [rows, K] -> [rows, F]. In float8 x and W are, bias and result are not."""
+    size, out = BYTES[dtype], BYTES[_half(dtype)]
+    weights = launches * (K * F * size + F * out)
+    return Kernel(name, launches, launches * 2.0 * rows * K * F, weights + launches * rows * (K * size + F * out), weights, dtype)
+
+
+def decode(m: Model, B: int, cached: int, dtype: str) -> Iterator[Kernel]:
+    """The kernels of one step of a generation: B sequences read a token each, with `cached` tokens in the KV cache of each, to logits."""
+    size = BYTES[_half(dtype)]
+    row = B * m.H * size
+    cache = m.L * 2 * B * cached * m.H * size
+    yield Kernel("embeddings + LayerNorm", 1, 0.0, 4 * row + 3 * 8 * B)
+    yield product("QKV product", B, m.H, 3 * m.H, m.L, dtype)
+    yield Kernel("cache written", m.L, 0.0, m.L * 4 * row)
+    yield Kernel("attention", m.L, m.L * 4.0 * m.H * B * cached, cache + m.L * 2 * row, cache, "float32")  # on the ordinary units
+    yield from _after_attention(m, B, dtype)
+    yield product("transform", B, m.H, m.H, 1, _half(dtype))
+    yield Kernel("GELU, LayerNorm", 2, 0.0, 4 * row)
+    yield product("decoder", B, m.H, m.V, 1, _half(dtype))
 
 
 def floor_seconds(kernels: list[Kernel], gpu: Gpu, dtype: str) -> float:
     """Nothing but the products and the weights, perfectly overlapped."""
-    return max(sum(k.flops for k in kernels) / gpu.peak(dtype), sum(k.weights for k in kernels) / gpu.bandwidth)
+    return max(sum(k.arithmetic(gpu, dtype) for k in kernels), sum(k.weights for k in kernels) / gpu.bandwidth)
 
 
 def parse_batch(text: str) -> list[int]:
@@ -143,7 +181,11 @@ def table(kernels: list[Kernel], gpu: Gpu, dtype: str) -> str:
 def measured(path: Path, gpu: Gpu) -> Iterator[tuple[str, str, str, str, float, float, float]]:
     """(model, batch, dtype, subject, milliseconds, over the floor, over the kernels) of every row of a result file."""
     for row in json.loads(path.read_text())["rows"]:
-        kernels = list(forward(read_model(row["model"]), row["lengths"], row["dtype"]))
+        model = read_model(row["model"])
+        steps = row.get("cached")  # only a step of a generation has one
+        kernels = list(
+            forward(model, row["lengths"], row["dtype"]) if steps is None else decode(model, len(row["lengths"]), steps, row["dtype"])
+        )
         total = sum(k.seconds(gpu, row["dtype"]) for k in kernels)
         over = row["ms"] / 1e3 / floor_seconds(kernels, gpu, row["dtype"])
         yield row["model"], row["batch"], row["dtype"], row["subject"], row["ms"], over, row["ms"] / 1e3 / total
@@ -152,7 +194,7 @@ def measured(path: Path, gpu: Gpu) -> Iterator[tuple[str, str, str, str, float, 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="bert-base", help=f"{', '.join(MODELS)}, or a folder with config.json")
-    parser.add_argument("batch", nargs="*", default=[], help="32x128, or lengths with commas (default: 1x16 1x128 8x128 32x128 128x128)")
+    parser.add_argument("batch", nargs="*", default=[], help='32x128, lengths with commas, or "decode 32x128"')
     parser.add_argument("--gpu", choices=GPUS, default="h100")
     parser.add_argument("--dtype", choices=[*BYTES], default="float16")
     parser.add_argument("--results", type=Path, help="a result file of benchmarks/gpu.sh: measured times over these floors")
@@ -166,9 +208,12 @@ def main() -> None:
                 print(f"{model:10} {batch:12} {dtype:9} {subject:32} {ms:9.3f} {over:8.2f} {over_kernels:9.2f}")
             return
         model = read_model(options.model)
-        for batch in options.batch or ["1x16", "1x128", "8x128", "32x128", "128x128"]:
+        for batch in options.batch or ["1x16", "1x128", "8x128", "32x128", "128x128", "decode 1x128", "decode 32x128"]:
             print(f"\n{model.name} {batch} {options.dtype}")
-            print(table(list(forward(model, parse_batch(batch), options.dtype)), gpu, options.dtype))
+            step = batch.startswith("decode ")
+            lengths = parse_batch(batch.removeprefix("decode "))
+            kernels = decode(model, len(lengths), max(lengths), options.dtype) if step else forward(model, lengths, options.dtype)
+            print(table(list(kernels), gpu, options.dtype))
     except ValueError as error:
         parser.error(str(error))
 

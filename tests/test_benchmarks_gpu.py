@@ -40,6 +40,22 @@ def test_time_and_the_roofline_that_reads_it(tmp_path):
     assert len(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()) == 2 + len(rows)
 
 
+def test_decode_and_the_roofline_that_reads_it(tmp_path):
+    rows = run("decode", tmp_path, "--batch", "2", "--rounds", "1", "--subject", "bertfast", "launches", "dynamic")["rows"]
+    assert {row["subject"] for row in rows} == {"bertfast", "bertfast, plain launches", "transformers, dynamic cache"}
+    assert all(row["ms_generation"] > 0 and row["cached"] > gpu.PROMPT for row in rows)
+    assert "milliseconds a step" in (tmp_path / "decode.md").read_text()
+    command = [sys.executable, "-m", "benchmarks.roofline", "--results", str(tmp_path / "decode.json")]
+    assert "decode 2" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_fp8_beside_bfloat16(tmp_path):
+    """Here without fp8, which says what it needs; what is left is bfloat16, with its accuracy."""
+    rows = run("fp8", tmp_path, "--shape", "1x16", "padded32", "--rounds", "1", "--turn", "0")["rows"]
+    assert {row["dtype"] for row in rows} == ({"bfloat16", "fp8"} if torch.cuda.is_available() else {"bfloat16"})
+    assert all(0.99 < row["worst_cosine"] <= 1 + 1e-9 and 0 < row["rms"] < 0.1 for row in rows)
+
+
 def test_trace(tmp_path):
     run("trace", tmp_path, "--shape", "1x16")
     assert (tmp_path / "trace-1x16.json.gz").stat().st_size > 0

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertLMHeadModel, BertModel
 
 from benchmarks import roofline
 from benchmarks.models import MODELS, Model
+from bertfast import kv_cache
 
 ROOT = Path(__file__).parents[1]
 H100 = roofline.GPUS["h100"]
@@ -34,6 +35,38 @@ def test_floors_of_bert_base_on_an_h100(batch, microseconds):
     """Few tokens: 85 million weights of two bytes at 3.0 TB/s. Many: 2 FLOPs a weight and token, and attention, at 798 TFLOP/s."""
     kernels = list(roofline.forward(MODELS["bert-base"], roofline.parse_batch(batch), "float16", pooled=False))
     assert roofline.floor_seconds(kernels, H100, "float16") * 1e6 == pytest.approx(microseconds, rel=0.01)
+
+
+@pytest.mark.parametrize(("batch", "microseconds"), [(1, 74), (32, 124)])
+def test_floors_of_a_step_of_a_generation(batch, microseconds):
+    """The encoder's and the decoder's weights, and 37 kB of cache for each of 128 tokens a sequence, at 3.0 TB/s."""
+    kernels = list(roofline.decode(MODELS["bert-base"], batch, 128, "float16"))
+    assert roofline.floor_seconds(kernels, H100, "float16") * 1e6 == pytest.approx(microseconds, rel=0.01)
+
+
+def test_flops_of_a_step_are_those_that_torch_counts():
+    config = BertConfig(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80, vocab_size=50, is_decoder=True,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = BertLMHeadModel(config).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad():
+        cache = getattr(model(torch.randint(50, (2, 10)), use_cache=True), kv_cache.FIELD)
+        with counter:
+            model(torch.randint(50, (2, 1)), **{kv_cache.FIELD: cache})
+    kernels = roofline.decode(Model("m", 3, 48, 4, 80, 50, 512), 2, 11, "float32")
+    assert sum(k.flops for k in kernels) == counter.get_total_flops()
+
+
+def test_fp8_halves_the_products_that_it_has():
+    half, fp8 = ({k.name: k for k in roofline.forward(MODELS["bert-base"], [128] * 128, dtype)} for dtype in ("bfloat16", "fp8"))
+    for name in half:
+        ratio = fp8[name].arithmetic(H100, "fp8") / half[name].arithmetic(H100, "bfloat16") if half[name].flops else 1.0
+        assert ratio == pytest.approx(0.5 if name in ("QKV product", "up product", "down product") else 1.0)
+    assert fp8["up product"].weights < 0.51 * half["up product"].weights
+    assert fp8["residual + LayerNorm"].bytes == pytest.approx(half["residual + LayerNorm"].bytes * 7 / 6)  # emits a byte a value besides
+    assert fp8["bias + GELU"].bytes == pytest.approx(half["bias + GELU"].bytes * 3 / 4)
 
 
 def test_weights_are_the_model_s_own():
