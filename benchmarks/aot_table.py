@@ -8,6 +8,7 @@ Needs triton and no GPU. TRITON_INTERPRET must not be set: the interpreter repla
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -27,12 +28,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertfast.kernels import attention, decode, embedding, gelu, gemm, layernorm, pack, stage, tuning
+from bertfast.kernels import attention, decode, embedding, fp8, gelu, gemm, layernorm, pack, stage, tuning
 
 ARCHES = (80, 89, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_POINTEE = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+_POINTEE = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Case:
     module: Any
     kernel: str  # its name in the module
     launch: Callable[[], object]  # calls the launcher on meta tensors
+    least_arch: int = 80
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ def cases(full: bool = False) -> Iterator[Case]:
         yield from _decode_cases(name, dtype, full)
         yield from _row_cases(name, dtype, full)
         yield from _gemm_cases(name, dtype)
+        if dtype != torch.float32:
+            yield from _fp8_cases(name, dtype, full)
     yield _stage_case()
 
 
@@ -169,6 +180,29 @@ def _gemm_cases(name: str, dtype: torch.dtype) -> Iterator[Case]:
                 gemm.linear(x, weight, bias, x if epilogue == "residual" else None, gelu=epilogue == "gelu", tile=tile)
 
             yield Case("gemm", f"T<={rows} {epilogue}", name, _describe(tile), gemm, "_linear_kernel", launch)
+
+
+def _fp8_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
+    T = 4096
+    for H in (384, 768, 1024) if full else (768,):
+        warps = tuning.layer_norm_warps(H)
+
+        def launch_norm(H=H, warps=warps) -> None:
+            x, vector, values = _meta(T, H, dtype=dtype), _meta(H, dtype=dtype), _meta(T, H, dtype=torch.float8_e4m3fn)
+            fp8.add_layer_norm_fp8(x, x, vector, vector, 1e-12, values, _meta(T, dtype=torch.float32), num_warps=warps)
+
+        yield Case("layernorm_fp8", f"H={H}", name, f"warps{warps}", fp8, "_add_layer_norm_fp8_kernel", launch_norm, 89)
+    shapes = [(768, None), (1536, "gelu"), (3072, "gelu"), (4096, "gelu"), (3072, "gelu_new")] if full else [(768, None), (3072, "gelu")]
+    for (F, activation), by_group in itertools.product(shapes, (False, True)):
+        tile = tuning.fp8_activation_tile(F, by_group)
+
+        def launch(F=F, activation=activation, by_group=by_group, tile=tile) -> None:
+            x, values = _meta(T, F, dtype=dtype), _meta(T, F, dtype=torch.float8_e4m3fn)
+            scales, bias = _meta(F // 128 if by_group else 1, T, dtype=torch.float32), None if activation is None else _meta(F, dtype=dtype)
+            fp8.activation_fp8(x, bias, activation, values, scales, tile=tile)
+
+        shape = f"F={F} {activation or 'as it is'} by {'groups' if by_group else 'rows'}"
+        yield Case("activation_fp8", shape, name, _describe(tile), fp8, "_activation_fp8_kernel", launch, 89)
 
 
 def _stage_case() -> Case:
@@ -280,7 +314,7 @@ def table(arches: Iterable[int] = ARCHES, full: bool = False, only: str = "") ->
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 replaces the compiler by the interpreter: unset it")
     chosen = [number for number, case in enumerate(_all_cases(full)) if only in f"{case.op} {case.shape} {case.dtype}"]
-    jobs = [(number, full, arch) for arch in arches for number in chosen]
+    jobs = [(number, full, arch) for arch in arches for number in chosen if arch >= _all_cases(full)[number].least_arch]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         return list(pool.map(_compile_numbered, jobs))
 

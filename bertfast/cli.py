@@ -28,7 +28,7 @@ def _set_debug(value: bool) -> None:
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")]
 Quantization = Annotated[
-    str | None, typer.Option(metavar="SCHEME", help="int8: weights a quarter as large, on CPUs. Default: as the folder has them.")
+    str | None, typer.Option(metavar="SCHEME", help="int8: weights a quarter as large, on CPUs; fp8: on GPUs that have it. Default: as is.")
 ]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Model folder: sentence-transformers', or a plain BERT.")]
 

@@ -47,7 +47,7 @@ def convert(
     """
     source, destination = Path(source), Path(destination)
     if quantization is not None:
-        quantizing.check_scheme(quantization)
+        quantizing.check_saved(quantization)
     checkpoint = checkpoints.detect(source)
     if checkpoint is None:
         raise FileNotFoundError(f"{source}: no model.safetensors, pytorch_model.bin, tf_model.h5 or flax_model.msgpack there")

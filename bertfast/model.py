@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.attention import Attention
+from bertfast.fp8 import Fp8LayerNorm
 from bertfast.quantized import Quantized
 
 
@@ -133,7 +134,10 @@ def feed_forward(intermediate: Any, x: Tensor, O: Any = ops) -> Tensor:  # [R, H
 
 
 def project_add_norm(output: Any, x: Tensor, residual: Tensor, O: Any = ops) -> Tensor:  # [R, *] -> [R, H]
-    return O.add_layer_norm(linear(x, [output.dense], O), residual, *affine(output.LayerNorm))
+    out = linear(x, [output.dense], O)
+    if isinstance(output.LayerNorm, Fp8LayerNorm):
+        return output.LayerNorm.add(out, residual)
+    return O.add_layer_norm(out, residual, *affine(output.LayerNorm))
 
 
 def activated_linear(dense: Any, activation: Any, x: Tensor, O: Any = ops) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import GenerationMixin
 from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import output_capturing
 
-from bertfast import generation
+from bertfast import fp8, generation
 from bertfast import quantization as quantizing
 from bertfast.forward import forward as run_forward
 from bertfast.heads import HEADS
@@ -71,6 +71,10 @@ class Fast:
             adopt(module)
         quantizing.prepare(self)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        fp8.check_conversion(self, fn)
+        return super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Quantized):
             quantizing.initialize(module, self.config.initializer_range)
@@ -90,8 +94,9 @@ class Fast:
         """transformers' from_pretrained, for folders written by TF's and Flax's BERTs and for quantized ones too; keep_padding and
         batch_invariant are set on the model.
 
-        quantization: "int8" quantizes the model once it is loaded (bertfast.quantization says what of it); a folder that holds a quantized
-            model needs no word of it. Raises ValueError for any other name, and for a dtype or a device that does not go with it.
+        quantization: "int8" (on CPUs) or "fp8" (on GPUs) quantizes the model once it is loaded: see bertfast.quantization and bertfast.fp8.
+            A folder that holds a quantized model needs no word of it. Raises ValueError for any other name, and for a dtype or a
+            device that does not go with it.
         """
         load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
         loaded = quantizing.from_pretrained(

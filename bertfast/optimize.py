@@ -38,9 +38,9 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
     module: any nn.Module (a SentenceTransformer, a CrossEncoder, an EncoderDecoderModel, a BERT itself), or an object that holds one
         under `.model` (a transformers pipeline, a CrossEncoder of older releases).
     keep_padding, batch_invariant: see bertfast.modeling.
-    quantization: "int8" quantizes every BERT that is replaced (bertfast.quantization says what of it). Its float32 weights are gone then,
-        from whoever else holds the model too. ValueError, before anything is changed, for another name or where a BERT cannot be
-        quantized (another dtype, another device).
+    quantization: "int8" (float32 on a CPU) or "fp8" (bfloat16 or float16 on a GPU) quantizes every BERT that is replaced: see
+        bertfast.quantization and bertfast.fp8. Its float weights are gone then, from whoever else holds the model too. ValueError, before
+        anything is changed, for another name or where a BERT cannot be quantized (another dtype, another device).
 
     Without it, each BERT changes its class: isinstance against transformers' class stays true and becomes true against ours. Parameters are
     shared, nothing is copied. What was replaced, and what was left and why, is logged, and kept for `report(module)`.

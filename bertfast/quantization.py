@@ -3,6 +3,8 @@
 int8: every linear layer of the encoder, the word embeddings and the decoder of a language-model head. Positions, token types,
 LayerNorm, pooler, the transform before a decoder (one H x H matrix) and classifiers stay float32. The float32 originals are dropped.
 
+fp8: the products of the encoder on a GPU, all but the one after attention: see bertfast.fp8. It is not saved.
+
 A saved model has its scheme in config.json:
 
     "quantization_config": {"library": "bertfast", "scheme": "int8", "version": 1}
@@ -23,10 +25,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bertfast import checkpoints
+from bertfast import checkpoints, fp8
 from bertfast.quantized import RELOAD, Int8Embedding, Int8Linear, Quantized
 
-SCHEMES = ("int8",)
+SCHEMES = ("int8", "fp8")
+SAVED = ("int8",)  # the others are made anew at every load
 VERSION = 1  # of what the tensors in a file mean
 
 _local = threading.local()
@@ -36,6 +39,13 @@ def check_scheme(name: Any) -> None:
     """ValueError unless `name` is a scheme that there is."""
     if name not in SCHEMES:
         raise ValueError(f"quantization: got {name!r}, expected {' or '.join(map(repr, SCHEMES))}, or None for the weights as they are")
+
+
+def check_saved(name: str) -> None:
+    """ValueError unless models of that scheme can be written into a folder."""
+    check_scheme(name)
+    if name not in SAVED:
+        raise ValueError(f"quantization={name!r}: such a model is made anew at every load, never saved; convert to {' or '.join(SAVED)}")
 
 
 def scheme_of(module: nn.Module) -> str | None:
@@ -54,16 +64,18 @@ def recorded_scheme(config: Any, where: str) -> str | None:
     if not isinstance(found, dict) or found.get("library") != "bertfast":
         return None
     scheme = found.get("scheme")
-    if scheme not in SCHEMES or found.get("version") != VERSION:
+    if scheme not in SAVED or found.get("version") != VERSION:
         raise ValueError(
             f"{where}: quantized by bertfast as {scheme!r}, version {found.get('version')!r}; this version reads "
-            f"{', '.join(map(repr, SCHEMES))}, version {VERSION}"
+            f"{', '.join(map(repr, SAVED))}, version {VERSION}"
         )
     return str(scheme)
 
 
 def reason_against(model: nn.Module, scheme: str) -> str | None:
     """Why a BERT cannot be quantized; None where it can."""
+    if scheme == "fp8":
+        return fp8.reason_against(model)
     present = scheme_of(model)
     if present not in (None, scheme):
         return f"it is quantized already, as {present!r}; {RELOAD}, then quantize that"
@@ -96,6 +108,9 @@ def quantize(model: Any, scheme: str = "int8") -> None:
     reason = reason_against(model, scheme)
     if reason is not None:
         raise ValueError(f"quantization={scheme!r}: {reason}")
+    if scheme == "fp8":
+        fp8.quantize(model)
+        return
     _replace(model, lambda layer: Int8Embedding.of(layer) if isinstance(layer, nn.Embedding) else Int8Linear.of(layer))
     model.config.quantization_config = record(scheme)
 
@@ -208,6 +223,8 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
     scheme = stored or quantization
     if scheme is None:
         return checkpoints.from_pretrained(load, config_class, path, *args, **kwargs)
+    if scheme == "fp8":
+        return _load_fp8(load, config_class, path, *args, **kwargs)
     _check_loading(scheme, kwargs)
     kwargs["dtype"] = torch.float32
     if stored is None:
@@ -227,6 +244,23 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
                 layer.pack()
     model.config.quantization_config = record(stored)
     return (model, info) if with_info else model
+
+
+def _load_fp8(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+    """The float model, in bfloat16 unless float16 was asked for, on the GPU (the current one unless device_map names it), in fp8."""
+    device = torch.device(kwargs.pop("device_map", None) or "cuda")
+    why = fp8.reason_against_device(device) if device.type != "cuda" or torch.cuda.is_available() else "torch sees no GPU"
+    if why is not None:
+        raise ValueError(f"quantization='fp8': {why}")
+    names = [name for name in ("dtype", "torch_dtype") if kwargs.get(name) not in (None, "auto")]
+    dtype = kwargs.pop(names[0]) if names else torch.bfloat16
+    if dtype not in (torch.bfloat16, torch.float16, "bfloat16", "float16"):
+        raise ValueError(f"{names[0]}={dtype}: what is not in fp8 is in bfloat16 or float16; ask for one of them")
+    loaded = checkpoints.from_pretrained(load, config_class, path, *args, **{**kwargs, "dtype": dtype})
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.to(device)
+    quantize(model, "fp8")
+    return loaded
 
 
 def _stored_scheme(path: Any, kwargs: dict[str, Any]) -> str | None:

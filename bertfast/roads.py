@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from transformers.models.bert import modeling_bert as bert
 
 from bertfast import _C
+from bertfast.fp8 import Fp8LayerNorm, Fp8Linear
 from bertfast.quantized import Int8Embedding, Int8Linear, Quantized
 
 logger = logging.getLogger("bertfast")
@@ -217,7 +218,11 @@ _EXPECTED: dict[str, type] = {
     "transform": bert.BertPredictionHeadTransform,
     "predictions": bert.BertLMPredictionHead,
 }
-_QUANTIZED: dict[type, type] = {nn.Linear: Int8Linear, nn.Embedding: Int8Embedding}
+_QUANTIZED: dict[type, tuple[type, ...]] = {
+    nn.Linear: (Int8Linear, Fp8Linear),
+    nn.Embedding: (Int8Embedding,),
+    nn.LayerNorm: (Fp8LayerNorm,),
+}
 _NEVER_QUANTIZED = ("position_embeddings", "token_type_embeddings")
 _AT_HOME = ("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bertfast.")
 
@@ -234,7 +239,7 @@ def foreign(name: str, m: Any) -> str | None:
     if not kind.__module__.startswith(_AT_HOME):
         return f"{what} is of {kind.__module__}"
     expected = _EXPECTED.get(name, bert.BertLayer if name.isdecimal() else None)
-    quantized = kind is _QUANTIZED.get(expected) and name not in _NEVER_QUANTIZED if expected is not None else False
+    quantized = kind in _QUANTIZED.get(expected, ()) and name not in _NEVER_QUANTIZED if expected is not None else False
     if expected is not None and kind is not expected and not quantized and not (name == "self" and kind is bert.BertCrossAttention):
         return f"{what} is no {expected.__name__}"
     if kind is nn.LayerNorm and (m.weight is None or m.bias is None):

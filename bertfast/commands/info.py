@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bertfast import _C, ops
+from bertfast import _C, fp8, ops
 from bertfast.threads import get_num_threads
 
 Row = tuple[str, str, str]  # what, its value, why or what follows from it
@@ -69,6 +69,8 @@ def gpu() -> Iterator[Row]:
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(i)
         yield f"cuda:{i}", properties.name, f"sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        reason = fp8.reason_against_device(torch.device("cuda", i))
+        yield "", "fp8", reason or "quantization='fp8' runs here; nobody has measured yet where it beats bfloat16"
 
 
 def kernels() -> Iterator[Row]:
@@ -112,6 +114,8 @@ def model_rows(folder: str) -> Iterator[Row]:
                 yield where, "bertfast's graph, kernels", "in eval mode"
             else:
                 yield where, "bertfast's graph, plain torch", "no kernels for it in this build"
+    if torch.cuda.is_available() and scheme is None:
+        yield cuda_graphs(model.to("cuda", torch.float16))
     if config.hidden_act not in ops.ACTIVATIONS:
         yield "activation", config.hidden_act, "not one that the kernels fuse; applied by transformers' function"
     yield (
@@ -120,6 +124,18 @@ def model_rows(folder: str) -> Iterator[Row]:
         "and hooks or adapters inside the model: transformers' own forward",
     )
     yield "padding", "comes back as zeros", "keep_padding=True computes it, as transformers does"
+
+
+def cuda_graphs(model: Any) -> Row:
+    """Whether a call of this model is replayed as a CUDA graph, found out by calling it; or why it is launched kernel by kernel."""
+    from bertfast import graphs_cuda
+
+    before = graphs_cuda.reasons()
+    bert = getattr(model, "bert", model)
+    with torch.no_grad():
+        bert(torch.zeros(2, 8, dtype=torch.int64, device=bert.device), use_cache=False)
+    new = [reason for reason, count in graphs_cuda.reasons().items() if count > before.get(reason, 0)]
+    return ("CUDA graphs", "not used" if new else "recorded and replayed", "; ".join(new) or "one for each bucket of shapes")
 
 
 def cpu_name() -> str:

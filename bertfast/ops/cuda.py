@@ -7,6 +7,7 @@ a GPU by itself: under Triton's interpreter (TRITON_INTERPRET=1) every function 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import cast
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertfast.kernels import attention, decode, embedding, gelu, gemm, layernorm, tuning
+from bertfast.kernels import attention, decode, embedding, fp8, gelu, gemm, layernorm, tuning
 from bertfast.kernels import pack as packing
 from bertfast.kernels.stage import stage
 from bertfast.ops import reference
@@ -24,6 +25,11 @@ __all__ = [
     "batch_invariant",
     "cached_attention",
     "embed_layer_norm",
+    "emitted_fp8",
+    "fp8_activation",
+    "fp8_add_layer_norm",
+    "fp8_linear",
+    "fp8_loses",
     "is_batch_invariant",
     "linear",
     "linear_concat",
@@ -193,6 +199,88 @@ def cached_attention(
         return reference.cached_attention(q, keys, values, rows, first, last, scale)
     tile = tuning.decode_invariant_tile(D) if is_batch_invariant() else tuning.decode_tile(D, T * N, keys.shape[2])
     return cast(Tensor, decode.cached_attention(q, keys, values, rows, first, last, scale, tile=tile))
+
+
+# --- float8: what bertfast.fp8 asks for ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Rows:
+    """[T, K] in float8: the values of a matrix are `values` times the scale of their row, or of their 128 columns of it.
+
+    There may be places for more rows, which hold anything: the scaled product wants multiples of 16.
+    """
+
+    rows: int  # T
+    values: Tensor  # [T or more, K] float8_e4m3fn
+    scales: Tensor  # [1, T or more] float32, or [K / 128, T or more]
+
+    @property
+    def by_group(self) -> bool:
+        return self.scales.shape[0] > 1
+
+
+def _fp8_places(x: Tensor, by_group: bool) -> Fp8Rows:
+    rows, K = x.shape
+    places = -(-rows // 16) * 16
+    values = x.new_empty(places, K, dtype=torch.float8_e4m3fn)
+    return Fp8Rows(rows, values, x.new_empty(K // fp8.GROUP if by_group else 1, places, dtype=torch.float32))
+
+
+def fp8_activation(x: Tensor, bias: Tensor | None, activation: str | None, by_group: bool) -> Fp8Rows:
+    """activation(x + bias) in float8."""
+    out = _fp8_places(x, by_group)
+    fp8.activation_fp8(x, bias, activation, out.values, out.scales, tile=tuning.fp8_activation_tile(x.shape[1], by_group))
+    return out
+
+
+def fp8_add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x + residual), which emitted_fp8 has in float8 as well."""
+    if x.shape[1] > layernorm.MAX_HIDDEN:
+        return reference.add_layer_norm(x, residual, weight, bias, eps)
+    rows = _fp8_places(x, by_group=False)
+    warps = tuning.layer_norm_warps(x.shape[1])
+    out = cast(Tensor, fp8.add_layer_norm_fp8(x, residual, weight, bias, eps, rows.values, rows.scales, num_warps=warps))
+    out.fp8_rows = rows  # type: ignore[attr-defined]  # it goes where the tensor goes
+    return out
+
+
+def emitted_fp8(x: Tensor) -> Fp8Rows | None:
+    """The same matrix in float8, where the kernel that made it emitted that."""
+    return getattr(x, "fp8_rows", None)
+
+
+def fp8_linear(
+    x: Fp8Rows, weights: Sequence[Tensor], scales: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype
+) -> Tensor:  # [T, F_0 + F_1 + ...]
+    """x W^T + bias in `dtype`; one product where the weights lie back to back. Scales as of x: [1, F] or [K / 128, F] each."""
+    if is_batch_invariant():
+        raise ValueError("batch_invariant: torch's float8 product chooses its kernel by the number of rows; leave quantization or it out")
+    if x.rows == 0:
+        return x.scales.new_empty(0, sum(weight.shape[0] for weight in weights), dtype=dtype)
+    weight, bias = _back_to_back(weights), None
+    if len(weights) > 1 and weight is not None and all(b is not None for b in biases):
+        bias = _back_to_back(cast(Sequence[Tensor], biases))
+    if len(weights) > 1 and (weight is None or (bias is None and any(b is not None for b in biases))):
+        return torch.cat([fp8_linear(x, [w], [s], [b], dtype) for w, s, b in zip(weights, scales, biases, strict=True)], dim=1)
+    if len(weights) == 1:
+        weight, bias = weights[0], biases[0]
+    assert weight is not None, "several weights that lie apart were taken one by one"
+    joined = _back_to_back([scale[0] for scale in scales]) if len(scales) > 1 else None
+    scale = scales[0] if len(scales) == 1 else torch.cat(list(scales), dim=1) if joined is None else joined[None]
+    return scaled_mm(x.values, weight.t(), x.scales.t(), scale, bias, dtype)[: x.rows]
+
+
+def scaled_mm(x: Tensor, weight: Tensor, x_scales: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """torch's product of float8 matrices, [T, K] and [K, F]. By rows the tensor cores may sum in their own, narrower format, whose error is
+    far below that of float8; by groups every sum of 128 is added up in float32."""
+    by_row = x_scales.shape[1] == 1
+    return torch._scaled_mm(x, weight, scale_a=x_scales, scale_b=weight_scales, bias=bias, out_dtype=dtype, use_fast_accum=by_row)
+
+
+def fp8_loses(device_name: str, H: int) -> str | None:
+    """How a GPU is measured to lose by fp8 at this hidden size; None where it is not, or nobody has measured."""
+    return tuning.FP8_LOSES.get((device_name, H))
 
 
 def pack(x: Tensor, indices: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ least that these chips have, and follows the shapes of BERT. `python -m benchmar
 
 import torch
 
-from . import attention, decode, gelu, gemm, pack
+from . import attention, decode, fp8, gelu, gemm, pack
 
 
 def layer_norm_warps(H: int) -> int:
@@ -117,6 +117,19 @@ def write_cache_heads(D: int) -> int:
 def activation_tile(F: int) -> gelu.Tile:
     """Sixteen elements a thread; 256 columns divide every F that BERT has."""
     return gelu.Tile(rows=8, columns=256, num_warps=4) if F >= 256 else gelu.Tile(rows=32, columns=64, num_warps=4)
+
+
+def fp8_activation_tile(F: int, by_group: bool) -> fp8.Tile:
+    """By groups as activation_tile; with one scale a row, a row, eight elements a thread at most of eight warps."""
+    if by_group:
+        return fp8.Tile(rows=8, columns=256, num_warps=4)
+    columns = _power_of_two(F)
+    return fp8.Tile(rows=max(1024 // columns, 1), columns=columns, num_warps=min(max(columns // 256, 4), 8))
+
+
+# Where quantization="fp8" is measured to lose to the same model in bfloat16, and so is refused: {(device name, hidden size): how}.
+# benchmarks/gpu.sh prints what it measured; nothing has been measured yet.
+FP8_LOSES: dict[tuple[str, int], str] = {}
 
 
 def pack_tile(C: int) -> pack.Tile:

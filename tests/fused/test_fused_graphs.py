@@ -302,3 +302,13 @@ def test_an_id_out_of_range_is_named_by_the_next_call(recorder, device):
             run()
         assert ours(**given).last_hidden_state.isfinite().all()
     assert recorder.captures == 1
+
+
+def test_info_says_whether_graphs_are_used_and_why_not(monkeypatch, recorder, device):
+    from bertfast.commands.info import cuda_graphs
+
+    ours, _ = pair("BertForTokenClassification", torch.float16, device)
+    assert cuda_graphs(ours) == ("CUDA graphs", "recorded and replayed", "one for each bucket of shapes")
+    assert recorder.captures == 1
+    monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
+    assert cuda_graphs(ours) == ("CUDA graphs", "not used", "BERTFAST_CUDA_GRAPHS=0")
