@@ -14,12 +14,20 @@
 namespace bertfast::cpu::BERTFAST_ISA_NAME {
 namespace {
 
-constexpr int64_t tile_cols = 4;                   // Vec::sums adds up four vectors at once
+constexpr int64_t tile_cols = 4;                   // at most: Vec::sums adds up four vectors at once
 constexpr int64_t block_cols = 96;                 // columns of weight that stay in L2 while all rows pass
 constexpr int64_t block_depth = 768;               // k at a time, of float: a tile's rows of x and weight stay in L1
 constexpr int64_t few_rows = 48;                   // up to here a column's rows of x stay in cache, and weights come from memory
 constexpr int64_t wide_stride = block_depth + 16;  // a cache line more than the depth: rows start in different sets
 constexpr int64_t linear_scratch = linear_rows * block_cols + few_rows * wide_stride;  // floats: bfloat16's sums, and x widened
+
+// Rows and columns of a tile.
+struct Wide {
+  static constexpr int64_t rows = Vec::tile_rows, cols = tile_cols;
+};
+struct Tall {  // all rows of a small batch: weights are read once as they come from memory, and the rows of x fit into L1 beside them
+  static constexpr int64_t rows = Vec::tall_rows, cols = Vec::tall_cols;
+};
 
 // One pass over a range of k for a block of rows and columns; pointers are to its first row, column and k.
 template <class X, class W>
@@ -50,6 +58,14 @@ struct OperandsOf<bfloat16, bfloat16> {
 };
 #endif
 
+// In a register from here on.
+template <class Operand>
+inline void hold(Operand& a) {
+#if defined(__x86_64__)
+  asm("" : "+v"(a.v));
+#endif
+}
+
 // Adds to out. GCC 12 keeps `sum` in memory, at half the speed, unless every loop over it is unrolled by name; and, on
 // AVX2, where the tile is inlined among its callers' loops.
 template <int64_t rows, int64_t cols, bool fetch, class X, class W>
@@ -70,7 +86,8 @@ __attribute__((noinline)) void linear_tile(const LinearPass<X, W>& at, const X* 
     for (int64_t c = 0; c < cols; ++c) w[c] = Operand::load(weight + c * at.weight_stride + k, lanes);
 #pragma GCC unroll 8
     for (int64_t m = 0; m < rows; ++m) {
-      const Operand a = Operand::load(x + m * at.x_stride + k, lanes);
+      Operand a = Operand::load(x + m * at.x_stride + k, lanes);
+      if (cols == Tall::cols && cols != Wide::cols) hold(a);  // GCC 12 would load it again for each column
 #pragma GCC unroll 8
       for (int64_t c = 0; c < cols; ++c) sum[m][c] = multiply_add(a, w[c], sum[m][c]);
     }
@@ -91,43 +108,59 @@ void linear_some_rows(const LinearPass<X, W>& at, int64_t count, int64_t row, in
   linear_tile<rows, cols, fetch>(at, at.x + row * at.x_stride, at.weight + n * at.weight_stride, at.out + row * at.out_stride + n, ahead);
 }
 
-// Columns [n, end), at most tile_cols, of rows [row, bottom), at most a tile's height.
-template <bool fetch, class X, class W>
+// Columns [n, end), at most a tile's, of rows [row, bottom), at most a tile's.
+template <class Tile, bool fetch, class X, class W>
 inline void linear_corner(const LinearPass<X, W>& at, int64_t row, int64_t bottom, int64_t n, int64_t end, Ahead<W> ahead) {
-  if (end - n == tile_cols) return linear_some_rows<Vec::tile_rows, tile_cols, fetch>(at, bottom - row, row, n, ahead);
-  for (; n < end; ++n) linear_some_rows<Vec::tile_rows, 1, false>(at, bottom - row, row, n, ahead);
+  if (end - n == Tile::cols) return linear_some_rows<Tile::rows, Tile::cols, fetch>(at, bottom - row, row, n, ahead);
+  for (; n < end; ++n) linear_some_rows<Tile::rows, 1, false>(at, bottom - row, row, n, ahead);
 }
 
 // Few rows: a few columns at a time for all of them, while the next columns come from memory, a share with each tile.
-template <class X, class W>
+template <class Tile, class X, class W>
 void linear_few(const LinearPass<X, W>& at) {
-  const int64_t tiles = (at.rows + Vec::tile_rows - 1) / Vec::tile_rows;
-  for (int64_t n = 0; n < at.cols; n += tile_cols) {
-    const int64_t end = n + tile_cols < at.cols ? n + tile_cols : at.cols, next = end + tile_cols < at.cols ? tile_cols : at.cols - end;
+  constexpr int64_t step = Tile::cols;
+  const int64_t tiles = (at.rows + Tile::rows - 1) / Tile::rows;
+  for (int64_t n = 0; n < at.cols; n += step) {
+    const int64_t end = n + step < at.cols ? n + step : at.cols, next = end + step < at.cols ? step : at.cols - end;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t from = next * tile / tiles, to = next * (tile + 1) / tiles;
-      linear_corner<true>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end,
-                          Ahead<W>{at.weight + (end + from) * at.weight_stride, to - from});
+      linear_corner<Tile, true>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end,
+                                Ahead<W>{at.weight + (end + from) * at.weight_stride, to - from});
     }
   }
+}
+
+// Rows that lie a multiple of 4 KiB apart fall into one set of L1 and push each other out. Few of them are copied to `room`.
+template <class X, class W>
+LinearPass<X, W> apart(const LinearPass<X, W>& at, X* room) {
+  constexpr int64_t size = sizeof(X), stride = wide_stride * static_cast<int64_t>(sizeof(float)) / size;
+  if (at.x_stride * size % 4096 != 0 || at.rows < 4) return at;
+  for (int64_t m = 0; m < at.rows; ++m) __builtin_memcpy(room + m * stride, at.x + m * at.x_stride, static_cast<size_t>(at.depth * size));
+  LinearPass<X, W> copied = at;
+  copied.x = room;
+  copied.x_stride = stride;
+  return copied;
 }
 
 // Many rows: all columns of the block for one tile's rows, which stay in L1, then the next tile's.
 template <class X, class W>
 void linear_many(const LinearPass<X, W>& at) {
-  const int64_t tiles = (at.rows + Vec::tile_rows - 1) / Vec::tile_rows;
+  const int64_t tiles = (at.rows + Wide::rows - 1) / Wide::rows;
   for (int64_t tile = 0; tile < tiles; ++tile)  // of nearly the same height
-    for (int64_t n = 0; n < at.cols; n += tile_cols) {
-      const int64_t end = n + tile_cols < at.cols ? n + tile_cols : at.cols, next = end + tile_cols < at.cols ? tile_cols : at.cols - end;
-      linear_corner<Vec::room_to_prefetch>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end,
-                                           Ahead<W>{at.weight + end * at.weight_stride, next});
+    for (int64_t n = 0; n < at.cols; n += Wide::cols) {
+      const int64_t end = n + Wide::cols < at.cols ? n + Wide::cols : at.cols, left = at.cols - end;
+      const Ahead<W> next = {at.weight + end * at.weight_stride, left < Wide::cols ? left : Wide::cols};
+      linear_corner<Wide, Vec::room_to_prefetch>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end, next);
     }
 }
 
+// room: for few_rows rows of x, each as long as wide_stride floats.
 template <class X, class W>
-void linear_pass(const LinearPass<X, W>& at) {
-  if (at.rows <= few_rows)
-    linear_few(at);
+void linear_pass(const LinearPass<X, W>& at, X* room) {
+  if (at.rows > Wide::rows && at.rows <= Tall::rows)
+    linear_few<Tall>(apart(at, room));
+  else if (at.rows <= few_rows)
+    linear_few<Wide>(apart(at, room));
   else
     linear_many(at);
 }
@@ -142,7 +175,7 @@ inline void linear_pass_widened(const LinearPass<bfloat16, bfloat16>& at, float*
       });
     const LinearPass<float, bfloat16> wide = {
         room, at.weight, at.out + row * at.out_stride, wide_stride, at.weight_stride, at.out_stride, rows, at.cols, at.depth};
-    linear_few(wide);
+    linear_pass(wide, room);  // which has no reason to copy them again
   }
 }
 
@@ -168,10 +201,11 @@ void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0
       const int64_t depth = k + most < op.inputs ? most : op.inputs - k;
       const LinearPass<Number, Number> at = {
           op.x + row0 * op.x_stride + k, op.weight + n0 * op.inputs + k, sums, op.x_stride, op.inputs, stride, rows, cols, depth};
+      float* room = scratch + linear_rows * block_cols;
       if constexpr (in_place || multiplies_bfloat16)
-        linear_pass(at);
+        linear_pass(at, reinterpret_cast<Number*>(room));
       else
-        linear_pass_widened(at, scratch + linear_rows * block_cols);
+        linear_pass_widened(at, room);
     }
     for (int64_t m = 0; m < rows; ++m) {
       activate(op.activation, sums + m * stride, cols);

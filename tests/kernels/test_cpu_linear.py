@@ -18,6 +18,10 @@ SHAPES = [
     pytest.param(3, 2, 1, id="one-output"),
     pytest.param(16, 384, 1536, id="minilm-up"),
     pytest.param(401, 96, 100, id="two-row-blocks"),
+    pytest.param(8, 768, 100, id="small-batch-in-one-tile"),
+    pytest.param(4, 1024, 25, id="small-batch-rows-4-KiB-apart"),
+    pytest.param(8, 3072, 97, id="small-batch-rows-12-KiB-apart"),
+    pytest.param(48, 2048, 10, id="few-rows-8-KiB-apart"),
     pytest.param(0, 768, 768, id="no-tokens"),
     pytest.param(4, 0, 3, id="no-inputs"),
 ]
@@ -74,11 +78,11 @@ def test_concat_matches_definition(features):
     check("linear_concat", x, weights, biases)
 
 
-@pytest.mark.parametrize(("inputs", "features"), [(1000, 61), (384, 200), (3072, 24)])
+@pytest.mark.parametrize(("inputs", "features"), [(1000, 61), (384, 200), (3072, 24), (1024, 9)])
 def test_a_row_has_the_same_bits_alone_and_in_a_batch(inputs, features):
     x, weight, bias = make_inputs(47, inputs, features)
     together = cpu.linear(x, weight, bias, "gelu")
-    for size in (1, 2, 3, 5, 16, 31):
+    for size in (1, 2, 3, 4, 5, 7, 8, 16, 31):
         parts = torch.cat([cpu.linear(part, weight, bias, "gelu") for part in x.split(size)])
         assert torch.equal(parts, together), f"in batches of {size}"
 
