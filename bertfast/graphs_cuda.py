@@ -199,14 +199,14 @@ class Shelf:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._kept: OrderedDict[tuple[Any, ...], Graph | str] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # a graph, or why there is none
 
-    def find(self, key: tuple[Any, ...]) -> Graph | str | None:
+    def find(self, key: tuple[Any, ...]) -> Any:
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def keep(self, key: tuple[Any, ...], graph: Graph | str) -> None:
+    def keep(self, key: tuple[Any, ...], graph: Any) -> None:
         self._kept[key] = graph
         while len(self._kept) > self.limit:
             self._kept.popitem(last=False)
@@ -261,6 +261,16 @@ def run(call: Call) -> dict[str, Logits]:
             reason = graph
     count(reason)
     return call.run_ops(call.batch, call.O)
+
+
+def trial(model: Any) -> str | None:
+    """Calls a model on a GPU with a small batch: None where that was replayed as a graph, or why it was launched kernel by kernel."""
+    before = reasons()
+    bert = getattr(model, "bert", model)
+    with torch.no_grad():
+        bert(torch.zeros(2, 8, dtype=torch.int64, device=bert.device), use_cache=False)
+    new = [reason for reason, count in reasons().items() if count > before.get(reason, 0)]
+    return "; ".join(new) or None
 
 
 def count(reason: str) -> None:

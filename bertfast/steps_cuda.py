@@ -5,7 +5,8 @@ are the same at every step, so they are recorded once; what differs lies in buff
 (positions, filled cells), which the recorded step itself moves on. The host writes tokens, replays, and never waits.
 
 A graph holds addresses, so the KV cache has to stay where it is. A model keeps the one of its last generation (rounded up, for as long as
-nothing larger is asked for), and with it the graphs; they go when the model goes or its weights move. Sequences that have ended leave when
+nothing larger is asked for), and with it the graphs, which count among those of bertfast.graphs_cuda; they go when the model goes or its
+weights move. Sequences that have ended leave when
 the rest fits the next smaller size, so that a batch needs few sizes.
 
 Shape letters: A sequences in a step, N heads, C cells of a cache row, D head size, V vocabulary.
@@ -80,7 +81,7 @@ class Steps:
         self.device, self.dtype = weight.device, weight.dtype
         with torch.inference_mode(False):  # it outlives the call
             self.state = torch.zeros(FILLED + 1, slots, dtype=torch.int64, device=self.device)
-        self.recorded: dict[tuple[Any, ...], Step | str] = {}
+        self.graphs = Owner()  # of the recorded steps, on the shelf of all graphs
         self.count, self.most, self.has_types = 0, 0, False
 
     def begin(self, positions: Tensor, types: Tensor | None, slots: Tensor, filled: Tensor) -> None:  # each [A] int64
@@ -105,15 +106,15 @@ class Steps:
 
         roads.guard_of(self.model).reason()  # has a new owner if a weight has moved
         if (owner := graphs_cuda.owner_of(self.model)) is not self.owner:
-            self.owner = owner
-            self.recorded.clear()
+            self.owner, self.graphs = owner, Owner()
         cuda.raise_out_of_range(self.device)  # what an earlier replay met: the host sees no op of this one
         with graphs_cuda.in_turn(self.device):
             self.state[TOKENS, : self.count].copy_(tokens)
-            key = (self.count, self.has_types, *graphs_cuda.settings(self.model))
-            step = self.recorded.get(key)
+            key = (self.graphs.number, self.count, self.has_types, *graphs_cuda.settings(self.model))
+            step = graphs_cuda.shelf.find(key)
             if step is None:
-                step = self.recorded[key] = self.record()
+                step = self.record()
+                graphs_cuda.shelf.keep(key, step)
                 if isinstance(step, str):
                     logger.warning("no CUDA graph for a step of %d sequences: %s", self.count, step)
             if isinstance(step, Step):

@@ -89,6 +89,7 @@ def model_rows(folder: str) -> Iterator[Row]:
     import transformers
 
     import bertfast
+    from bertfast import graphs_cuda
     from bertfast.quantization import scheme_of
     from bertfast.roads import reason_to_leave
     from bertfast.sentence_folder import read_settings
@@ -115,7 +116,8 @@ def model_rows(folder: str) -> Iterator[Row]:
             else:
                 yield where, "bertfast's graph, plain torch", "no kernels for it in this build"
     if torch.cuda.is_available() and scheme is None:
-        yield cuda_graphs(model.to("cuda", torch.float16))
+        reason = graphs_cuda.trial(model.to("cuda", torch.float16))
+        yield "CUDA graphs", "not used" if reason else "recorded and replayed", reason or "one for each bucket of shapes"
     if config.hidden_act not in ops.ACTIVATIONS:
         yield "activation", config.hidden_act, "not one that the kernels fuse; applied by transformers' function"
     yield (
@@ -124,18 +126,6 @@ def model_rows(folder: str) -> Iterator[Row]:
         "and hooks or adapters inside the model: transformers' own forward",
     )
     yield "padding", "comes back as zeros", "keep_padding=True computes it, as transformers does"
-
-
-def cuda_graphs(model: Any) -> Row:
-    """Whether a call of this model is replayed as a CUDA graph, found out by calling it; or why it is launched kernel by kernel."""
-    from bertfast import graphs_cuda
-
-    before = graphs_cuda.reasons()
-    bert = getattr(model, "bert", model)
-    with torch.no_grad():
-        bert(torch.zeros(2, 8, dtype=torch.int64, device=bert.device), use_cache=False)
-    new = [reason for reason, count in graphs_cuda.reasons().items() if count > before.get(reason, 0)]
-    return ("CUDA graphs", "not used" if new else "recorded and replayed", "; ".join(new) or "one for each bucket of shapes")
 
 
 def cpu_name() -> str:

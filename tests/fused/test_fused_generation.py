@@ -26,6 +26,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.delenv("BERTFAST_CUDA_GRAPHS", raising=False)
     monkeypatch.setattr(graphs_cuda, "capture", stand_in)
     monkeypatch.setattr(graphs_cuda, "_reasons", graphs_cuda.Counter())
+    monkeypatch.setattr(graphs_cuda, "shelf", graphs_cuda.Shelf(graphs_cuda.LIMIT))
     monkeypatch.setattr(steps_cuda, "on_gpu", lambda t: True)
     return stand_in
 
@@ -227,6 +228,20 @@ def test_a_larger_generation_takes_a_larger_cache_and_a_smaller_one_what_is_ther
     ours.generate(**prompts(device, PROMPTS * 2), max_new_tokens=3, **options)
     assert graphs_cuda.owner_of(ours).idle_steps.slots == 8
     assert recorder.captures == 3
+    del steps
+    gc.collect()
+    if device.type == "cuda":  # a Recorder's replay keeps what it replays
+        assert len(graphs_cuda.shelf) == 1
+
+
+def test_the_least_recently_used_step_goes(pair, monkeypatch, recorder, device):
+    monkeypatch.setattr(graphs_cuda, "shelf", graphs_cuda.Shelf(1))
+    options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 3}
+    for rows, expected in ((PROMPTS, 1), (PROMPTS, 1), (PROMPTS[:2], 2), (PROMPTS, 3)):
+        theirs_, ours = both(pair, prompts(device, rows), **options)
+        assert torch.equal(ours, theirs_)
+        assert recorder.captures == expected
+    assert len(graphs_cuda.shelf) == 1
 
 
 def test_a_model_takes_its_steps_along(pair, monkeypatch, device):

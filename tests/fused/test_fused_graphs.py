@@ -304,11 +304,11 @@ def test_an_id_out_of_range_is_named_by_the_next_call(recorder, device):
     assert recorder.captures == 1
 
 
-def test_info_says_whether_graphs_are_used_and_why_not(monkeypatch, recorder, device):
-    from bertfast.commands.info import cuda_graphs
-
+def test_a_trial_says_whether_graphs_are_used_and_why_not(monkeypatch, recorder, device):
+    """What `bertfast info` shows."""
     ours, _ = pair("BertForTokenClassification", torch.float16, device)
-    assert cuda_graphs(ours) == ("CUDA graphs", "recorded and replayed", "one for each bucket of shapes")
+    assert graphs_cuda.trial(ours) is None
     assert recorder.captures == 1
     monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
-    assert cuda_graphs(ours) == ("CUDA graphs", "not used", "BERTFAST_CUDA_GRAPHS=0")
+    for _ in range(2):
+        assert graphs_cuda.trial(ours) == "BERTFAST_CUDA_GRAPHS=0"
