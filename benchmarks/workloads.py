@@ -148,6 +148,7 @@ def _grid() -> list[Workload]:
         found.append(Workload(model, "padded32", ragged(32, 45, LONGEST), LONGEST, quick=model == "minilm"))
     found += [Workload("minilm", f"fill{p}", ragged(32, LONGEST * p / 100, LONGEST), LONGEST) for p in (25, 50, 75)]
     found += [Workload("minilm", f"{task}-8x64", ragged(8, 45, 64), 64, task) for task in ("pretraining", "lm", "tokens", "qa")]
+    found += [Workload("minilm", f"{task}-1x16", (16,), 16, task) for task in ("pretraining", "lm", "tokens", "qa")]
     for model, n, quick in (("minilm", 200, True), ("minilm", 2000, False), ("bge-small", 200, False)):
         found.append(Workload(model, f"embed{n}", ragged(n, 24, LONGEST), LONGEST, task="embed", quick=quick))
     found += [Workload("bert-base", f"generate-{B}", (32,) * B, 32, "generate", new_tokens=64) for B in (1, 8)]

@@ -1,5 +1,7 @@
 """Who is measured: one adapter a library, each in a process of its own, set up for speed as its own documentation advises."""
 
+import os
+import sys
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -10,7 +12,8 @@ _ALL = ("encoder", "pretraining", "lm", "tokens", "qa")
 @dataclass(frozen=True)
 class Spec:
     """`factory` is module:Class of the adapter, `options` its arguments. `modules` must be importable, or the subject is listed as
-    absent. `quick`: takes part when nothing is asked for."""
+    absent. `quick`: takes part when nothing is asked for. `environment`: the variable that names the Python of another environment,
+    for libraries that cannot live in this one."""
 
     name: str
     factory: str
@@ -22,10 +25,21 @@ class Spec:
     options: tuple[tuple[str, str], ...] = ()
     quick: bool = True
     ours: bool = False
+    environment: str = ""
+
+    @property
+    def python(self) -> str:
+        """The interpreter that its worker runs in."""
+        return os.environ.get(self.environment) or sys.executable
 
     @property
     def missing(self) -> str | None:
         """What is not installed, or None."""
+        if self.environment:
+            named = os.environ.get(self.environment)
+            if not named:
+                return f"{self.environment} names no Python (benchmarks/README.md says how to make its environment)"
+            return None if os.access(named, os.X_OK) else f"{self.environment}={named}: nothing there that can be run"
         absent = [module for module in self.modules if find_spec(module) is None]
         return f"not installed: {', '.join(absent)}" if absent else None
 
@@ -86,6 +100,26 @@ SUBJECTS = {
             ("call",),
             _options(attention="eager"),
             quick=False,
+        ),
+        Spec(
+            "faces",
+            "benchmarks.subjects.faces_based:Face",
+            "float32",
+            ("bertfast",),
+            "bertfast.compat: Flax's classes, TensorFlow's for tokens and qa; NumPy in, NumPy out",
+            kinds=("call",),
+            quick=False,
+            ours=True,
+        ),
+        Spec(
+            "flax437",
+            "benchmarks.subjects.faces_based:Original",
+            "float32",
+            (),
+            "transformers 4.37's Flax classes under jax.jit, TensorFlow's for tokens and qa under tf.function",
+            kinds=("call",),
+            quick=False,
+            environment="BERTFAST_FLAX437_PYTHON",
         ),
         Spec("transformers-bf16", _TRANSFORMERS, "bfloat16", ("torch", "transformers"), "sdpa, inference mode", _TORCH, ("call",)),
         Spec(
