@@ -5,6 +5,7 @@ unset PYTHONPATH BERTFAST_ISA
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=()
+left_out=()
 
 # step NAME COMMAND...: run it, say how it went and how long it took, remember a failure and go on.
 step() {
@@ -20,11 +21,12 @@ step() {
 }
 
 finish() {
+  ((${#left_out[@]})) && printf 'NOT RUN: %s\n' "${left_out[@]}"
   if ((${#failed[@]})); then
     printf 'failed: %s\n' "${failed[@]}"
     exit 1
   fi
-  echo "all steps passed in $SECONDS s"
+  echo "all steps that were run passed in $SECONDS s"
   exit 0
 }
 

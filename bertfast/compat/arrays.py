@@ -83,11 +83,8 @@ def to_torch(value: Any, name: str) -> Tensor:
 
 def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
     """A tensor on the array's memory; a copy where it may not be written to, since torch would let anybody write."""
-    if array.dtype.kind in "fi" and array.flags.writeable:
-        try:
-            return torch.from_numpy(array)
-        except (TypeError, ValueError):
-            pass  # the other byte order, or strides that run backwards
+    if array.dtype.kind in "fi" and array.dtype.isnative and array.flags.writeable and array.flags.c_contiguous:
+        return torch.from_numpy(array)
     if array.dtype.name == "bfloat16":  # ml_dtypes', which torch does not know
         return from_numpy(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
