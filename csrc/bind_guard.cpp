@@ -97,7 +97,7 @@ class Pointers {
       if (parameter == nullptr) continue;
       const auto shape = py::reinterpret_borrow<py::object>(parameter).attr("shape").cast<py::tuple>();
       place.address = address(parameter);
-      place.rows = PyObject_Size(parameter);
+      place.rows = rows(parameter);
       place.square = shape.size() == 2 && shape[0].equal(shape[1]);
       places_.push_back(std::move(place));
     }
@@ -106,7 +106,7 @@ class Pointers {
   bool hold() const {
     for (const Place& place : places_) {
       PyObject* parameter = find(place);
-      if (parameter == nullptr || address(parameter) != place.address || PyObject_Size(parameter) != place.rows) return false;
+      if (parameter == nullptr || address(parameter) != place.address || rows(parameter) != place.rows) return false;
       if (place.square && call(parameter, is_contiguous_).ptr() != Py_True) return false;
     }
     return true;
@@ -145,10 +145,20 @@ class Pointers {
     return value;
   }
 
+  // size(0), which is C++: len() is a Python method of Tensor's, and takes several times as long.
+  Py_ssize_t rows(PyObject* parameter) const {
+    const auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodObjArgs(parameter, size_.ptr(), zero_.ptr(), nullptr));
+    if (!result) throw py::error_already_set();
+    const Py_ssize_t value = PyLong_AsSsize_t(result.ptr());
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return value;
+  }
+
   static py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
 
   std::vector<Place> places_;
-  py::str data_ptr_ = interned("data_ptr"), is_contiguous_ = interned("is_contiguous");
+  py::str data_ptr_ = interned("data_ptr"), is_contiguous_ = interned("is_contiguous"), size_ = interned("size");
+  py::int_ zero_ = 0;
 };
 
 }  // namespace

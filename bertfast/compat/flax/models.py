@@ -98,6 +98,7 @@ class FlaxBertPreTrainedModel:
             )
         self.config, self.input_shape, self.seed, self.dtype = config, input_shape, seed, dtype
         self.name_or_path = getattr(config, "name_or_path", "")
+        self.key = random.read_key(seed, "seed")  # for init_weights(model.key, model.input_shape)
         self._dtype = arrays.torch_dtype(dtype)
         self._initialised = initialised
         self._layout = Layout(self._torch_module)
