@@ -70,9 +70,15 @@ class Client:
             cache=str(cache),
         )
 
+    def pause(self) -> None:
+        """Stops the process and what it started until it is asked again: threads of a pool spin on after their last task, and would do
+        so on the cores of whoever is timed next."""
+        self._signal(signal.SIGSTOP)
+
     def ask(self, what: str, limit: float = 600, **arguments: Any) -> dict[str, Any]:
         """The answer; WorkerError if the subject raised, died, or took longer than `limit` seconds (it is ended then)."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
@@ -82,6 +88,7 @@ class Client:
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -113,6 +120,10 @@ class Client:
         code = self._process.wait()
         tail = self._log.read_text(errors="replace").strip().splitlines()[-5:]
         return WorkerError("Died", f"its process ended with status {code}", "\n".join(tail))
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def _end(self) -> None:
         if self._process.poll() is None:

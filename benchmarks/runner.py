@@ -27,7 +27,6 @@ from benchmarks.workloads import Workload
 
 FORMAT = 1
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-_PAUSE = 0.01  # between turns: workers of thread pools spin on for a while after their last task
 _SLOWED = 0.9  # a peak below this share of the run's best: the machine was busy or throttled
 _GATED = ("AbsentError",)
 
@@ -197,7 +196,7 @@ class _Group:
 
 
 class _Calls(_Group):
-    """All subjects' processes are alive at once, one of them at work at a time."""
+    """All subjects' processes are alive at once, one of them at work at a time; while they are timed the others are stopped."""
 
     def __enter__(self) -> "_Calls":
         for spec in self.specs:
@@ -285,6 +284,8 @@ class _Calls(_Group):
         used = dict.fromkeys(names, 0.0)
         walls = dict.fromkeys(names, 0.0)
         peak_before = self.state.meter.rate() if self.state.meter else 0.0
+        for client in self.clients.values():
+            client.pause()
         begin = time.monotonic()
         most = workload.most_rounds or settings.most_rounds
         wanted = min(settings.rounds, most)
@@ -311,7 +312,7 @@ class _Calls(_Group):
                 turns[name] = float(np.median(answer["seconds"]))
                 used[name] += answer["cpu"]
                 walls[name] += sum(answer["seconds"])
-                time.sleep(_PAUSE)
+                self.clients[name].pause()
             seen = machine.disturbance(before, machine.usage(ours), time.monotonic() - at)
             disturbances.append(seen)
             (bad if seen.disturbed else good).append(turns)
