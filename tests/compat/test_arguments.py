@@ -62,6 +62,14 @@ def test_a_decoder_of_tf_refuses_a_mask_of_bools():
         face(tf.TFBertForTokenClassification, "tf_tokcls", is_decoder=True)(IDS, mask)
 
 
+def test_one_label_has_a_loss_where_a_row_is_one_token():
+    model = face(tf.TFBertForTokenClassification, "tf_tokcls_n1")
+    loss = model(IDS[:, :1], labels=np.zeros((2, 1), np.int64)).loss
+    assert (loss.shape, loss.tolist()) == ((1,), [0.0])
+    with pytest.raises(ValueError, match="num_labels is 1"):
+        model(IDS[:, :2], labels=np.zeros((2, 2), np.int64))
+
+
 def test_arrays_that_torch_cannot_share_are_read_all_the_same():
     model = face(flax.FlaxBertModel, "flax_model")
     want = model(IDS).last_hidden_state

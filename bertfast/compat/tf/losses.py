@@ -18,7 +18,7 @@ def token_classification(logits: Tensor, labels: Any, legacy: bool) -> Tensor:  
     legacy (config.tf_legacy_loss): one loss an active label; active is all but -1 if any label is -1, else all but -100.
     """
     classes = logits.shape[-1]
-    if classes == 1:
+    if classes == 1 and (legacy or logits.shape[1] != 1):  # of a single token 4.37 computed it: 0
         raise ValueError("labels: a token loss needs at least two classes, and config.num_labels is 1")
     read = to_torch(labels, "labels").to(logits.device)
     if read.dtype == torch.bool or read.is_complex():
