@@ -134,9 +134,13 @@ class Int8Linear(Quantized):
     def forward(self, x: Tensor) -> Tensor:  # [..., K] -> [..., F] float32
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected [..., {self.in_features}], the inputs of this layer")
+        if torch.compiler.is_dynamo_compiling():  # a break in its graph; the plain definition would be hundreds of nodes a layer
+            return _unseen(self, x)
+        return self.compute(x, ops if kernels_can_run() else reference)
+
+    def compute(self, x: Tensor, O: Any) -> Tensor:
         rows = x.to(torch.float32).reshape(-1, self.in_features).contiguous()
-        out = self.project(rows, [self], ops if kernels_can_run() else reference)
-        return out.view(*x.shape[:-1], self.out_features)
+        return self.project(rows, [self], O).view(*x.shape[:-1], self.out_features)
 
     @staticmethod
     def project(x: Tensor, layers: Sequence["Int8Linear"], O: Any, activation: str | None = None) -> Tensor:  # [R, K] -> [R, sum F]
@@ -149,6 +153,11 @@ class Int8Linear(Quantized):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
+def _unseen(layer: Int8Linear, x: Tensor) -> Tensor:
+    return layer.compute(x, ops)
 
 
 class Int8Embedding(Quantized):
@@ -209,8 +218,8 @@ class _NoDerivative(torch.autograd.Function):
 
 
 def kernels_can_run() -> bool:
-    """Whether a call may read tensors by their addresses. Compilers, tracers and function transforms look on; for them it is the plain
-    definition that runs."""
+    """Whether a call may read tensors by their addresses. torch.export, tracers and function transforms look on; for them it is the
+    plain definition that runs."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
