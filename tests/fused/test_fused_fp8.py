@@ -198,14 +198,20 @@ def test_heads_under_graphs_and_plain(head, fp8_gpu, monkeypatch, device):
         monkeypatch.setattr(graphs_cuda, "capture", rerun)
     monkeypatch.setattr(graphs_cuda, "shelf", graphs_cuda.Shelf(8))
     config = {"is_decoder": True, "use_cache": False} if head == "BertLMHeadModel" else {}
-    ours, _ = pair_of(head, torch.float16, device, **SIZES, **config)
+    ours, original = pair_of(head, torch.float16, device, **SIZES, **config)
     bertfast.optimize(ours, quantization="fp8")
     given = inputs([[1] * 5, [1, 1, 0, 0, 0]], device)
     with torch.no_grad():
         recorded = ours(**given).logits
         assert len(graphs_cuda.shelf) == 1
         monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
-        assert torch.equal(ours(**given).logits, recorded)
+        plain = ours(**given).logits
+        truth = original.double()(**given).logits
+    real = given["attention_mask"].bool() if plain.dim() == 3 else slice(None)
+    if device.type == "cpu":
+        assert torch.equal(recorded, plain)
+    # A graph has more rows, for which a GPU may take another product: nearer to one another than either is to the truth.
+    assert (recorded - plain)[real].pow(2).mean() < (plain - truth)[real].pow(2).mean()
 
 
 def test_transformers_own_forward_runs_on_these_layers(fp8_gpu, device):
@@ -222,17 +228,32 @@ def test_transformers_own_forward_runs_on_these_layers(fp8_gpu, device):
         assert errors(ours(**given), truth, real) <= 1.5 * errors(fast, truth, real)
 
 
-def test_weights_that_lie_apart_and_other_activations(fp8_gpu, device):
-    """A copy has its three weights in three places: three products, the same bits."""
+def test_weights_that_lie_apart(fp8_gpu, device):
+    """A copy may have its three weights in three places: three products, the same numbers."""
     fp8_gpu(True)
-    ours, _ = pair_of("BertModel", torch.float16, device, hidden_act="silu", **SIZES)
+    ours, _ = pair_of("BertModel", torch.float16, device, **SIZES)
     bertfast.optimize(ours, quantization="fp8")
-    given = inputs([[1] * 5], device)
-    other = copy.deepcopy(ours)
-    inner = other.encoder.layer[0].attention.self
-    inner.query.weight_fp8 = inner.query.weight_fp8.clone()
+    inner = ours.encoder.layer[0].attention.self
+    layers = [inner.query, inner.key, inner.value]
+    x = torch.randn(7, 64).to(device, torch.float16)
     with torch.no_grad():
-        assert torch.equal(other(**given).last_hidden_state, ours(**given).last_hidden_state)
+        together = scheme.Fp8Linear.project(x, layers, None)
+        inner.key.weight_fp8 = inner.key.weight_fp8.clone()
+        torch.testing.assert_close(scheme.Fp8Linear.project(x, layers, None), together)
+        apart = torch.cat([layer(x) for layer in layers], dim=1)
+    torch.testing.assert_close(apart, together)
+
+
+def test_other_activations(fp8_gpu, device):
+    fp8_gpu(True)
+    _, original = pair_of("BertModel", torch.float16, device, hidden_act="silu", **SIZES)
+    ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
+    given = inputs([[1] * 5], device)
+    real = given["attention_mask"].bool()
+    with torch.no_grad():
+        emulated = emulation(original, ours.encoder.layer[0].output.dense.by_group)(**given)
+        truth = original.double()(**given)
+        assert errors(ours(**given), truth, real) <= 1.1 * errors(emulated, truth, real)
 
 
 def test_what_cannot_be_says_so(fp8_gpu, monkeypatch, device):
