@@ -61,11 +61,11 @@ run_part() {
       ;;
     decode) # transformers' compiled step takes most of it
       part decode 100 "$python" -m benchmarks.gpu decode --out "$OUT" --batch 1 32 --rounds 3
-      part roofline 20 "$python" -m benchmarks.roofline --results "$OUT/decode.json"
+      part roofline-decode 20 "$python" -m benchmarks.roofline --results "$OUT/decode.json"
       ;;
     fp8)
       part fp8 50 "$python" -m benchmarks.gpu fp8 --out "$OUT" --shape 1x128 32x128 128x128 padded32 --rounds 5
-      part roofline 20 "$python" -m benchmarks.roofline --results "$OUT/fp8.json"
+      part roofline-fp8 20 "$python" -m benchmarks.roofline --results "$OUT/fp8.json"
       ;;
     compiled) # minutes of autotuning: fewer shapes, and beside bertfast in the same run
       part compiled 170 "$python" -m benchmarks.gpu time --out "$OUT/compiled" \

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_decode
 from bertfast.ops import reference
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def test_time_and_the_roofline_that_reads_it(tmp_path):
 def test_decode_and_the_roofline_that_reads_it(tmp_path):
     rows = run("decode", tmp_path, "--batch", "2", "--rounds", "1", "--subject", "bertfast", "launches", "dynamic")["rows"]
     assert {row["subject"] for row in rows} == {"bertfast", "bertfast, plain launches", "transformers, dynamic cache"}
-    assert all(row["ms_generation"] > 0 and row["cached"] > gpu.PROMPT for row in rows)
+    assert all(row["ms_generation"] > 0 and row["cached"] > gpu_decode.PROMPT for row in rows)
     assert "milliseconds a step" in (tmp_path / "decode.md").read_text()
     command = [sys.executable, "-m", "benchmarks.roofline", "--results", str(tmp_path / "decode.json")]
     assert "decode 2" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
