@@ -53,7 +53,7 @@ readme_command() {
 }
 
 clang_format() {
-  find csrc benchmarks \( -name '*.h' -o -name '*.c' -o -name '*.cpp' \) -print0 | xargs -0 clang-format --dry-run -Werror
+  find csrc benchmarks tests \( -name '*.h' -o -name '*.c' -o -name '*.cpp' \) -print0 | xargs -0 clang-format --dry-run -Werror
 }
 
 # cmake_build FOLDER OPTIONS...: build bertfast._C there, outside the package.

@@ -60,7 +60,7 @@ struct OperandsOf<bfloat16, bfloat16> {
 
 // In a register from here on.
 template <class Operand>
-inline void hold(Operand& a) {
+inline void hold([[maybe_unused]] Operand& a) {
 #if defined(__x86_64__)
   asm("" : "+v"(a.v));
 #endif
