@@ -115,7 +115,7 @@ def _decode_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
     rows = _meta(32, dtype=torch.int64)
     for D in (16, 32, 48, 64, 96, 128) if full else (32, 64, 128):
         q, keys = _meta(32, 3, 12, D, dtype=dtype)[:, 0], _meta(32, 12, 512, D, dtype=dtype)
-        for heads, cells, tile in tuning.decode_entries(D):
+        for heads, cells, tile in tuning.decode_entries(dtype, D):
             for first in (None, rows) if full or dtype == torch.float16 else (None,):
 
                 def launch(q=q, keys=keys, first=first, tile=tile) -> None:

@@ -49,7 +49,7 @@ def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
             q = torch.randn(B, N, D, dtype=dtype, device="cuda")
             keys = torch.randn(B, N, C, D, dtype=dtype, device="cuda")
             slots, last = torch.arange(B, device="cuda"), torch.full((B,), C, device="cuda")
-            default = tuning.decode_tile(D, B * N, C)
+            default = tuning.decode_tile(dtype, D, B * N, C)
             where = {"kernel": "decode", "dtype": str(dtype)[6:], "D": D, "B": B, "C": C}
             for block, splits, warps in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 4, 8)):
                 tile = decode.Tile(block, splits, warps)

@@ -197,7 +197,7 @@ def cached_attention(
     T, N, D = q.shape
     if D > decode.MAX_HEAD_SIZE:
         return reference.cached_attention(q, keys, values, rows, first, last, scale)
-    tile = tuning.decode_invariant_tile(D) if is_batch_invariant() else tuning.decode_tile(D, T * N, keys.shape[2])
+    tile = tuning.decode_invariant_tile(q.dtype, D) if is_batch_invariant() else tuning.decode_tile(q.dtype, D, T * N, keys.shape[2])
     return cast(Tensor, decode.cached_attention(q, keys, values, rows, first, last, scale, tile=tile))
 
 

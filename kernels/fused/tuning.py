@@ -5,6 +5,8 @@ measured these yet: they are what compiles without register spills for sm_80, sm
 least that these chips have, and follows the shapes of BERT. `python -m benchmarks.aot_table` prints what each takes.
 """
 
+from dataclasses import replace
+
 import torch
 
 from . import attention, decode, fp8, gelu, gemm, pack
@@ -79,9 +81,9 @@ DecodeEntries = list[tuple[int, int, decode.Tile]]
 
 _DECODE: dict[int, DecodeEntries] = {  # by the widest D that it takes
     32: [
-        (64, 256, decode.Tile(64, 4, 2)),
-        (256, 256, decode.Tile(64, 2, 2)),
-        (_ANY, 0, decode.Tile(64, 1, 2)),
+        (64, 256, decode.Tile(64, 4, 4)),
+        (256, 256, decode.Tile(64, 2, 4)),
+        (_ANY, 0, decode.Tile(64, 1, 4)),
     ],
     64: [
         (64, 256, decode.Tile(64, 4, 4)),
@@ -96,17 +98,20 @@ _DECODE: dict[int, DecodeEntries] = {  # by the widest D that it takes
 }
 
 
-def decode_entries(D: int) -> DecodeEntries:
-    return next(entries for widest, entries in _DECODE.items() if widest >= D)
+def decode_entries(dtype: torch.dtype, D: int) -> DecodeEntries:
+    entries = next(entries for widest, entries in _DECODE.items() if widest >= D)
+    if dtype != torch.float32:
+        return entries
+    return [(most, fewest, replace(tile, block_c=tile.block_c // 2)) for most, fewest, tile in entries]  # as many bytes a thread
 
 
-def decode_tile(D: int, query_heads: int, cells: int) -> decode.Tile:
-    return next(tile for most, fewest, tile in decode_entries(D) if query_heads <= most and cells >= fewest)
+def decode_tile(dtype: torch.dtype, D: int, query_heads: int, cells: int) -> decode.Tile:
+    return next(tile for most, fewest, tile in decode_entries(dtype, D) if query_heads <= most and cells >= fewest)
 
 
-def decode_invariant_tile(D: int) -> decode.Tile:
+def decode_invariant_tile(dtype: torch.dtype, D: int) -> decode.Tile:
     """One tile for every batch and cache, so that a sequence's bits do not depend on the others."""
-    return decode_tile(D, _ANY, 0)
+    return decode_tile(dtype, D, _ANY, 0)
 
 
 def write_cache_heads(D: int) -> int:
