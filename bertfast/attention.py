@@ -22,6 +22,12 @@ def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:
         return torch.arange(B + 1, dtype=torch.int32, device=device) * S
 
 
+@lru_cache(maxsize=64)
+def uniform_first_rows(B: int, S: int, device: torch.device) -> Tensor:  # [B] int64
+    with torch.inference_mode(False):
+        return torch.arange(B, device=device) * S
+
+
 class Attention(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         """softmax(q k^T / sqrt(D)) v: [Rq, H], [Rk, H], [Rk, H] -> [Rq, H], by the ops O."""

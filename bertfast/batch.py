@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from bertfast import _C, ops
-from bertfast.attention import Attention, Masked, Varlen, uniform_cu_seqlens
+from bertfast.attention import Attention, Masked, Varlen, uniform_cu_seqlens, uniform_first_rows
 from bertfast.model import Rows
+from bertfast.settings import setting
 
 Arguments = Mapping[str, Any]
 
@@ -85,15 +86,17 @@ class Packing:
     first_column_kept: bool
 
 
-def read_mask(mask: Tensor, device: torch.device) -> Packing:
-    """mask: [B, S], any number type; every value but 0 is a real token, as in transformers. The answer lies on `device`; a mask that
-    lies there too is waited for, once."""
+def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
+    """mask: [B, S], any number type; every value but 0 is a real token, as in transformers. None: nothing is padded. The answer lies
+    on `device`; a mask that lies there too is waited for, once."""
     host = mask if mask.device.type == "cpu" else mask.ne(0).cpu()
     if host.dtype not in _MASK_KINDS:
         raise ValueError(f"attention_mask: got {mask.dtype}, expected a bool, integer or floating tensor")
     if host.shape[1] and host.stride(1) != 1:
         host = host.contiguous()
     B, S = host.shape
+    if _C.mask_is_full(host.data_ptr(), _MASK_KINDS[host.dtype], B, S, host.stride(0)):
+        return None
     # The device by name: torch.set_default_device may say another.
     cu_seqlens = torch.empty(B + 1, dtype=torch.int32, device="cpu")
     indices = torch.empty(B * S, dtype=torch.int64, device="cpu")
@@ -123,21 +126,19 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
     device, dtype = weight.device, weight.dtype
     ids, words, B, S = read_input(arguments, embeddings, config)
     mask = arguments.get("attention_mask")
-    causal = bool(config.is_decoder) and getattr(config, "is_causal", True)
-    eager = config._attn_implementation == "eager"  # its rows that see nothing attend everywhere; sdpa's give zeros
+    causal = bool(setting(config, "is_decoder")) and setting(config, "is_causal", True)
+    eager = setting(config, "_attn_implementation") == "eager"  # its rows that see nothing attend everywhere; sdpa's give zeros
     head_masks = read_head_mask(arguments.get("head_mask"), config, device, dtype)
     plain = needs.probabilities or needs.differentiable or head_masks is not None
 
     packing = None
     visible: Tensor | None = None  # [B, 1, Sq or 1, Sk]
     if mask is not None:
-        mask = read_attention_mask(mask, "attention_mask", B, config.num_attention_heads, S, S, device, dtype)
+        mask = read_attention_mask(mask, "attention_mask", B, setting(config, "num_attention_heads"), S, S, device, dtype)
         if mask.dim() == 4:
             visible, plain = mask, True
         else:
             packing = read_mask(mask, device)
-            if len(packing.indices) == B * S:
-                packing = None  # nothing is padded
 
     encoder = read_encoder(arguments, B, S, config, device, dtype)
     if encoder is not None and (encoder.visible is not None or (eager and encoder.shortest == 0)):
@@ -190,7 +191,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
         rows.encoder_rows, rows.cross_attention = encoder.rows, Masked(B, visible, head_masks, needs.probabilities)
     elif encoder is not None:
         rows.encoder_rows, rows.cross_attention = encoder.packed(B, cu_seqlens, longest)
-    return PackedBatch(rows, B, S, cells, blank, cu_seqlens[:-1].long())
+    return PackedBatch(rows, B, S, cells, blank, cu_seqlens[:-1].long() if drop else uniform_first_rows(B, S, device))
 
 
 def read_input(arguments: Arguments, embeddings: Any, config: Any) -> tuple[Tensor | None, Tensor | None, int, int]:
@@ -303,7 +304,7 @@ class Encoder:
 def read_encoder(arguments: Arguments, B: int, S: int, config: Any, device: torch.device, dtype: torch.dtype) -> Encoder | None:
     """encoder_hidden_states [B, Se, H] and encoder_attention_mask; None where there are none, or (as in transformers) no decoder."""
     states, mask = arguments.get("encoder_hidden_states"), arguments.get("encoder_attention_mask")
-    if states is None or not config.is_decoder:
+    if states is None or not setting(config, "is_decoder"):
         return None
     if not config.add_cross_attention:
         raise ValueError("encoder_hidden_states: this model has no cross-attention layers; build it with config.add_cross_attention=True")
@@ -323,9 +324,7 @@ def read_encoder(arguments: Arguments, B: int, S: int, config: Any, device: torc
     if mask.dim() == 4:
         return Encoder(rows, Se, visible=mask)
     packing = read_mask(mask, device)
-    if len(packing.indices) == B * Se:
-        return Encoder(rows, Se)
-    return Encoder(rows, Se, packing, mask.ne(0).to(device))
+    return Encoder(rows, Se) if packing is None else Encoder(rows, Se, packing, mask.ne(0).to(device))
 
 
 def describe(value: Any) -> str:

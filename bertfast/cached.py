@@ -38,6 +38,7 @@ from bertfast.batch import (
 )
 from bertfast.kv_cache import Layer
 from bertfast.model import Rows
+from bertfast.settings import setting
 
 
 @dataclass(slots=True)
@@ -239,7 +240,7 @@ def continue_batch(arguments: Arguments, model: Any, needs: Needs, call: CallCac
     device, dtype = weight.device, weight.dtype
     ids, words, B, S = read_input(arguments, embeddings, config)
     past, total = call.past, call.past + S
-    eager = config._attn_implementation == "eager"
+    eager = setting(config, "_attn_implementation") == "eager"
     head_masks = read_head_mask(arguments.get("head_mask"), config, device, dtype)
     encoder = read_encoder(arguments, B, S, config, device, dtype)
     plain = needs.probabilities or head_masks is not None
@@ -257,11 +258,8 @@ def continue_batch(arguments: Arguments, model: Any, needs: Needs, call: CallCac
         if mask.dim() == 4:
             visible, plain = mask, True
         else:
-            seen, fresh = read_mask(mask, device), read_mask(mask[:, past:], device)
-            if len(seen.indices) == B * total:
-                seen = fresh = None  # nothing is padded
-            elif len(fresh.indices) == B * S:
-                fresh = None  # among what was cached only
+            seen = read_mask(mask, device)
+            fresh = None if seen is None else read_mask(mask[:, past:], device)  # padding may be among what was cached only
 
     keep = fresh is None or needs.keep_padding or fresh.shortest == 0 or (needs.pooled and not fresh.first_column_kept)
     plain = plain or (seen is not None and (needs.keep_padding or (keep and fresh is not None)))

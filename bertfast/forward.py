@@ -14,6 +14,7 @@ from bertfast.cached import make_cached_batch, open_cache
 from bertfast.heads import HEADS, Encoded, Head, Logits
 from bertfast.model import Trace, encode
 from bertfast.ops import reference
+from bertfast.settings import setting
 
 Arguments = dict[str, Any]
 
@@ -41,7 +42,7 @@ def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
 
 def compute(model: Any, base: type, head: Head, arguments: Arguments, cached: bool = False) -> Any:
     config = model.config
-    hidden, attentions = (arguments.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions"))
+    hidden, attentions = (arguments.get(name, setting(config, name, False)) for name in ("output_hidden_states", "output_attentions"))
     inputs = flatten_choices(arguments) if head.choices else arguments
     inspected = bool(hidden) or bool(attentions) or inputs.get("head_mask") is not None
     differentiated = torch.is_grad_enabled() and roads.guard_of(model).wants_gradient(inputs)
@@ -168,10 +169,12 @@ def wants_cache(config: Any, head: Head, arguments: Arguments) -> bool:
     """Whether the call reads or writes a KV cache."""
     if kv_cache.given_cache(arguments) is not None:
         return True
-    if not config.is_decoder or kv_cache.FIELD not in FIELDS[head.output] or (head.shifted and arguments.get("labels") is not None):
+    if not setting(config, "is_decoder") or kv_cache.FIELD not in FIELDS[head.output]:
+        return False
+    if head.shifted and arguments.get("labels") is not None:
         return False
     use_cache = arguments.get("use_cache")
-    return bool(config.use_cache if use_cache is None else use_cache)
+    return bool(setting(config, "use_cache") if use_cache is None else use_cache)
 
 
 def reason_of_cache(model: Any, arguments: Arguments) -> str | None:
@@ -180,7 +183,7 @@ def reason_of_cache(model: Any, arguments: Arguments) -> str | None:
     Under grad mode the fast road stays: its keys and values carry no gradient, and a backward that would need one raises. Where the
     gradient shows in what a call returns (hidden states and attentions), it is transformers' forward that has it.
     """
-    inspected = any(arguments.get(name, getattr(model.config, name, False)) for name in ("output_hidden_states", "output_attentions"))
+    inspected = any(arguments.get(name, setting(model.config, name, False)) for name in ("output_hidden_states", "output_attentions"))
     if inspected and torch.is_grad_enabled() and roads.guard_of(model).wants_gradient(arguments):
         return "hidden states or attentions under grad mode, and a KV cache"
     given = kv_cache.given_cache(arguments)
@@ -217,7 +220,7 @@ def flatten_choices(arguments: Arguments) -> Arguments:
 
 def return_dict(arguments: Arguments, config: Any) -> bool:
     asked = arguments.get("return_dict")
-    return bool(getattr(config, "return_dict", True) if asked is None else asked)
+    return bool(setting(config, "return_dict", True) if asked is None else asked)
 
 
 def make_output(

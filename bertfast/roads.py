@@ -21,6 +21,7 @@ from transformers.models.bert import modeling_bert as bert
 from bertfast import _C
 from bertfast.fp8 import Fp8LayerNorm, Fp8Linear
 from bertfast.quantized import Int8Embedding, Int8Linear, Quantized
+from bertfast.settings import setting
 
 logger = logging.getLogger("bertfast")
 
@@ -103,7 +104,7 @@ class Guard:
     def _refresh(self, model: Any) -> None:
         inner = [m for m in model.modules() if m is not model]
         everything = [model, *inner]
-        self._implementation = model.config._attn_implementation
+        self._implementation = setting(model.config, "_attn_implementation")
         self._reason = lasting_reason(model, inner)
         self.plans: Any = None  # made by bertfast.graphs, on first use; what they read is watched here
         self.cuda_graphs: Any = None  # the same of bertfast.graphs_cuda
@@ -143,7 +144,7 @@ class Guard:
         return (
             self._watch.holds()
             and self._pointers.hold()
-            and model.config._attn_implementation == self._implementation
+            and setting(model.config, "_attn_implementation") == self._implementation
             and all(kind.forward is known for kind, known in self._forwards)
         )
 

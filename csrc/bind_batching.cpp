@@ -33,6 +33,13 @@ void bind_batching(py::module_& m) {
       "Writes cu_seqlens int32[rows + 1], and indices and positions int64[rows * columns], of which the first `total` count. mask 0: all "
       "positions are real. Returns (total, longest, shortest, first_column_kept).");
   m.def(
+      "mask_is_full",
+      [](Address mask, int kind, int64_t rows, int64_t columns, int64_t row_stride) {
+        BF_CHECK(kind >= 0 && kind <= static_cast<int>(MaskKind::float64), "attention_mask: unknown kind ", kind);
+        return mask_is_full(at<const void>(mask), static_cast<MaskKind>(kind), rows, columns, row_stride);
+      },
+      arg("mask"), arg("kind"), arg("rows"), arg("columns"), arg("row_stride"), "Whether every position of a mask is real.");
+  m.def(
       "pack_lengths",
       [](Address lengths, int64_t rows, Address cu_seqlens) {
         return summary_of(pack_lengths(at<const int64_t>(lengths), rows, at<int32_t>(cu_seqlens)));

@@ -30,6 +30,8 @@ def pack_mask(mask: torch.Tensor | None, rows: int, columns: int):
         address, kind, rows, columns, stride, cu_seqlens.data_ptr(), indices.data_ptr(), positions.data_ptr()
     )
     assert cu_seqlens[-1] == indices[-1] == positions[-1] == GUARD
+    if mask is not None:
+        assert _C.mask_is_full(address, kind, rows, columns, stride) is (total == rows * columns)
     return cu_seqlens[:-1], indices[:total], positions[:total], longest, shortest, first
 
 
@@ -72,6 +74,12 @@ def test_every_bit_pattern_but_zero_is_real(dtype):
     assert_packs(mask != 0, pack_mask(mask, 1, len(values)))
 
 
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_a_full_mask_is_known_as_full(dtype):
+    pack_mask(torch.ones(3, 7, dtype=dtype), 3, 7)
+    pack_mask(torch.ones(3, 9, dtype=dtype)[:, :7], 3, 7)
+
+
 @given(st.integers(0, 5), st.integers(0, 9))
 def test_no_mask_keeps_everything(rows, columns):
     assert_packs(torch.ones(rows, columns, dtype=torch.bool), pack_mask(None, rows, columns))
@@ -81,6 +89,8 @@ def test_unknown_kind_and_too_many_tokens_are_refused():
     room = torch.zeros(4, dtype=torch.int64).data_ptr()
     with pytest.raises(ValueError, match="attention_mask: unknown kind 99"):
         _C.pack_mask(room, 99, 1, 1, 1, room, room, room)
+    with pytest.raises(ValueError, match="attention_mask: unknown kind 99"):
+        _C.mask_is_full(room, 99, 1, 1, 1)
     with pytest.raises(ValueError, match="65536 x 65536 tokens; expected at most 2147483647"):
         _C.pack_mask(0, 0, 65536, 65536, 0, room, room, room)
 

@@ -23,27 +23,41 @@ int64_t keep_row(const void* mask, int64_t offset, int64_t columns, int64_t firs
   return kept;
 }
 
-using KeepRow = int64_t (*)(const void*, int64_t, int64_t, int64_t, int64_t*, int64_t*);
+template <class Bits, Bits significant>
+bool is_full_row(const void* mask, int64_t offset, int64_t columns) {
+  const Bits* row = static_cast<const Bits*>(mask) + offset;
+  bool full = true;
+  for (int64_t c = 0; c < columns; ++c) full &= (row[c] & significant) != 0;
+  return full;
+}
 
-KeepRow keep_row_of(MaskKind kind) {
+struct RowsOf {  // a kind of mask
+  int64_t (*keep)(const void*, int64_t, int64_t, int64_t, int64_t*, int64_t*);
+  bool (*is_full)(const void*, int64_t, int64_t);
+};
+
+template <class Bits, Bits significant>
+constexpr RowsOf rows_of{keep_row<Bits, significant>, is_full_row<Bits, significant>};
+
+const RowsOf& rows_of_kind(MaskKind kind) {
   switch (kind) {
     case MaskKind::boolean:
     case MaskKind::uint8:
     case MaskKind::int8:
-      return keep_row<uint8_t, 0xff>;
+      return rows_of<uint8_t, 0xff>;
     case MaskKind::int16:
-      return keep_row<uint16_t, 0xffff>;
+      return rows_of<uint16_t, 0xffff>;
     case MaskKind::float16:
     case MaskKind::bfloat16:
-      return keep_row<uint16_t, 0x7fff>;
+      return rows_of<uint16_t, 0x7fff>;
     case MaskKind::int32:
-      return keep_row<uint32_t, 0xffffffff>;
+      return rows_of<uint32_t, 0xffffffff>;
     case MaskKind::float32:
-      return keep_row<uint32_t, 0x7fffffff>;
+      return rows_of<uint32_t, 0x7fffffff>;
     case MaskKind::int64:
-      return keep_row<uint64_t, ~uint64_t{0}>;
+      return rows_of<uint64_t, ~uint64_t{0}>;
     case MaskKind::float64:
-      return keep_row<uint64_t, ~uint64_t{0} / 2>;
+      return rows_of<uint64_t, ~uint64_t{0} / 2>;
   }
   fail("attention_mask: unknown kind ", static_cast<int>(kind));
 }
@@ -62,7 +76,7 @@ Packed pack_mask(const void* mask, MaskKind kind, int64_t rows, int64_t columns,
                  int64_t* positions) {
   BF_CHECK(rows >= 0 && columns >= 0, "attention_mask: ", rows, " rows of ", columns, " columns");
   BF_CHECK(rows == 0 || columns <= most_tokens / rows, "a batch of ", rows, " x ", columns, " tokens; expected at most ", most_tokens);
-  const KeepRow keep = mask == nullptr ? keep_all : keep_row_of(kind);
+  const auto keep = mask == nullptr ? keep_all : rows_of_kind(kind).keep;
   Packed packed = {0, 0, rows == 0 ? 0 : columns, true};
   cu_seqlens[0] = 0;
   for (int64_t b = 0; b < rows; ++b) {
@@ -75,6 +89,13 @@ Packed pack_mask(const void* mask, MaskKind kind, int64_t rows, int64_t columns,
     cu_seqlens[b + 1] = static_cast<int32_t>(packed.total);
   }
   return packed;
+}
+
+bool mask_is_full(const void* mask, MaskKind kind, int64_t rows, int64_t columns, int64_t row_stride) {
+  const auto is_full = rows_of_kind(kind).is_full;
+  for (int64_t b = 0; b < rows; ++b)
+    if (!is_full(mask, b * row_stride, columns)) return false;
+  return true;
 }
 
 Packed pack_lengths(const int64_t* lengths, int64_t rows, int32_t* cu_seqlens) {

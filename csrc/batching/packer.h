@@ -20,6 +20,9 @@ struct Packed {
 Packed pack_mask(const void* mask, MaskKind kind, int64_t rows, int64_t columns, int64_t row_stride, int32_t* cu_seqlens, int64_t* indices,
                  int64_t* positions);
 
+// Whether every position is real: most masks are, and need no packing.
+bool mask_is_full(const void* mask, MaskKind kind, int64_t rows, int64_t columns, int64_t row_stride);
+
 // cu_seqlens [rows + 1] of given lengths, none negative.
 Packed pack_lengths(const int64_t* lengths, int64_t rows, int32_t* cu_seqlens);
 
