@@ -33,7 +33,7 @@ inline void store_quad(float* p, Quad q, int64_t lanes) { __builtin_memcpy(p, &q
 
 struct Vec {
   static constexpr int64_t width = 16;
-  static constexpr int64_t tile_rows = 6;         // 6 x 4 sums, 4 columns and a row: 29 of 32 registers
+  static constexpr int64_t tile_rows = 6;  // 6 x 4 sums, 4 columns and a row: 29 of 32 registers
   static constexpr int64_t tall_rows = 8, tall_cols = 3;
   static constexpr bool room_to_prefetch = true;  // 24 multiply-adds hide 10 loads and a few prefetches
   __m512 v;
@@ -94,7 +94,7 @@ inline Vec times_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)
 
 struct Vec {
   static constexpr int64_t width = 8;
-  static constexpr int64_t tile_rows = 3;          // 3 x 4 sums, 4 columns: all 16 registers
+  static constexpr int64_t tile_rows = 3;  // 3 x 4 sums, 4 columns: all 16 registers
   static constexpr int64_t tall_rows = 4, tall_cols = 3;
   static constexpr bool room_to_prefetch = false;  // 12 multiply-adds barely hide 7 loads
   __m256 v;
