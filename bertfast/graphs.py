@@ -36,7 +36,8 @@ ROWS, SEQUENCES, CELLS, KEYS, ENCODER, WORDS = range(6)
 
 MAKERS = ("embed_layer_norm", "add_layer_norm", "int8_linear")  # ops of a plan that can quantize what they make
 
-LINE = 16  # floats: places in the arena start on a cache line
+LINE = 32  # numbers: places in the arena start on a cache line
+PLANNED = (torch.float32, torch.bfloat16)  # a plan's ops are all of one of these
 
 
 class CannotRecordError(Exception):
@@ -72,7 +73,7 @@ def kind_of(call: Call) -> tuple[Any, ...] | None:
     if type(attention) is not Varlen or (cross is not None and type(cross) is not Varlen) or call.batch.blank is not None:
         return None
     weight = call.bert.embeddings.position_embeddings.weight
-    if weight.dtype is not torch.float32 or weight.device.type != "cpu":
+    if weight.dtype not in PLANNED or weight.device.type != "cpu":
         return None
     return (
         call.only_first(),
@@ -179,6 +180,7 @@ class Output:
 class Recorded:
     plan: Any
     outputs: list[Output]
+    dtype: torch.dtype
 
 
 def record(call: Call, plans: Plans, key: tuple[Any, ...]) -> dict[str, Logits]:
@@ -197,7 +199,8 @@ def record(call: Call, plans: Plans, key: tuple[Any, ...]) -> dict[str, Logits]:
 
 def replay(call: Call, recorded: Recorded) -> dict[str, Logits]:
     inputs, counts = inputs_of(call.batch), counts_of(call.batch)
-    outputs = {o.name: Logits(torch.empty(counts[o.rows], o.columns, dtype=torch.float32, device="cpu"), o.cells) for o in recorded.outputs}
+    dtype = recorded.dtype
+    outputs = {o.name: Logits(torch.empty(counts[o.rows], o.columns, dtype=dtype, device="cpu"), o.cells) for o in recorded.outputs}
     addresses = [0 if t is None else t.data_ptr() for t in inputs]
     addresses.extend(each.value.data_ptr() for each in outputs.values())
     recorded.plan.run(counts, addresses)
@@ -214,7 +217,8 @@ class StepPlan:
         self.model, self.run = model, run
         self.buffers = frozenset(t.data_ptr() for t in buffers)
         weight = model.bert.embeddings.position_embeddings.weight
-        self.recordable = weight.dtype is torch.float32 and weight.device.type == "cpu"
+        self.dtype = weight.dtype
+        self.recordable = self.dtype in PLANNED and weight.device.type == "cpu"
         self.plans: Plans | None = None  # those of the weights that were recorded
         self.recorded: Recorded | None = None
 
@@ -236,7 +240,7 @@ class StepPlan:
         ids = given["input_ids"]
         assert self.recorded is not None, "made together with self.plans"
         assert ids is not None, "a step reads tokens"
-        out = torch.empty(len(ids), self.recorded.outputs[0].columns)
+        out = torch.empty(len(ids), self.recorded.outputs[0].columns, dtype=self.dtype, device="cpu")
         counts = [len(out) if count == ROWS else 0 for count in range(WORDS + 1)]
         self.recorded.plan.run(counts, [*(0 if t is None else t.data_ptr() for t in inputs), out.data_ptr()])
         return out
@@ -438,7 +442,8 @@ class Recorder:
         """The plan. Raises CannotRecordError where something in the graph was no op."""
         if self.trouble is not None:
             raise CannotRecordError(self.trouble)
-        plan = _C.Plan()
+        dtype = next(iter(logits.values())).value.dtype
+        plan = _C.Plan(bfloat16=dtype is torch.bfloat16)
         outputs: list[Output] = []
         for name, each in logits.items():
             result = self.results.get(each.value.untyped_storage().data_ptr())
@@ -456,7 +461,7 @@ class Recorder:
             result.ref = (_C.REF_BUFFER, plan.add_buffer(result.rows, place, result.columns), 0)
         for op, operands in self.calls:
             getattr(plan, op)(**{name: self.resolved(value) for name, value in operands.items()})
-        return Recorded(plan, outputs)
+        return Recorded(plan, outputs, dtype)
 
     def resolved(self, value: Any) -> Any:
         if isinstance(value, list):

@@ -6,7 +6,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -86,20 +85,11 @@ void pack(Address x, int64_t rows, Address indices, Address out, int64_t tokens,
   run_op(cpu::PackOp{at<const char>(x), at<const int64_t>(indices), at<char>(out), tokens, row_bytes});
 }
 
-float rounded(float x, float) { return x; }
-
-cpu::bfloat16 rounded(float x, cpu::bfloat16) {  // to nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  if (x != x) return {0x7fc0};
-  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-
 template <class Number>
 void unpack(Address x, Address indices, int64_t tokens, Address out, int64_t rows, int64_t columns, float fill) {
   const bool ascending = cpu::check_indices(at<const int64_t>(indices), tokens, rows, "unpack");
   run_op(cpu::UnpackOpOf<Number>{at<const Number>(x), at<const int64_t>(indices), at<Number>(out), tokens, columns, rows,
-                                 rounded(fill, Number{}), ascending});
+                                 cpu::rounded(fill, Number{}), ascending});
 }
 
 }  // namespace

@@ -50,10 +50,11 @@ def op_by_op(monkeypatch):
     return call
 
 
+@pytest.mark.parametrize("dtype", graphs.PLANNED, ids=str)
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("name", HEADS)
-def test_a_replay_has_the_bits_of_the_ops(name, padded, op_by_op):
-    model = make(name)
+def test_a_replay_has_the_bits_of_the_ops(name, padded, dtype, op_by_op):
+    model = make(name).to(dtype)
     with torch.no_grad():
         model(**inputs(name, 1, 1, False))  # records the kind of batch without padding, from a single row
         model(**inputs(name, 3, 7, padded))
@@ -64,6 +65,7 @@ def test_a_replay_has_the_bits_of_the_ops(name, padded, op_by_op):
             for _ in range(2):
                 got = model(**arguments)
                 for key, value in op_by_op(model, **arguments).items():
+                    assert got[key].dtype == value.dtype, key
                     assert torch.equal(got[key], value), (key, B, S)
 
 
@@ -131,6 +133,19 @@ def test_what_no_op_does_is_not_recorded():
         [reason] = plans(model).values()
         assert "that no op made" in reason
         assert torch.equal(model(**arguments).last_hidden_state, first)
+
+
+@pytest.mark.parametrize("dtype", graphs.PLANNED, ids=str)
+def test_a_generation_replays_its_step(dtype, monkeypatch):
+    model = make("BertLMHeadModel", is_decoder=True, use_cache=True).to(dtype)
+    ids = inputs("BertLMHeadModel", 3, 5, False)["input_ids"]
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    made = []
+    monkeypatch.setattr(graphs, "Recorded", lambda *fields, kind=graphs.Recorded: made.append(kind(*fields)) or made[-1])
+    replayed = model.generate(ids, **options)
+    assert [recorded.dtype for recorded in made if recorded.outputs[0].name == "logits"] == [dtype]
+    monkeypatch.setattr(graphs.StepPlan, "__call__", lambda self, given: self.run(graphs.ops))
+    assert torch.equal(replayed, model.generate(ids, **options))
 
 
 @pytest.mark.parametrize(("name", "bad"), [("input_ids", 50), ("input_ids", -1), ("token_type_ids", 2), ("position_ids", 32)])

@@ -163,6 +163,15 @@ void UnpackOpOf<Number>::run(int64_t item) const {
   }
 }
 
+float rounded(float x, float) { return x; }
+
+bfloat16 rounded(float x, bfloat16) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return {0x7fc0};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
 bool check_indices(const int64_t* indices, int64_t count, int64_t rows, const char* op) {
   bool ascending = true;
   for (int64_t t = 0; t < count; ++t) {

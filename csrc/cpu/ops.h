@@ -102,6 +102,10 @@ using LinearOp = LinearOpOf<float>;
 using AttentionOp = AttentionOpOf<float>;
 using UnpackOp = UnpackOpOf<float>;
 
+// x as a number of the second's type, to nearest, ties to even.
+float rounded(float x, float);
+bfloat16 rounded(float x, bfloat16);
+
 // Throws std::invalid_argument unless every index is in [0, rows). Returns whether they ascend.
 bool check_indices(const int64_t* indices, int64_t count, int64_t rows, const char* op);
 

@@ -19,7 +19,7 @@ struct Ref {
   enum class Kind : int { none, constant, slot, buffer };
   Kind kind = Kind::none;
   int64_t value = 0;   // an address, or the index of a slot or a buffer
-  int64_t column = 0;  // floats from the start of the row
+  int64_t column = 0;  // numbers from the start of the row
 };
 
 struct Buffer {
@@ -111,8 +111,10 @@ struct AttendCache {
 
 using Node = std::variant<Embed, AddLayerNorm, Linear, Int8Rows, Int8Linear, Attend, Pack, Unpack, WriteCache, AttendCache>;
 
+// Of float, or of bfloat16 throughout (then without the ops of int8).
 class Plan {
  public:
+  explicit Plan(bool bfloat16 = false) : bfloat16_(bfloat16) {}
   int64_t add_buffer(const Buffer& buffer);
   void add(Node node) { nodes_.push_back(std::move(node)); }
   int64_t size() const { return static_cast<int64_t>(nodes_.size()); }
@@ -122,6 +124,10 @@ class Plan {
   void run(const std::vector<int64_t>& counts, const std::vector<Address>& slots) const;
 
  private:
+  template <class Number>
+  void run_as(const std::vector<int64_t>& counts, const std::vector<Address>& slots) const;
+
+  bool bfloat16_;
   std::vector<Buffer> buffers_;
   std::vector<int64_t> arena_columns_;  // by row count
   std::vector<Node> nodes_;
