@@ -67,51 +67,54 @@ void broadcast_rows(int64_t count, const float* x, int64_t x_stride, const float
   int64_t c = 0;
   for (; c + 4 * Vec::width <= columns; c += 4 * Vec::width)
     broadcast_tile<rows, 4>(x, x_stride, right + c, right_stride, out + c, out_stride, depth, add);
-  for (; c < columns; c += Vec::width) broadcast_tile<rows, 1>(x, x_stride, right + c, right_stride, out + c, out_stride, depth, add);
+  switch ((columns - c) / Vec::width) {
+    case 3:
+      return broadcast_tile<rows, 3>(x, x_stride, right + c, right_stride, out + c, out_stride, depth, add);
+    case 2:
+      return broadcast_tile<rows, 2>(x, x_stride, right + c, right_stride, out + c, out_stride, depth, add);
+    case 1:
+      return broadcast_tile<rows, 1>(x, x_stride, right + c, right_stride, out + c, out_stride, depth, add);
+  }
 }
 
 inline int64_t padded_to_vec(int64_t n) { return (n + Vec::width - 1) / Vec::width * Vec::width; }
 
-inline float widen(float x) { return x; }
-inline float widen(bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float wide;
-  __builtin_memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
 template <class Number>
 void load_keys(const AttentionTile& tile, const Number* k, int64_t k_stride, const Number* v, int64_t v_stride, int64_t count) {
-  const int64_t columns = padded_to_vec(count);
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t d = 0; d < tile.head_size; ++d) tile.keys[d * attention_keys + j] = widen(k[j * k_stride + d]);
-  for (int64_t d = 0; d < tile.head_size; ++d)
-    for (int64_t j = count; j < columns; ++j) tile.keys[d * attention_keys + j] = 0.0f;
+  constexpr int64_t W = Vec::width;
+  for (int64_t j0 = 0; j0 < count; j0 += W)
+    for_each_block(tile.head_size, [&](int64_t d, int64_t lanes) {
+      Vec block[W];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < W; ++i) block[i] = j0 + i < count ? Vec::load(k + (j0 + i) * k_stride + d, lanes) : Vec::all(0.0f);
+      Vec::transpose(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < W; ++i)
+        if (i < lanes) block[i].store(tile.keys + (d + i) * attention_keys + j0);
+    });
   for (int64_t j = 0; j < count; ++j)
     for_each_block(tile.head_size,
                    [&](int64_t d, int64_t lanes) { Vec::load(v + j * v_stride + d, lanes).store(tile.values + j * tile.padded + d); });
 }
 
-// Turns a row of scores into exp(score * scale - maximum), 0 beyond the first `seen`; returns what the sums so far must
-// be multiplied by.
+// Turns a row of scores into 2^(score * scale - maximum), 0 beyond the first `seen`; returns what the sums so far must be multiplied by.
 inline float soften(float* scores, int64_t seen, int64_t columns, float scale, float* maximum, float* total) {
   Vec highest = Vec::all(-INFINITY);
   for_each_block(seen, [&](int64_t j, int64_t lanes) {
     Vec score = Vec::load(scores + j) * Vec::all(scale);
-    score.store(scores + j);
     if (lanes != Vec::width) score = score.keep(lanes, Vec::all(-INFINITY));
     highest = max(highest, score);
   });
   const float before = *maximum, now = highest.largest() > before ? highest.largest() : before;
   Vec sum = Vec::all(0.0f);
   for_each_block(seen, [&](int64_t j, int64_t lanes) {
-    Vec weight = exp(Vec::load(scores + j) - Vec::all(now));
+    Vec weight = exp2_below(multiply_add(Vec::load(scores + j), Vec::all(scale), Vec::all(-now)));
     if (lanes != Vec::width) weight = weight.keep(lanes, Vec::all(0.0f));
     weight.store(scores + j);
     sum = sum + weight;
   });
   for (int64_t j = padded_to_vec(seen); j < columns; j += Vec::width) Vec::all(0.0f).store(scores + j);
-  const float shrink = before == -INFINITY ? 0.0f : expf(before - now);
+  const float shrink = before == -INFINITY ? 0.0f : exp2f(before - now);
   *maximum = now;
   *total = *total * shrink + sum.sum();
   return shrink;
@@ -153,6 +156,7 @@ void attention(const AttentionOf<Number>& op, int64_t sequence, int64_t head, in
     q = tile.queries;
     q_stride = tile.padded;
   }
+  const float scale = op.scale * 1.44269504f;  // of powers of two
   const int64_t most = seen_by(rows - 1);
   for (int64_t at = 0; at < most; at += attention_keys) {
     const int64_t count = at + attention_keys < most ? attention_keys : most - at, columns = padded_to_vec(count);
@@ -170,7 +174,7 @@ void attention(const AttentionOf<Number>& op, int64_t sequence, int64_t head, in
           for (int64_t j = 0; j < columns; j += Vec::width) Vec::all(0.0f).store(scores + j);
           continue;
         }
-        const Vec shrink = Vec::all(soften(scores, seen, columns, op.scale, tile.maximum + m, tile.total + m));
+        const Vec shrink = Vec::all(soften(scores, seen, columns, scale, tile.maximum + m, tile.total + m));
         float* sums = tile.sums + m * tile.padded;
         if (at != 0)
           for (int64_t d = 0; d < tile.padded; d += Vec::width) (Vec::load(sums + d) * shrink).store(sums + d);

@@ -29,6 +29,14 @@ inline Vec exp(Vec x) {
   return where_less(x, Vec::all(-87.33654f), Vec::all(0.0f), times_power_of_two(tail + Vec::all(1.0f), n));
 }
 
+// 2^x for x of at most about 0, as a softmax asks for; NaN stays NaN.
+inline Vec exp2_below(Vec x) {
+  x = max(Vec::all(Vec::least_power), x);
+  const Vec n = round(x);
+  constexpr float c[] = {1.0f, 0.69314718f, 0.24022646f, 0.055503286f, 0.0096184891f, 0.0013399931f, 0.00015345812f};  // 2e-9
+  return times_power_of_two(polynomial(x - n, c), n);
+}
+
 inline Vec sigmoid(Vec x) { return Vec::all(1.0f) / (Vec::all(1.0f) + exp(Vec::all(0.0f) - x)); }
 
 // x Phi(x), Phi the normal distribution: Phi(-|x|) = exp(-x^2 / 2) R(|x|) with R smooth, so that the negative tail keeps

@@ -35,6 +35,7 @@ struct Vec {
   static constexpr int64_t width = 16;
   static constexpr int64_t tile_rows = 6;  // 6 x 4 sums, 4 columns and a row: 29 of 32 registers
   static constexpr int64_t tall_rows = 8, tall_cols = 3;
+  static constexpr float least_power = -160.0f;   // of two that times_power_of_two takes; gives 0
   static constexpr bool room_to_prefetch = true;  // 24 multiply-adds hide 10 loads and a few prefetches
   __m512 v;
 
@@ -76,6 +77,32 @@ struct Vec {
     const __m256 all = _mm256_hadd_ps(ab, cd);
     return Quad(_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
+  // Lane i of vector j and lane j of vector i change places.
+  static void transpose(Vec (&r)[16]) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) {
+      a[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+      a[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + 2 + j]);
+        b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));  // columns 2 j and 2 j + 1 of every four
+        b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+      }
+#pragma GCC unroll 16
+    for (int j = 0; j < 4; ++j) {
+      const __m512 even = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+      const __m512 even2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88), odd2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+      r[j].v = _mm512_shuffle_f32x4(even, even2, 0x88);
+      r[8 + j].v = _mm512_shuffle_f32x4(even, even2, 0xdd);
+      r[4 + j].v = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+      r[12 + j].v = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+    }
+  }
 };
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -96,6 +123,7 @@ struct Vec {
   static constexpr int64_t width = 8;
   static constexpr int64_t tile_rows = 3;  // 3 x 4 sums, 4 columns: all 16 registers
   static constexpr int64_t tall_rows = 4, tall_cols = 3;
+  static constexpr float least_power = -127.0f;    // of two that times_power_of_two takes; gives 0
   static constexpr bool room_to_prefetch = false;  // 12 multiply-adds barely hide 7 loads
   __m256 v;
 
@@ -157,6 +185,28 @@ struct Vec {
     const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(v[0].v, v[1].v), _mm256_hadd_ps(v[2].v, v[3].v));
     return Quad(_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
+  // Lane i of vector j and lane j of vector i change places.
+  static void transpose(Vec (&r)[8]) {
+    __m256 a[8], b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+      a[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const __m256d low = _mm256_castps_pd(a[i + j]), high = _mm256_castps_pd(a[i + 2 + j]);
+        b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));  // columns 2 j and 2 j + 1 of every four
+        b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+      }
+#pragma GCC unroll 8
+    for (int j = 0; j < 4; ++j) {
+      r[j].v = _mm256_permute2f128_ps(b[j], b[4 + j], 0x20);
+      r[4 + j].v = _mm256_permute2f128_ps(b[j], b[4 + j], 0x31);
+    }
+  }
 };
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -181,6 +231,7 @@ struct Vec {
   static constexpr int64_t width = 4;
   static constexpr int64_t tile_rows = 2;
   static constexpr int64_t tall_rows = 2, tall_cols = 4;
+  static constexpr float least_power = -127.0f;  // of two that times_power_of_two takes; gives 0
   static constexpr bool room_to_prefetch = false;
   typedef float Lanes __attribute__((vector_size(16)));
   typedef int32_t Ints __attribute__((vector_size(16)));
@@ -225,6 +276,11 @@ struct Vec {
     return a > b ? a : b;
   }
   static Quad sums(const Vec (&v)[4]) { return Quad{v[0].sum(), v[1].sum(), v[2].sum(), v[3].sum()}; }
+  // Lane i of vector j and lane j of vector i change places.
+  static void transpose(Vec (&r)[4]) {
+    const Vec was[4] = {r[0], r[1], r[2], r[3]};
+    for (int i = 0; i < 4; ++i) r[i].v = Lanes{was[0].v[i], was[1].v[i], was[2].v[i], was[3].v[i]};
+  }
 };
 inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
