@@ -31,7 +31,7 @@ LAYERS = [
     ["bertfast.model"],
     ["bertfast.attention", "bertfast.fp8"],
     ["bertfast.quantized"],
-    ["bertfast.planner", "bertfast.threads", "bertfast.pooling", "bertfast.sentence_folder"],
+    ["bertfast.planner", "bertfast.threads", "bertfast.pooling", "bertfast.sentence_folder", "bertfast.settings"],
     ["bertfast.ops"],
     ["bertfast.ops.cpu", "bertfast.ops.cuda"],
     ["bertfast.ops.reference", "bertfast._C", "bertfast.kernels"],
