@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,9 @@ def test_an_older_result_stays_until_the_new_one_is_complete(small_dir, text_fil
 def test_interrupt_from_outside(small_dir, tmp_path):
     """Ctrl-C while the next lines are awaited: what was finished is in the file, and the exit says interrupted."""
     command = [sys.executable, "-m", "bertfast", "embed", "-", "-m", small_dir, "-o", tmp_path / "out.npy", "--max-tokens", "1"]
-    process = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Not ignored, as what a shell runs in the background inherits it.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen)
     try:
         rows = tasks.TOKENIZE_TEXTS  # one chunk, with a budget this small
         process.stdin.write(b"a text\n" * rows)
