@@ -14,9 +14,12 @@
 namespace bertfast::cpu::BERTFAST_ISA_NAME {
 namespace {
 
-constexpr int64_t tile_cols = 4;                   // at most: Vec::sums adds up four vectors at once
-constexpr int64_t block_cols = 96;                 // columns of weight that stay in L2 while all rows pass
-constexpr int64_t block_depth = 768;               // k at a time, of float: a tile's rows of x and weight stay in L1
+constexpr int64_t tile_cols = 4;    // at most: Vec::sums adds up four vectors at once
+constexpr int64_t block_cols = 96;  // columns of weight that stay in L2 while all rows pass
+
+// k at a time, of float: a tile's rows of x and weight stay in L1. Of narrow vectors fewer: long sums in few lanes lose digits.
+constexpr int64_t block_depth = Vec::width < 8 ? 256 : 768;
+
 constexpr int64_t few_rows = 48;                   // up to here a column's rows of x stay in cache, and weights come from memory
 constexpr int64_t wide_stride = block_depth + 16;  // a cache line more than the depth: rows start in different sets
 constexpr int64_t linear_scratch = linear_rows * block_cols + few_rows * wide_stride;  // floats: bfloat16's sums, and x widened
