@@ -39,7 +39,7 @@ def run(
     add: Annotated[bool, typer.Option("--add", help="keep what OUT already holds of other workloads")] = False,
     cache: Annotated[Path | None, typer.Option(help="where weights and converted models are kept")] = None,
 ) -> None:
-    """Check, time and show; without options the quick selection (under 3 minutes on 2 cores)."""
+    """Check, time and show; without options the quick selection (three to four minutes on 2 cores, with models converted before)."""
     if context.invoked_subcommand is not None:
         return
     try:

@@ -14,6 +14,7 @@ _SHOWN = (
     "minilm/1x128",
     "minilm/8x128",
     "minilm/padded32",
+    "minilm/embed200",
     "minilm/embed2000",
     "bert-base/1x16",
     "bert-base/1x128",
