@@ -151,3 +151,5 @@ def register() -> None:
             mapping = getattr(auto, "_model_mapping", None)
             if mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
                 auto.register(BertConfig, ours, exist_ok=True)
+                if mapping[BertConfig] is not ours:  # transformers 5.17 passes over configs of its own without a word
+                    mapping._extra_content[BertConfig] = ours
