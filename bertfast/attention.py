@@ -25,7 +25,7 @@ def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:
 @lru_cache(maxsize=64)
 def uniform_first_rows(B: int, S: int, device: torch.device) -> Tensor:  # [B] int64
     with torch.inference_mode(False):
-        return torch.arange(B, device=device) * S
+        return uniform_cu_seqlens(B, S, device)[:-1].long()
 
 
 class Attention(Protocol):

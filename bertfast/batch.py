@@ -17,7 +17,7 @@ from torch import Tensor
 from bertfast import _C, ops
 from bertfast.attention import Attention, Masked, Varlen, uniform_cu_seqlens, uniform_first_rows
 from bertfast.model import Rows
-from bertfast.settings import setting
+from bertfast.settings import is_causal, setting
 
 Arguments = Mapping[str, Any]
 
@@ -126,7 +126,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
     device, dtype = weight.device, weight.dtype
     ids, words, B, S = read_input(arguments, embeddings, config)
     mask = arguments.get("attention_mask")
-    causal = bool(setting(config, "is_decoder")) and setting(config, "is_causal", True)
+    causal = is_causal(config)
     eager = setting(config, "_attn_implementation") == "eager"  # its rows that see nothing attend everywhere; sdpa's give zeros
     head_masks = read_head_mask(arguments.get("head_mask"), config, device, dtype)
     plain = needs.probabilities or needs.differentiable or head_masks is not None

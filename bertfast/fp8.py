@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.quantized import RELOAD, Quantized
+from bertfast.quantized import RELOAD, Quantized, without_derivative
 
 LEAST_CAPABILITY = (8, 9)
 LARGEST = 448.0  # of float8_e4m3fn
@@ -77,9 +77,7 @@ class Fp8Linear(Quantized):
         """What bertfast.model.linear does for layers of this kind. x: rows as a tensor or, from an activation, already in float8; with
         an activation, the result is in float8."""
         inputs = [x] if isinstance(x, Tensor) else []
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, *(m.bias for m in layers))):
-            return _NoDerivative.apply(lambda: _product(x, layers, activation), *inputs, *(m.bias for m in layers))  # type: ignore[no-untyped-call]
-        return _product(x, layers, activation)
+        return without_derivative("fp8", lambda: _product(x, layers, activation), *inputs, *(m.bias for m in layers))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, groups={self.by_group}"
@@ -107,24 +105,6 @@ class Fp8LayerNorm(nn.LayerNorm):
         from bertfast.ops import cuda
 
         return cuda.fp8_add_layer_norm(x, residual, self.weight, self.bias, self.eps)
-
-
-class _NoDerivative(torch.autograd.Function):
-    """A result that has no derivative, and says so when one is asked for."""
-
-    @staticmethod
-    def forward(run: Callable[[], Any], *inputs: Tensor | None) -> Any:
-        return run()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            f"backward through an fp8 layer: rounding has no derivative, so a quantized model cannot be trained. To train, {RELOAD}"
-        )
 
 
 def capability(device: torch.device) -> tuple[int, int] | None:

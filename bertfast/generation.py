@@ -28,6 +28,7 @@ from bertfast.cached import Ranges, Write
 from bertfast.graphs import StepPlan
 from bertfast.heads import predictions
 from bertfast.model import Rows, encode
+from bertfast.settings import is_causal
 
 # Processors that treat each row by itself: rows that have ended may be missing from their batch.
 ROW_BY_ROW = frozenset(
@@ -81,7 +82,7 @@ def reason_for_their_loop(model: Any, own: type, input_ids: Tensor, config: Any,
         return reason
     if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]
         return "hooks on the model, or a forward of a subclass"
-    if not model.config.is_decoder or not getattr(model.config, "is_causal", True):
+    if not is_causal(model.config):
         return "the model is no causal decoder"
     if synced_gpus or config.is_assistant or config.prefill_chunk_size is not None or config.compile_config is not None:
         return "an option that ours does not have (synced_gpus, an assistant, chunked prefill, compilation)"

@@ -286,11 +286,8 @@ def reason_against(call: Call) -> str | None:
     """Why this call runs as plain launches; None where a graph can hold it."""
     rows = call.batch.rows
     attention = rows.attention
-    weight = call.bert.embeddings.position_embeddings.weight
-    if not ops.has_kernels(weight.device, weight.dtype):
-        return f"{weight.dtype} runs on the plain definitions"
-    if os.environ.get("BERTFAST_CUDA_GRAPHS") == "0":
-        return "BERTFAST_CUDA_GRAPHS=0"
+    if (reason := reason_against_model(call.bert)) is not None:
+        return reason
     if type(attention) is not Varlen or call.batch.blank is not None:
         return "attention under a mask, or on a KV cache"
     if rows.cross_attention is not None:
@@ -303,10 +300,19 @@ def reason_against(call: Call) -> str | None:
         return "an empty batch"
     if rows.input_ids.shape[0] > MOST_ROWS:
         return f"more than {MOST_ROWS} rows: their work hides the launches"
-    config = call.bert.config
+    return None
+
+
+def reason_against_model(bert: Any) -> str | None:
+    """Why nothing of this BERT can be recorded now, whatever it is called with."""
+    config, weight = bert.config, bert.embeddings.position_embeddings.weight
+    if not ops.has_kernels(weight.device, weight.dtype):
+        return f"{weight.dtype} runs on the plain definitions"
+    if os.environ.get("BERTFAST_CUDA_GRAPHS") == "0":
+        return "BERTFAST_CUDA_GRAPHS=0"
     if config.hidden_size > 8192 or config.hidden_size > 128 * config.num_attention_heads:
         return "a hidden size above 8192 or a head size above 128 runs on the plain definitions"
-    if rows.input_ids.is_cuda and torch.cuda.is_current_stream_capturing():
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
         return "the caller records a CUDA graph of its own"
     return None
 

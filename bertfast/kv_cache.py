@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, StaticCache, StaticLayer
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from bertfast.settings import is_causal
+
 # transformers renamed past_key_values to cache in 5.24, in signatures and outputs; both are read here, this one is written.
 FIELD = next(name for name in ("cache", "past_key_values") if name in {f.name for f in fields(CausalLMOutputWithCrossAttentions)})
 NAMES = ("cache", "past_key_values")
@@ -124,7 +126,7 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
 
 def reason_to_leave(cache: Any, config: Any) -> str | None:
     """Why a call with this cache takes transformers' forward; None where our graph can work on it."""
-    if not config.is_decoder or not getattr(config, "is_causal", True):
+    if not is_causal(config):
         return "a cache was handed to a model that is not a causal decoder"
     parts = [cache.self_attention_cache, cache.cross_attention_cache] if type(cache) is EncoderDecoderCache else [cache]
     for part in parts:

@@ -146,10 +146,8 @@ class Int8Linear(Quantized):
     def project(x: Tensor, layers: Sequence["Int8Linear"], O: Any, activation: str | None = None) -> Tensor:  # [R, K] -> [R, sum F]
         """What bertfast.model.linear does for layers of this kind."""
         weights, biases = [layer.weights() for layer in layers], [layer.bias for layer in layers]
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *biases)):
-            out: Tensor = _NoDerivative.apply(lambda: O.int8_linear(x, weights, biases, activation), x, *biases)  # type: ignore[no-untyped-call]
-            return out
-        return O.int8_linear(x, weights, biases, activation)
+        out: Tensor = without_derivative("int8", lambda: O.int8_linear(x, weights, biases, activation), x, *biases)
+        return out
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -199,21 +197,27 @@ class Int8Embedding(Quantized):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-class _NoDerivative(torch.autograd.Function):
-    """A result that has no derivative, and says so when one is asked for."""
+def without_derivative(scheme: str, run: Callable[[], Any], *inputs: Tensor | None) -> Any:
+    """run(), which reads `inputs`; where one of them requires grad, a result whose backward says that there is none."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return _NoDerivative.apply(scheme, run, *inputs)  # type: ignore[no-untyped-call]  # torch's own
+    return run()
 
+
+class _NoDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(run: Callable[[], Tensor], *inputs: Tensor | None) -> Tensor:
+    def forward(scheme: str, run: Callable[[], Any], *inputs: Tensor | None) -> Any:
         return run()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.scheme = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            f"backward through an int8 layer: rounding has no derivative, so a quantized model cannot be trained. To train, {RELOAD}"
+            f"backward through an {ctx.scheme} layer: rounding has no derivative, so a quantized model cannot be trained. "
+            f"To train, {RELOAD}"
         )
 
 

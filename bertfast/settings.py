@@ -17,3 +17,8 @@ def setting(config: Any, name: str, default: Any = _MISSING) -> Any:
     if found is not _MISSING:
         return found
     return getattr(config, name) if default is _MISSING else getattr(type(config), name, default)
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a BERT of this config is a decoder whose tokens see the ones before them alone."""
+    return bool(setting(config, "is_decoder")) and bool(setting(config, "is_causal", True))

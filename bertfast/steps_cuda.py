@@ -6,8 +6,7 @@ are the same at every step, so they are recorded once; what differs lies in buff
 
 A graph holds addresses, so the KV cache has to stay where it is. A model keeps the one of its last generation (rounded up, for as long as
 nothing larger is asked for), and with it the graphs, which count among those of bertfast.graphs_cuda; they go when the model goes or its
-weights move. Sequences that have ended leave when
-the rest fits the next smaller size, so that a batch needs few sizes.
+weights move. Sequences that have ended leave when the rest fits the next smaller size, so that a batch needs few sizes.
 
 Shape letters: A sequences in a step, N heads, C cells of a cache row, D head size, V vocabulary.
 """
@@ -15,7 +14,6 @@ Shape letters: A sequences in a step, N heads, C cells of a cache row, D head si
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +43,7 @@ def covers(model: Any) -> bool:
     weight = model.bert.embeddings.position_embeddings.weight
     if not on_gpu(weight):
         return False
-    reason = reason_against(model, weight)
+    reason = graphs_cuda.reason_against_model(model.bert)
     if reason is not None:
         graphs_cuda.count(reason)
     return reason is None
@@ -53,20 +51,6 @@ def covers(model: Any) -> bool:
 
 def on_gpu(t: Tensor) -> bool:
     return t.is_cuda
-
-
-def reason_against(model: Any, weight: Tensor) -> str | None:
-    """Why a generation runs as plain launches; None where its steps can be recorded."""
-    config = model.config
-    if not ops.has_kernels(weight.device, weight.dtype):
-        return f"{weight.dtype} runs on the plain definitions"
-    if os.environ.get("BERTFAST_CUDA_GRAPHS") == "0":
-        return "BERTFAST_CUDA_GRAPHS=0"
-    if config.hidden_size > 8192 or config.hidden_size > 128 * config.num_attention_heads:
-        return "a hidden size above 8192 or a head size above 128 runs on the plain definitions"
-    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-        return "the caller records a CUDA graph of its own"
-    return None
 
 
 class Steps:

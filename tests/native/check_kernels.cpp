@@ -102,12 +102,6 @@ void check_linear() {
     }
 }
 
-cpu::bfloat16 round_to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-
 float widen(cpu::bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float wide;
@@ -123,7 +117,7 @@ void check_linear_bfloat16() {
     Floats* wide[] = {&x, &weight, &bias};
     for (int i = 0; i < 3; ++i)
       for (float& v : *wide[i]) {
-        narrow[i].push_back(round_to_bfloat16(v));
+        narrow[i].push_back(cpu::rounded(v, cpu::bfloat16{}));
         v = widen(narrow[i].back());
       }
     run_op(cpu::LinearOpOf<cpu::bfloat16>(
@@ -131,7 +125,8 @@ void check_linear_bfloat16() {
         num_threads()));
     Floats actual, yardstick;
     for (const cpu::bfloat16 v : out) actual.push_back(widen(v));
-    for (const float v : define_linear<float>(x, weight, bias, M, K, N, false)) yardstick.push_back(widen(round_to_bfloat16(v)));
+    for (const float v : define_linear<float>(x, weight, bias, M, K, N, false))
+      yardstick.push_back(widen(cpu::rounded(v, cpu::bfloat16{})));
     compare("linear of bfloat16", actual, yardstick, define_linear<double>(x, weight, bias, M, K, N, false), 1.0 / 128);
   }
 }
