@@ -133,7 +133,7 @@ void linear_few(const LinearPass<X, W>& at) {
   }
 }
 
-// Rows that lie a multiple of 4 KiB apart fall into one set of L1 and push each other out. Few of them are copied to `room`.
+// Rows that lie a multiple of 4 KiB apart fall into one set of L1 and push each other out. At most few_rows are copied to `room`.
 template <class X, class W>
 LinearPass<X, W> apart(const LinearPass<X, W>& at, X* room) {
   constexpr int64_t size = sizeof(X), stride = wide_stride * static_cast<int64_t>(sizeof(float)) / size;
@@ -145,16 +145,39 @@ LinearPass<X, W> apart(const LinearPass<X, W>& at, X* room) {
   return copied;
 }
 
-// Many rows: all columns of the block for one tile's rows, which stay in L1, then the next tile's.
 template <class X, class W>
-void linear_many(const LinearPass<X, W>& at) {
-  const int64_t tiles = (at.rows + Wide::rows - 1) / Wide::rows;
-  for (int64_t tile = 0; tile < tiles; ++tile)  // of nearly the same height
-    for (int64_t n = 0; n < at.cols; n += Wide::cols) {
-      const int64_t end = n + Wide::cols < at.cols ? n + Wide::cols : at.cols, left = at.cols - end;
+LinearPass<X, W> some_rows(const LinearPass<X, W>& at, int64_t row, int64_t end) {
+  LinearPass<X, W> some = at;
+  some.x += row * at.x_stride;
+  some.out += row * at.out_stride;
+  some.rows = end - row;
+  return some;
+}
+
+// Fetches a part of each row of x into L2, the part'th of `parts`.
+template <class X, class W>
+void fetch_rows(const LinearPass<X, W>& at, int64_t part, int64_t parts) {
+  const int64_t first = at.depth * part / parts, last = at.depth * (part + 1) / parts;
+  for (int64_t m = 0; m < at.rows; ++m)
+    for (int64_t k = first; k < last; k += 64 / sizeof(X)) __builtin_prefetch(at.x + m * at.x_stride + k, 0, 2);
+}
+
+// Many rows: all columns of the block for one tile's rows, which stay in L1, then the next tile's. Rows that collide are copied as they
+// come, and nothing would hide their way from memory then: they are fetched while the tile before them is computed.
+template <class X, class W>
+void linear_many(const LinearPass<X, W>& all, X* room) {
+  const int64_t tiles = (all.rows + Wide::rows - 1) / Wide::rows, steps = (all.cols + Wide::cols - 1) / Wide::cols;
+  const auto first = [&](int64_t tile) { return all.rows * tile / tiles; };  // tiles of nearly the same height
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const LinearPass<X, W> at = apart(some_rows(all, first(tile), first(tile + 1)), room);
+    const LinearPass<X, W> soon = some_rows(all, first(tile + 1), tile + 1 < tiles ? first(tile + 2) : all.rows);
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t n = step * Wide::cols, end = n + Wide::cols < at.cols ? n + Wide::cols : at.cols, left = at.cols - end;
+      if (at.x == room) fetch_rows(soon, step, steps);
       const Ahead<W> next = {at.weight + end * at.weight_stride, left < Wide::cols ? left : Wide::cols};
-      linear_corner<Wide, Vec::room_to_prefetch>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end, next);
+      linear_corner<Wide, Vec::room_to_prefetch>(at, 0, at.rows, n, end, next);
     }
+  }
 }
 
 // room: for few_rows rows of x, each as long as wide_stride floats.
@@ -165,7 +188,7 @@ void linear_pass(const LinearPass<X, W>& at, X* room) {
   else if (at.rows <= few_rows)
     linear_few<Wide>(apart(at, room));
   else
-    linear_many(at);
+    linear_many(at, room);
 }
 
 // The same with the rows of x widened first, at most few_rows at a time.
