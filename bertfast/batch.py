@@ -86,6 +86,15 @@ class Packing:
     first_column_kept: bool
 
 
+def nothing_padded(mask: Tensor) -> bool:
+    """Whether a mask [B, S] on the CPU, of one of _MASK_KINDS, is known to have no 0: one whose rows have gaps has to be copied first."""
+    kind, (B, S) = _MASK_KINDS.get(mask.dtype), mask.shape
+    row, column = mask.stride()
+    if kind is None or (column != 1 and S > 1):
+        return False
+    return _C.mask_is_full(mask.data_ptr(), kind, B, S, row)
+
+
 def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
     """mask: [B, S], any number type; every value but 0 is a real token, as in transformers. None: nothing is padded. The answer lies
     on `device`; a mask that lies there too is waited for, once."""
@@ -95,7 +104,7 @@ def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
     if host.shape[1] and host.stride(1) != 1:
         host = host.contiguous()
     B, S = host.shape
-    if _C.mask_is_full(host.data_ptr(), _MASK_KINDS[host.dtype], B, S, host.stride(0)):
+    if nothing_padded(host):
         return None
     # The device by name: torch.set_default_device may say another.
     cu_seqlens = torch.empty(B + 1, dtype=torch.int32, device="cpu")

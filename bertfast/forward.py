@@ -1,13 +1,15 @@
 """One call of a public class: read what is asked for, take the road, give back transformers' output."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bertfast import gradients, graphs, kv_cache, ops, roads
+from bertfast import gradients, graphs, kv_cache, ops, repeats, roads
 from bertfast.attention import probabilities_of
 from bertfast.batch import Needs, PackedBatch, make_batch
 from bertfast.cached import make_cached_batch, open_cache
@@ -18,7 +20,7 @@ from bertfast.settings import setting
 
 Arguments = dict[str, Any]
 
-FIELDS = {head.output: {field.name for field in fields(head.output)} for head in HEADS.values()}
+FIELDS = {head.output: tuple(field.name for field in fields(head.output)) for head in HEADS.values()}  # in order
 
 
 def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
@@ -45,27 +47,77 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments, cached: bo
     hidden, attentions = (arguments.get(name, setting(config, name, False)) for name in ("output_hidden_states", "output_attentions"))
     inputs = flatten_choices(arguments) if head.choices else arguments
     inspected = bool(hidden) or bool(attentions) or inputs.get("head_mask") is not None
-    differentiated = torch.is_grad_enabled() and roads.guard_of(model).wants_gradient(inputs)
-    differentiable = differentiated and inspected
-    call = Call(model, head, arguments, inputs, bool(hidden), bool(attentions), differentiable, cached)
-    if not differentiated or inspected:
-        with torch.set_grad_enabled(differentiated):
-            tensors = call.finished(call.run())
+    recording = torch.is_grad_enabled()
+    differentiated = recording and roads.guard_of(model).wants_gradient(inputs)
+    call = None
+    if inspected or cached:
+        call = Call(model, head, inputs, bool(hidden), bool(attentions), differentiated and inspected, cached)
+    if differentiated and not inspected:
+        tensors = recomputed(model, base, head, arguments, inputs, call)
     else:
-        tensors = call.run_recomputed(base)
+        with torch.no_grad() if recording and not differentiated else nullcontext():
+            tensors = plain_outputs(model, head, inputs)[0] if call is None else call.outputs()
     loss = head.loss(model, tensors, inputs)
-    return make_output(call, tensors, loss, hidden, bool(attentions), return_dict(arguments, config))
+    return make_output(model, head, call, tensors, loss, hidden, bool(attentions), return_dict(arguments, config))
+
+
+def plain_outputs(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], "Call | None"]:
+    """The outputs of a call of which nothing else is wanted, in the shapes that transformers returns; and how it was computed: None
+    where an earlier call was repeated, which had no padding."""
+    key = repeats.key_of(inputs, getattr(model, "bert", model).config)
+    repeat = repeats.find(roads.guard_of(model).plans, key)
+    if repeat is not None:
+        tensors = repeat(inputs)
+        return (tensors if head.finish is None else head.finish(tensors, inputs)), None
+    call = Call(model, head, inputs)
+    tensors = call.outputs()
+    if key is not None:
+        repeats.keep(call, key)
+    return tensors, call
+
+
+def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: Arguments, call: "Call | None") -> dict[str, Tensor]:
+    """The fast forward as one autograd node; its backward differentiates transformers' forward. call: where there is one already."""
+    names: list[str] = []
+    blanks: list[Tensor | None] = []
+    cache = None if call is None else call.cache
+
+    def run() -> list[Tensor]:
+        tensors, ran = plain_outputs(model, head, inputs) if call is None else (call.outputs(), call)
+        names.extend(tensors)
+        blanks.extend([None] * len(tensors) if ran is None else ran.blanks(tensors))
+        return list(tensors.values())
+
+    def recompute() -> list[Tensor]:
+        if cache is not None and cache.past:
+            raise RuntimeError(
+                "backward through a step on a KV cache: what the cache holds was computed without gradients; "
+                "pass the whole sequence at once, with use_cache=False"
+            )
+        unlabelled = {k: v for k, v in arguments.items() if k not in NOT_RECOMPUTED}
+        if cache is not None:
+            unlabelled["use_cache"] = False
+        with roads.reference_only():
+            outputs = base.forward(model, **{**unlabelled, "return_dict": True})
+        # What came back as a fill was a constant: no gradient passes there.
+        return [
+            outputs[name] if blank is None else outputs[name].masked_fill(expand(blank, outputs[name]), 0.0)
+            for name, blank in zip(names, blanks, strict=True)
+        ]
+
+    tensors = gradients.recomputed(run, recompute, roads.guard_of(model).differentiable_inputs(inputs))
+    return dict(zip(names, tensors, strict=True))
 
 
 class Call:
     """One forward on our own graph."""
 
     def __init__(
-        self, model: Any, head: Head, arguments: Arguments, inputs: Arguments, hidden: bool, attentions: bool, differentiable: bool,
-        cached: bool,
+        self, model: Any, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
+        cached: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.head = model, head
-        self.arguments, self.inputs = arguments, inputs  # as the caller passed them; with the choices of a question laid out as a batch
+        self.inputs = inputs  # as the caller passed them, the choices of a question laid out as a batch
         self.bert = getattr(model, "bert", model)
         self.O = reference if differentiable else ops
         self.trace = Trace(hidden_states=[]) if hidden else None
@@ -104,45 +156,17 @@ class Call:
         keep = self.inputs.get("logits_to_keep", 0)
         return self.O is ops and self.trace is None and isinstance(keep, int) and keep == 0
 
-    def finished(self, logits: dict[str, Logits]) -> dict[str, Tensor]:
+    def outputs(self) -> dict[str, Tensor]:
         """The outputs in the shapes that transformers returns."""
+        self.logits = logits = self.run()
         tensors = {name: self.batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
         return tensors if self.head.finish is None else self.head.finish(tensors, self.inputs)
 
-    def run_recomputed(self, base: Any) -> dict[str, Tensor]:
-        """The fast forward as one autograd node; its backward differentiates transformers' forward."""
-        names: list[str] = []
-        blanks: list[Tensor | None] = []
-
-        def run() -> list[Tensor]:
-            logits = self.run()
-            tensors = self.finished(logits)
-            # What is finished further (start and end logits) comes from one output.
-            sources = [logits.get(name) or next(iter(logits.values())) for name in tensors]
-            names.extend(tensors)
-            blanks.extend(self.batch.padding() if each.cells else each.blank for each in sources)
-            return list(tensors.values())
-
-        unlabelled = {k: v for k, v in self.arguments.items() if k not in NOT_RECOMPUTED}
-        if self.cache is not None:
-            unlabelled["use_cache"] = False
-
-        def recompute() -> list[Tensor]:
-            if self.cache is not None and self.cache.past:
-                raise RuntimeError(
-                    "backward through a step on a KV cache: what the cache holds was computed without gradients; "
-                    "pass the whole sequence at once, with use_cache=False"
-                )
-            with roads.reference_only():
-                outputs = base.forward(self.model, **{**unlabelled, "return_dict": True})
-            # What came back as a fill was a constant: no gradient passes there.
-            return [
-                outputs[name] if blank is None else outputs[name].masked_fill(expand(blank, outputs[name]), 0.0)
-                for name, blank in zip(names, blanks, strict=True)
-            ]
-
-        tensors = gradients.recomputed(run, recompute, roads.guard_of(self.model).differentiable_inputs(self.inputs))
-        return dict(zip(names, tensors, strict=True))
+    def blanks(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """Where each of these outputs is a fill: bool over its leading dimensions; None: nowhere."""
+        # What is finished further (start and end logits) comes from one output.
+        sources = [self.logits.get(name) or next(iter(self.logits.values())) for name in tensors]
+        return [self.batch.padding() if each.cells else each.blank for each in sources]
 
     def hidden_states(self) -> list[Tensor]:
         states = None if self.trace is None else self.trace.hidden_states
@@ -224,32 +248,41 @@ def return_dict(arguments: Arguments, config: Any) -> bool:
 
 
 def make_output(
-    call: Call,
-    tensors: Mapping[str, Tensor],
-    loss: Tensor | None,
-    hidden: bool | int | Sequence[int] | None,
-    attentions: bool,
-    as_dict: bool,
-) -> Any:
-    """The head's ModelOutput; fields and order as transformers fills them."""
+    model: Any, head: Head, call: Call | None, tensors: Mapping[str, Tensor], loss: Tensor | None,
+    hidden: bool | int | Sequence[int] | None, attentions: bool, as_dict: bool,
+) -> Any:  # fmt: skip
+    """The head's ModelOutput; fields and order as transformers fills them. call: where more than `tensors` is wanted of it."""
+    cache: dict[str, Any] = {} if call is None or call.cache is None else {kv_cache.FIELD: call.cache.output()}
     inside: dict[str, Any] = {}
-    if hidden:
+    if hidden and call is not None:
         inside["hidden_states"] = select_hidden(call.hidden_states(), hidden)
-    if attentions:
+    if attentions and call is not None:
         rows = call.batch.rows
         inside["attentions"] = call.probabilities(rows.attention)
         inside["cross_attentions"] = call.probabilities(rows.cross_attention)
-    cache = {} if call.cache is None else {kv_cache.FIELD: call.cache.output()}
-    if call.bert is call.model:
+    if getattr(model, "bert", model) is model:
         if inside.get("hidden_states") and inside["hidden_states"][-1] is not None:
             inside["hidden_states"] = (*inside["hidden_states"][:-1], tensors["last_hidden_state"])
-        out = call.head.output(**tensors, **cache)
+        out = filled(head.output, {**tensors, **cache})
         for name, value in inside.items():  # transformers adds these to the finished output, so they come last in its tuple
             out[name] = value
     else:
-        known = {name: value for name, value in inside.items() if name in FIELDS[call.head.output]}
-        out = call.head.output(loss=loss, **tensors, **cache, **known)
+        known = {name: value for name, value in inside.items() if name in FIELDS[head.output]}
+        out = filled(head.output, {"loss": loss, **tensors, **cache, **known})
     return out if as_dict else out.to_tuple()
+
+
+def filled(cls: Any, values: Mapping[str, Any]) -> Any:
+    """cls(**values), a ModelOutput, without what that costs: its __setattr__ looks through all of its fields for each of them."""
+    fields_of_it = FIELDS[cls]
+    out = cls.__new__(cls)
+    out.__dict__.update(dict.fromkeys(fields_of_it))
+    out.__dict__.update(values)
+    for name in fields_of_it:
+        value = values.get(name)
+        if value is not None:
+            OrderedDict.__setitem__(out, name, value)
+    return out
 
 
 def select_hidden(states: list[Tensor], wanted: bool | int | Sequence[int]) -> tuple[Tensor | None, ...]:

@@ -20,8 +20,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.recompute, *tensors = inputs
-        ctx.save_for_backward(*tensors)  # also notices a weight that was changed in between
+        ctx.recompute = inputs[1]
+        ctx.save_for_backward(*inputs[2:])  # also notices a weight that was changed in between
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -47,5 +47,14 @@ class _Recomputed(torch.autograd.Function):
 
 def recomputed(run: Run, recompute: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """run()'s outputs, as functions of `inputs` (every tensor a gradient may be asked for) whose derivative is recompute()'s."""
-    out: tuple[Tensor, ...] = _Recomputed.apply(run, recompute, *inputs)  # type: ignore[no-untyped-call]  # torch's own
+    out: tuple[Tensor, ...] = apply()(run, recompute, *inputs)
     return out
+
+
+def apply() -> Callable[..., Any]:
+    """_Recomputed.apply, or what that ends in. Function.apply itself looks up the signature with `inspect` and asks each input whether
+    torch.func has wrapped it: with the 100 parameters of a MiniLM more than the rest of the node costs."""
+    if torch._C._are_functorch_transforms_active():
+        return _Recomputed.apply
+    lower: Callable[..., Any] = super(torch.autograd.Function, _Recomputed).apply
+    return lower

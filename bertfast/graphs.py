@@ -252,6 +252,7 @@ class Plans:
     def __init__(self, weights: frozenset[int]) -> None:
         self.weights = weights  # the addresses of the parameters
         self._kept: dict[tuple[Any, ...], Recorded | str] = {}
+        self._repeats: dict[tuple[Any, ...], Any] = {}  # of bertfast.repeats, by what calls have in common
         self._lock = threading.Lock()
 
     def find(self, key: tuple[Any, ...]) -> Recorded | str | None:
@@ -260,6 +261,14 @@ class Plans:
     def keep(self, key: tuple[Any, ...], plan: Recorded | str) -> None:
         with self._lock:
             self._kept = {**self._kept, key: plan}
+
+    def find_repeat(self, key: tuple[Any, ...]) -> Any:
+        return self._repeats.get(key)
+
+    def keep_repeat(self, key: tuple[Any, ...], repeat: Any, at_most: int) -> None:
+        with self._lock:
+            newest = list(self._repeats.items())[-at_most + 1 :]
+            self._repeats = {**dict(newest), key: repeat}
 
     def reasons(self) -> Iterator[str]:
         """Why some kinds of call run op by op."""

@@ -36,6 +36,8 @@ def overrides_forward(cls: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # before anything a compiler could not trace
             return base.forward(self, *args, **kwargs)
+        if not args:
+            return run_forward(self, base, head, kwargs)
         if len(args) > len(names):
             raise TypeError(f"{cls.__name__}.forward takes at most {len(names)} positional arguments, got {len(args)}")
         for name in names[: len(args)]:

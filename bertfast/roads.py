@@ -110,7 +110,7 @@ class Guard:
         self.cuda_graphs: Any = None  # the same of bertfast.graphs_cuda
         self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
         self._quantized = [(m._buffers, name) for m in everything if isinstance(m, Quantized) for name in m._buffers]
-        self._forwards = [(kind, kind.forward) for kind in {type(m) for m in inner}]
+        self._differentiable = list(dict.fromkeys(d[name] for d, name in self._parameters))
         self._watch = _C.Watch(
             members=[
                 *((d, name, value) for m in everything for d in (m._modules, m._parameters) for name, value in d.items()),
@@ -124,9 +124,11 @@ class Guard:
                 *((m.__dict__[name], len(m.__dict__[name])) for m in inner for name in _HOOKS),
             ],
             classes=[(m, type(m)) for m in inner],
+            attributes=[(kind, "forward", kind.forward) for kind in {type(m) for m in inner}],
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
-        self._pointers = _C.Pointers([*self._parameters, *self._quantized] if self._reason is None else [])
+        watched = [*self._parameters, *self._quantized] if self._reason is None else []
+        self._pointers = _C.Pointers(watched, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # torch 2.10 and later have it
 
     def reason(self) -> str | None:
         model = self._model()
@@ -141,31 +143,22 @@ class Guard:
         return self._reason
 
     def _holds(self, model: Any) -> bool:
-        return (
-            self._watch.holds()
-            and self._pointers.hold()
-            and setting(model.config, "_attn_implementation") == self._implementation
-            and all(kind.forward is known for kind, known in self._forwards)
-        )
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The model's parameters as they are now, each once."""
-        return list(dict.fromkeys(p for d, name in self._parameters if (p := d.get(name)) is not None))
+        return self._watch.holds() and self._pointers.hold() and setting(model.config, "_attn_implementation") == self._implementation
 
     def addresses(self) -> frozenset[int]:
         """Where the parameters lie, and the integers and scales of quantized layers."""
         return frozenset(self._pointers.addresses())
 
+    # Both of the following go by the parameters that were there when the guard last looked, which reason() makes sure of.
+
     def differentiable_inputs(self, arguments: Any) -> list[Tensor]:
-        """Every tensor a gradient may be asked for: parameters, and embeddings or states the caller passes."""
+        """Every tensor a gradient may be asked for: parameters, each once, and embeddings or states the caller passes."""
         given = (arguments.get(name) for name in ("inputs_embeds", "encoder_hidden_states"))
-        return [*self.parameters(), *(t for t in given if t is not None)]
+        return [*self._differentiable, *(t for t in given if t is not None)]
 
     def wants_gradient(self, arguments: Any) -> bool:
         given = (arguments.get(name) for name in ("inputs_embeds", "encoder_hidden_states", "head_mask"))
-        return any(p.requires_grad for d, name in self._parameters if (p := d.get(name)) is not None) or any(
-            t is not None and t.requires_grad for t in given
-        )
+        return any(p.requires_grad for p in self._differentiable) or any(t is not None and t.requires_grad for t in given)
 
 
 _guards: "weakref.WeakKeyDictionary[nn.Module, Guard]" = weakref.WeakKeyDictionary()

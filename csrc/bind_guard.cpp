@@ -6,8 +6,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <utility>
 #include <vector>
+
+#include "dlpack.h"
 
 namespace py = pybind11;
 
@@ -17,8 +20,10 @@ namespace {
 class Watch {
  public:
   // members: (dict, key, value): dict[key] is value. absent: (dict, key): dict has no such key. sizes: (dict, n): len(dict) == n.
-  // classes: (object, type): type(object) is type. falsy: (dict, key): dict[key] is there and false.
-  Watch(const py::list& members, const py::list& absent, const py::list& sizes, const py::list& classes, const py::list& falsy) {
+  // classes: (object, type): type(object) is type. attributes: (type, name, value): type.name, inherited or not, is value.
+  // falsy: (dict, key): dict[key] is there and false.
+  Watch(const py::list& members, const py::list& absent, const py::list& sizes, const py::list& classes, const py::list& attributes,
+        const py::list& falsy) {
     for (const py::handle entry : members) members_.push_back(keyed(entry.cast<py::tuple>()));
     for (const py::handle entry : absent) absent_.push_back(keyed(entry.cast<py::tuple>()));
     for (const py::handle entry : falsy) falsy_.push_back(keyed(entry.cast<py::tuple>()));
@@ -29,6 +34,10 @@ class Watch {
     for (const py::handle entry : classes) {
       const auto pair = entry.cast<py::tuple>();
       classes_.emplace_back(pair[0], pair[1]);
+    }
+    for (const py::handle entry : attributes) {
+      const auto triple = entry.cast<py::tuple>();
+      attributes_.push_back({triple[0], triple[1], triple[2]});
     }
   }
 
@@ -41,6 +50,11 @@ class Watch {
       if (PyDict_Size(dict.ptr()) != size) return false;
     for (const auto& [object, type] : classes_)
       if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
+    for (const Attribute& a : attributes_) {
+      const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(a.type.ptr(), a.name.ptr()));
+      if (!found) throw py::error_already_set();
+      if (!found.is(a.value)) return false;
+    }
     return true;
   }
 
@@ -62,6 +76,9 @@ class Watch {
     py::dict dict;
     py::object key, value;
   };
+  struct Attribute {
+    py::object type, name, value;
+  };
 
   static Keyed keyed(const py::tuple& entry) {
     py::object key = entry[1];
@@ -82,14 +99,16 @@ class Watch {
   std::vector<Keyed> members_, absent_, falsy_;
   std::vector<std::pair<py::dict, Py_ssize_t>> sizes_;
   std::vector<std::pair<py::object, py::object>> classes_;
+  std::vector<Attribute> attributes_;
 };
 
-// Where a model's parameters lie. torch is asked through its Python methods: the host knows no torch headers. The address alone
-// would not tell that `.data` became a view of itself: so also the length, and of square matrices, which a transposed view has
-// the same of, whether rows still lie one after the other.
+// Where a model's parameters lie. The host knows no torch headers: it asks through DLPack's C exchange API where the tensor type
+// has one, about 20 ns a parameter, else through the Python methods of the tensor, ten times as long. The address alone would not
+// tell that `.data` became a view of itself: so also the length, and whether rows still lie one after the other.
 class Pointers {
  public:
-  explicit Pointers(const py::list& parameters) {  // (Module._parameters, name)
+  // parameters: (Module._parameters, name). exchange: __dlpack_c_exchange_api__ of their type, or None.
+  Pointers(const py::list& parameters, const py::object& exchange) : from_object_(from_object_of(exchange)) {
     for (const py::handle entry : parameters) {
       const auto pair = entry.cast<py::tuple>();
       Place place{py::dict(pair[0]), py::object(pair[1])};
@@ -97,8 +116,12 @@ class Pointers {
       if (parameter == nullptr) continue;
       const auto shape = py::reinterpret_borrow<py::object>(parameter).attr("shape").cast<py::tuple>();
       place.address = address(parameter);
-      place.rows = rows(parameter);
+      place.rows = shape.empty() ? 0 : shape[0].cast<int64_t>();
+      place.scalar = shape.empty();
       place.square = shape.size() == 2 && shape[0].equal(shape[1]);
+      dlpack::Tensor read;
+      place.exchanged = exchanged(parameter, read) && lies_there(place, read);  // some devices have no DLPack
+      place.dtype = read.dtype;
       places_.push_back(std::move(place));
     }
   }
@@ -106,7 +129,13 @@ class Pointers {
   bool hold() const {
     for (const Place& place : places_) {
       PyObject* parameter = find(place);
-      if (parameter == nullptr || address(parameter) != place.address || rows(parameter) != place.rows) return false;
+      if (parameter == nullptr) return false;
+      if (place.exchanged) {
+        dlpack::Tensor read;
+        if (!exchanged(parameter, read) || !lies_there(place, read) || !same(read.dtype, place.dtype)) return false;
+        continue;
+      }
+      if (address(parameter) != place.address || (!place.scalar && rows(parameter) != place.rows)) return false;
       if (place.square && call(parameter, is_contiguous_).ptr() != Py_True) return false;
     }
     return true;
@@ -118,14 +147,46 @@ class Pointers {
     return out;
   }
 
+  size_t exchanged() const {
+    size_t count = 0;
+    for (const Place& place : places_) count += place.exchanged ? 1 : 0;
+    return count;
+  }
+
  private:
   struct Place {
     py::dict dict;
     py::object name;
     size_t address = 0;
-    Py_ssize_t rows = 0;
-    bool square = false;
+    int64_t rows = 0;
+    dlpack::DataType dtype = {};
+    bool scalar = false, square = false, exchanged = false;
   };
+  using FromObject = decltype(dlpack::ExchangeApi::from_object);
+
+  static FromObject from_object_of(const py::object& exchange) {
+    if (exchange.is_none()) return nullptr;
+    const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange.ptr(), dlpack::capsule_name));
+    if (api == nullptr) throw py::error_already_set();
+    return api->version.major == dlpack::major_version ? api->from_object : nullptr;
+  }
+
+  bool exchanged(PyObject* parameter, dlpack::Tensor& out) const {
+    out = {};
+    if (from_object_ == nullptr) return false;
+    if (from_object_(parameter, &out) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+  static bool lies_there(const Place& place, const dlpack::Tensor& read) {
+    return reinterpret_cast<size_t>(read.data) + read.byte_offset == place.address && place.scalar == (read.ndim == 0) &&
+           (place.scalar || read.shape[0] == place.rows) && dlpack::row_by_row(read);
+  }
+
+  static bool same(const dlpack::DataType& a, const dlpack::DataType& b) {
+    return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+  }
 
   static PyObject* find(const Place& place) {  // borrowed; null where there is none
     PyObject* parameter = PyDict_GetItemWithError(place.dict.ptr(), place.name.ptr());
@@ -146,16 +207,17 @@ class Pointers {
   }
 
   // size(0), which is C++: len() is a Python method of Tensor's, and takes several times as long.
-  Py_ssize_t rows(PyObject* parameter) const {
+  int64_t rows(PyObject* parameter) const {
     const auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodObjArgs(parameter, size_.ptr(), zero_.ptr(), nullptr));
     if (!result) throw py::error_already_set();
-    const Py_ssize_t value = PyLong_AsSsize_t(result.ptr());
+    const int64_t value = PyLong_AsLongLong(result.ptr());
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     return value;
   }
 
   static py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
 
+  FromObject from_object_;
   std::vector<Place> places_;
   py::str data_ptr_ = interned("data_ptr"), is_contiguous_ = interned("is_contiguous"), size_ = interned("size");
   py::int_ zero_ = 0;
@@ -165,14 +227,15 @@ class Pointers {
 
 void bind_guard(py::module_& m) {
   py::class_<Watch>(m, "Watch", "Whether dictionaries, classes and flags are what they were.")
-      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(), py::arg("members"),
-           py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("falsy"))
-      .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type: all of them.")
+      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(),
+           py::arg("members"), py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("attributes"), py::arg("falsy"))
+      .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type; type.name is value: all of them.")
       .def("quiet", &Watch::quiet, "Every watched flag is there and false.");
   py::class_<Pointers>(m, "Pointers", "The addresses of a model's parameters, (Module._parameters, name) each.")
-      .def(py::init<const py::list&>(), py::arg("parameters"))
+      .def(py::init<const py::list&, const py::object&>(), py::arg("parameters"), py::arg("exchange") = py::none())
       .def("hold", &Pointers::hold, "Every parameter lies where it lay, as it lay.")
-      .def("addresses", &Pointers::addresses, "Where they lay.");
+      .def("addresses", &Pointers::addresses, "Where they lay.")
+      .def("exchanged", py::overload_cast<>(&Pointers::exchanged, py::const_), "How many of them are asked through the exchange API.");
 }
 
 }  // namespace bertfast

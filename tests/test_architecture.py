@@ -23,6 +23,7 @@ LAYERS = [
     ["bertfast.quantization"],
     ["bertfast.checkpoints"],
     ["bertfast.generation", "bertfast.forward"],
+    ["bertfast.repeats"],
     ["bertfast.graphs", "bertfast.steps_cuda"],
     ["bertfast.graphs_cuda"],
     ["bertfast.gradients", "bertfast.heads", "bertfast.losses", "bertfast.roads"],

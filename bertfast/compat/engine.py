@@ -12,7 +12,7 @@ from bertfast import ops, roads
 from bertfast.attention import Attention
 from bertfast.batch import Needs, PackedBatch, make_batch
 from bertfast.compat.dense import Dense, Dropout, DroppingOps
-from bertfast.forward import Call
+from bertfast.forward import Call, plain_outputs
 from bertfast.heads import HEADS, Encoded
 from bertfast.model import Trace, encode
 
@@ -47,10 +47,10 @@ class Engine:
         if roads.guard_of(self.module).reason() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return Result({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
-        call = Call(self.module, self.head, arguments, arguments, hidden_states, False, False, False)
-        tensors = call.finished(call.run())
-        states = tuple(call.hidden_states()) if hidden_states else None
-        return Result(tensors, states)
+        if not hidden_states:
+            return Result(plain_outputs(self.module, self.head, arguments)[0])
+        call = Call(self.module, self.head, arguments, hidden=True)
+        return Result(call.outputs(), tuple(call.hidden_states()))
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> Result:
         """The graph over a batch; head_dropout: the rate before the head's own layer."""
