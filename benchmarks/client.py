@@ -77,16 +77,24 @@ class Client:
 
     def ask(self, what: str, limit: float = 600, **arguments: Any) -> dict[str, Any]:
         """The answer; WorkerError if the subject raised, died, or took longer than `limit` seconds (it is ended then)."""
+        return self._send({"do": what, **arguments}, limit)
+
+    def go_on(self, limit: float = 600) -> dict[str, Any]:
+        """After an answer that was a rest: the next rest, or the answer."""
+        return self._send({}, limit)
+
+    def _send(self, line: dict[str, Any], limit: float) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
         try:
-            self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
         return self._answer(limit)
 
     def close(self) -> None:
+        """Its input ends, so it leaves; what does not is ended."""
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
         with suppress(BrokenPipeError):

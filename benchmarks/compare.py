@@ -20,7 +20,7 @@ class Row:
     before: str
     after: str
     moved: str
-    verdict: str  # faster, slower, same, noisy, other machine class, or which side lacks it
+    verdict: str  # faster, slower, same, noisy (no verdict), other machine class, or which side lacks it
 
 
 def same_class(before: dict[str, Any], after: dict[str, Any]) -> bool:
@@ -78,6 +78,7 @@ def print_comparison(before: dict[str, Any], after: dict[str, Any], console: Con
         table.add_column(heading, justify="left" if heading in ("workload", "subject", "verdict") else "right")
     colours = {"faster": "green", "slower": "red", "noisy": "yellow"}
     for row in rows(before, after):
-        table.add_row(row.workload, row.subject, row.before, row.after, row.moved, row.verdict, style=colours.get(row.verdict, ""))
+        said = "noisy machine, no verdict" if row.verdict == "noisy" else row.verdict
+        table.add_row(row.workload, row.subject, row.before, row.after, row.moved, said, style=colours.get(row.verdict, ""))
     console.print(table)
     console.print("after / before: the subject's speed relative to its run's reference; the same where 1 lies within the band", style="dim")

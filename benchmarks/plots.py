@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import MODELS
+
 _GRID = ("1x16", "1x128", "8x128", "32x128", "1x384", "8x512", "padded32")
 _FILLS = ("fill25", "padded32", "fill50", "fill75", "32x128")
-_STEPS = ("steps50", "steps100", "steps200", "steps400")
 _OURS = "#c8102e"
 _OTHERS = (
     "#1f4e79",
@@ -95,25 +95,34 @@ def _padding(result: dict[str, Any], plt: Any) -> Any:
 
 
 def _steps(result: dict[str, Any], plt: Any) -> Any:
-    """What a step costs as the sequence grows: the slope between two lengths of generation."""
-    workloads = [result["workloads"][f"bert-base/{name}"] for name in _STEPS if f"bert-base/{name}" in result["workloads"]]
-    points = []
-    for earlier, later in pairwise(workloads):
-        rows = {}
-        for name in set(earlier["rows"]) & set(later["rows"]):
-            pair = [w["rows"][name] for w in (earlier, later)]
-            if all(row["status"] == "timed" for row in pair):
-                step = (pair[1]["seconds"]["median"] - pair[0]["seconds"]["median"]) / (later["new_tokens"] - earlier["new_tokens"])
-                rows[name] = {"status": "timed", "step": step}
-        points.append({"at": (earlier["new_tokens"] + later["new_tokens"]) / 2, "rows": rows})
-    return _curves(
-        result,
-        plt,
-        points,
-        lambda w: w["at"],
-        lambda w, row: row["step"] * 1e3,
-        ("tokens generated so far", "milliseconds a step, batch 1"),
-    )
+    """What each step costs as the sequence grows, a panel a batch size; the straight line through the steps; and, dotted, what reading the
+    keys and values of the tokens before must add at least, from where our line begins."""
+    workloads = [w for w in result["workloads"].values() if w["kind"] == "steps" and any("steps" in row for row in w["rows"].values())]
+    if not workloads:
+        return None
+    figure, axes = plt.subplots(1, len(workloads), figsize=(7 * len(workloads), 5), squeeze=False)
+    for axis, workload in zip(axes[0], workloads, strict=True):
+        names = [name for name, row in workload["rows"].items() if "steps" in row]
+        for name in names:
+            row = workload["rows"][name]
+            at = [i for i, step in enumerate(row["steps"]) if step is not None]
+            colour, style = _colour(name, names), "--" if _hatch(result, name) else "-"
+            axis.plot(at, [1e3 * row["steps"][i] for i in at], color=colour, linewidth=0.5, alpha=0.5)
+            line = row["line"]
+            ends = [0, len(row["steps"])]
+            label = f"{name}: {1e3 * line['first']:.3g} ms + {1e6 * line['slope']:.2g} us a token"
+            axis.plot(ends, [1e3 * (line["first"] + line["slope"] * n) for n in ends], color=colour, linestyle=style, label=label)
+            if name == "bertfast" and result["peaks"]:
+                model = MODELS[workload["model"]]
+                each = 2 * model.L * model.H * 4 * workload["B"] / result["peaks"]["bandwidth"]
+                floor = [1e3 * (line["first"] + each * n) for n in ends]
+                axis.plot(ends, floor, color="black", linestyle=":", label=f"reading its float32 cache: {1e6 * each:.2g} us a token")
+        axis.set_xlabel(f"tokens generated, after a prompt of {max(workload['lengths'])}")
+        axis.set_ylabel(f"milliseconds a step, batch {workload['B']}")
+        axis.set_ylim(bottom=0)
+        axis.set_title(workload["title"], loc="left")
+        axis.legend(fontsize=8)
+    return _caption(figure, result)
 
 
 def _curves(

@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import amount
+from benchmarks.stats import NOISY
 
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks readme`, from benchmarks/results -->"
 END = "<!-- benchmarks: end -->"
-_FLOAT32 = ("bertfast", "transformers", "torch.compile", "onnxruntime", "openvino", "ctranslate2", "sentence-transformers")
+_FLOAT32 = ("bertfast", "transformers", "torch.compile", "onnxruntime", "openvino", "ctranslate2", "sentence-transformers", "fasttextembed")
 _SMALLER = ("bertfast-bf16", "openvino-bf16", "bertfast-int8", "torch-int8", "onnxruntime-int8", "openvino-int8", "ctranslate2-int8")
 _SHOWN = (
     "minilm/1x16",
     "minilm/1x128",
     "minilm/8x128",
     "minilm/padded32",
+    "minilm/embed100",
     "minilm/embed200",
     "minilm/embed2000",
     "bert-base/1x16",
@@ -25,6 +27,8 @@ _SHOWN = (
     "bert-base/padded32",
     "bert-base/generate-1",
     "bert-base/generate-8",
+    "bge-small/embed20",
+    "bge-small/embed200",
 )
 
 
@@ -46,7 +50,8 @@ def section(results: list[dict[str, Any]]) -> str:
     parts.append(
         "Median of interleaved runs, milliseconds a call (a step when generating); in brackets how many times as fast as transformers "
         "with sdpa in float32 (sentence-transformers where text is embedded). Every subject is checked against it before it is timed; "
-        "* marks outputs that differ by more than 1e-3."
+        "* marks outputs that differ by more than 1e-3, "
+        f"~ ratios of a noisy machine, or with a band wider than {NOISY:.0%} a side: no verdict."
     )
     return "\n\n".join(parts)
 
@@ -98,7 +103,12 @@ def _timed(workload: dict[str, Any], subject: str) -> bool:
 
 def _best_peer(workload: dict[str, Any], subject: str) -> str:
     best = workload["rows"].get(subject, {}).get("best_peer")
-    return f"{best['value']:.2f}x" if best and _timed(workload, subject) else ""
+    return _times(best, workload) if best and _timed(workload, subject) else ""
+
+
+def _times(ratio: dict[str, Any], workload: dict[str, Any]) -> str:
+    noisy = ratio["band"] > NOISY or workload.get("quality", {}).get("noisy", False)
+    return f"{'~' if noisy else ''}{ratio['value']:.2f}x"
 
 
 def _cell(workload: dict[str, Any], subject: str) -> str:
@@ -106,6 +116,6 @@ def _cell(workload: dict[str, Any], subject: str) -> str:
         return ""
     row = workload["rows"][subject]
     ratio = row.get("ratio", {})
-    times = f" ({ratio['value']:.2f}x)" if ratio and ratio["to"] != subject else ""
+    times = f" ({_times(ratio, workload)})" if ratio and ratio["to"] != subject else ""
     mark = "*" if row.get("check", {}).get("inexact") else ""
     return f"{amount(row['seconds']['median'], workload)}{times}{mark}"

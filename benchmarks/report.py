@@ -41,6 +41,8 @@ def title(name: str, workload: dict[str, Any]) -> str:
     elif workload["task"] == "embed":
         parts.append(f"{workload['B']} sentences, mean {workload['tokens'] / workload['B']:.0f} tokens, tokenising included")
     elif workload["task"] == "generate":
+        if workload["kind"] == "steps":
+            parts.append("every step timed, in stretches by turns")
         parts.append(f"batch {workload['B']}, prompt {max(workload['lengths'])}, {workload['new_tokens']} new tokens, greedy")
     elif workload["padding"]:
         parts.append(
@@ -84,7 +86,6 @@ def amount(seconds: float, workload: dict[str, Any]) -> str:
 def print_result(result: dict[str, Any], console: Console) -> None:
     for line in headline(result):
         console.print(line, highlight=False, markup=False)
-    absent = {name: s["absent"] for name, s in result["subjects"].items() if s["absent"]}
     for name, workload in result["workloads"].items():
         table = Table(title=title(name, workload), title_justify="left", title_style="bold", header_style="dim")
         for i, heading in enumerate(_headings(workload)):
@@ -93,8 +94,16 @@ def print_result(result: dict[str, Any], console: Console) -> None:
             table.add_row(*line.cells, style=line.style)
         console.print()
         console.print(table)
-    for name, reason in absent.items():
-        console.print(f"absent: {name} ({reason})", style="dim", highlight=False)
+    for line in missing(result):
+        console.print(line, style="dim", highlight=False, markup=False)
+
+
+def missing(result: dict[str, Any]) -> list[str]:
+    """Who is in no table, and why."""
+    found = [f"absent: {name} ({s['absent']})" for name, s in result["subjects"].items() if s["absent"]]
+    return found + [
+        f"left out: {name} ({s['left_out']}; --full or -s {name})" for name, s in result["subjects"].items() if s.get("left_out")
+    ]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -104,19 +113,18 @@ def markdown(result: dict[str, Any]) -> str:
         out += [f"**{title(name, workload)}**", "", "| " + " | ".join(_headings(workload)) + " |", "|---|--:|--:|--:|--:|---|---|"]
         out += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line.cells) + " |" for line in lines(workload)]
         out.append("")
-    out += [
-        f"- {name}: {s['setup']} ({s['dtype']})" + (f": absent, {s['absent']}" if s["absent"] else "")
-        for name, s in result["subjects"].items()
-    ]
+    out += [f"- {name}: {s['setup']} ({s['dtype']})" for name, s in result["subjects"].items() if not s["absent"] and not s.get("left_out")]
+    out += [f"- {line}" for line in missing(result)]
     return "\n".join(out) + "\n"
 
 
 def _ratio(row: dict[str, Any]) -> str:
-    ratio = row.get("ratio")
-    if not ratio:
-        return ""
+    return _times(row["ratio"]) if row.get("ratio") else ""
+
+
+def _times(ratio: dict[str, Any]) -> str:
     band = f" ± {ratio['band']:.0%}" if ratio["band"] else ""
-    return f"{ratio['value']:.2f}x{band}" + (" (noisy)" if ratio["band"] > NOISY else "")
+    return f"{ratio['value']:.2f}x{band}" + (" (noisy, no verdict)" if ratio["band"] > NOISY else "")
 
 
 def _share(row: dict[str, Any]) -> str:
@@ -140,8 +148,12 @@ def _remark(row: dict[str, Any], workload: dict[str, Any]) -> str:
     if phases := row.get("phases"):
         return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
     parts = []
+    if itself := row.get("itself"):
+        parts.append(f"{_times(itself)} itself")
     if best := row.get("best_peer"):
-        parts.append(f"{best['value']:.2f}x the best peer, {best['to']}")
+        parts.append(f"{_times(best)} the best peer, {best['to']}")
+    if line := row.get("line"):
+        parts.append(f"{line['first'] * 1e3:.3g} ms a step, and {line['slope'] * 1e6:.2g} us more for each token before it")
     per_second = (workload["B"] if workload["task"] == "embed" else workload["tokens"]) / row["seconds"]["median"]
     parts.append(f"{per_second:,.0f} {'sentences' if workload['task'] == 'embed' else 'tokens'}/s")
     return "; ".join(parts)

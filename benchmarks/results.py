@@ -36,7 +36,9 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if old["machine"]["key"] != new["machine"]["key"]:
         raise ValueError(f"the file was measured on {old['machine']['key']}, this is {new['machine']['key']}")
     workloads = {**old["workloads"], **new["workloads"]}
-    return {**new, "subjects": {**old["subjects"], **new["subjects"]}, "workloads": workloads, "notes": [*old["notes"], *new["notes"]]}
+    took_part = {name: s for name, s in new["subjects"].items() if name not in old["subjects"] or not s.get("left_out")}
+    notes = dict.fromkeys([*old["notes"], *new["notes"]])
+    return {**new, "subjects": {**old["subjects"], **took_part}, "workloads": workloads, "notes": list(notes)}
 
 
 def committed() -> list[Path]:

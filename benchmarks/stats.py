@@ -8,6 +8,7 @@ import numpy as np
 # Two processes of one program on one quiet machine differ by this much: where the pages of the weights happen to lie decides.
 # A band narrower than this would claim what a second start of the same process refutes.
 PLACEMENT = 0.02
+FEWEST = 3  # pairs; fewer show no band at all
 NOISY = 0.05  # a band wider than this each side is a noisy machine's: no verdict
 
 
@@ -52,12 +53,44 @@ class Ratio:
         return self.value * (1 + self.band)
 
 
-def ratio_of(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
-    """slower / faster, taken within each round of an interleaved run, so that what changes between rounds cancels."""
-    if len(slower) != len(faster):
-        raise ValueError(f"{len(slower)} rounds of one subject, {len(faster)} of the other: they were not interleaved")
-    rounds = Spread.of([s / f for s, f in zip(slower, faster, strict=True)])
-    return Ratio(rounds.median, max(rounds.relative, PLACEMENT))
+@dataclass(frozen=True)
+class Turn:
+    """One subject's turn within a round: the median of its calls, between two moments of one clock. All in seconds."""
+
+    name: str
+    seconds: float
+    begin: float
+    end: float
+
+
+Round = Sequence[Turn]  # in the order in which they were
+
+
+def pairs(rounds: Sequence[Round], slower: str, faster: str) -> list[float]:
+    """slower / faster, one number a round. A turn of the subject that had fewer of them is set against the other's nearest turn in time, so
+    that what the machine does for seconds on end slows down both sides of a pair or none; the few pairs that a change of speed falls into
+    are outliers, which medians pass over. Rounds that lack either are left out."""
+    found = []
+    for turns in rounds:
+        above, below = ([t for t in turns if t.name == name] for name in (slower, faster))
+        if not above or not below:
+            continue
+        if len(above) <= len(below):
+            ratios = [t.seconds / min(below, key=lambda other: _apart(t, other)).seconds for t in above]
+        else:
+            ratios = [min(above, key=lambda other: _apart(t, other)).seconds / t.seconds for t in below]
+        found.append(float(np.median(ratios)))
+    return found
+
+
+def _apart(a: Turn, b: Turn) -> float:
+    return max(a.begin - b.end, b.begin - a.end, 0.0)
+
+
+def ratio_of(ratios: Sequence[float]) -> Ratio:
+    """The median of pairs, with the band that they themselves show: never that of the times, which a machine of two speeds tears apart."""
+    spread = Spread.of(ratios)
+    return Ratio(spread.median, max(spread.relative, PLACEMENT) if len(ratios) >= FEWEST else 1.0)
 
 
 def change(before: Ratio, after: Ratio) -> Ratio:

@@ -20,7 +20,8 @@ import numpy as np
 
 
 class Worker:
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
+        self._say = say
         self._adapter: Any = None
         self._call: Callable[[], Any] = lambda: None
         self._last: Any = None
@@ -45,11 +46,14 @@ class Worker:
         self._call = self._adapter.prepare(inputs, new_tokens)
 
     def do_outputs(self, path: str, again: bool) -> dict[str, float]:
-        """Of one call, or, `again`, of the last one that was timed."""
+        """Of one call, or, `again`, of the last one that was made."""
         begin = time.perf_counter()
         result = self._last if again else self._call()
         seconds = time.perf_counter() - begin
+        self._last = result
         np.savez(path, **self._adapter.outputs(result))
+        gc.collect()
+        gc.freeze()  # a collection before each turn would look at half a million objects of imported modules: 0.2 s every time
         return {"seconds": seconds}
 
     def do_reference_gaps(self, path: str, inputs: str, new_tokens: int) -> None:
@@ -77,7 +81,6 @@ class Worker:
         call, clock = self._call, time.perf_counter
         for _ in range(warm):
             call()
-        gc.collect()
         gc.disable()
         seconds = []
         used = time.process_time()
@@ -87,7 +90,23 @@ class Worker:
             seconds.append(clock() - begin)
         used = time.process_time() - used
         gc.enable()
+        if warm or calls > 1:  # not where a first call is all that is asked for: nobody waits for its garbage
+            gc.collect()
         return {"seconds": seconds, "cpu": used}
+
+    def do_steps(self, every: int) -> dict[str, Any]:
+        """One generation, and when each of its tokens came: seconds a step, None for the first token, which a prefill precedes, and for the
+        first after a rest. After `every` tokens it rests: answers {"rest": tokens so far} and waits for a line, so that two subjects can
+        take turns within their generations."""
+        clock = Clock(every, lambda tokens: self._rest(tokens))
+        gc.collect()
+        self._last = self._call(streamer=clock)
+        return {"steps": clock.steps}
+
+    def _rest(self, tokens: int) -> None:
+        self._say({"rest": tokens})
+        if not sys.stdin.readline():
+            raise SystemExit  # the suite has gone
 
     def do_peak(self) -> dict[str, float]:
         """Most memory that this process ever held, in MiB. (ru_maxrss would count what the parent held when it forked.)"""
@@ -95,6 +114,31 @@ class Worker:
             if line.startswith("VmHWM:"):
                 return {"mib": int(line.split()[1]) / 1024}
         return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+class Clock:
+    """A streamer for generate(), which calls put() with the prompt, and then with the tokens of each step."""
+
+    def __init__(self, every: int, rest: Callable[[int], None]) -> None:
+        self.steps: list[float | None] = []
+        self._every = every
+        self._rest = rest
+        self._prompt = True
+        self._last: float | None = None
+
+    def put(self, tokens: Any) -> None:
+        now = time.perf_counter()
+        if self._prompt:
+            self._prompt = False
+            return
+        self.steps.append(None if self._last is None else now - self._last)
+        self._last = now
+        if len(self.steps) % self._every == 0:
+            self._rest(len(self.steps))
+            self._last = None
+
+    def end(self) -> None:
+        pass
 
 
 def _lines(path: str) -> list[str]:
@@ -107,16 +151,22 @@ def _lines(path: str) -> list[str]:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    worker = Worker()
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in sys.stdin:
+
+    def say(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    worker = Worker(say)
+    say({"ready": True})
+    while line := sys.stdin.readline():  # iterating would read ahead, past the line that a rest waits for
         request = json.loads(line)
         what = request.pop("do")
         try:
             answer = getattr(worker, f"do_{what}")(**request) or {}
         except Exception as error:  # whatever a library throws is an answer: the suite goes on without it
             answer = {"error": type(error).__name__, "message": str(error) or repr(error), "traceback": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+        say(answer)
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to do, and taking torch or OpenVINO apart takes seconds
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.models import MODELS, Model, minilm_folder
+from benchmarks.subjects import EMBED_REFERENCE
 
 SEED = 20240613
 FIRST_WORD = 1000  # BERT's vocabulary holds special tokens and unused slots below
@@ -22,8 +23,9 @@ LONGEST = 128
 
 @dataclass(frozen=True)
 class Workload:
-    """B sequences of these lengths in S columns. `kind`: "call" times calls of one process; "cold" whole processes, from their start to
-    their first answer; "memory" reads the peak of a fresh process instead of the clock."""
+    """B sequences of these lengths in S columns. `kind`: "call" times calls of one process; "steps" every step of a generation; "cold"
+    whole processes, from their start to their first answer; "memory" reads the peak of a fresh process instead of the clock. `only`: the
+    subjects that take part when none is asked for by name."""
 
     model: str
     shape: str
@@ -34,6 +36,8 @@ class Workload:
     new_tokens: int = 0
     most_rounds: int | None = None  # enough for a curve, where a comparison takes more
     quick: bool = False
+    short: bool = False  # stands in for a longer one in the quick selection, and is left out of the full one
+    only: tuple[str, ...] = ()
     title: str = ""
 
     @property
@@ -149,15 +153,19 @@ def _grid() -> list[Workload]:
     found += [Workload("minilm", f"fill{p}", ragged(32, LONGEST * p / 100, LONGEST), LONGEST) for p in (25, 50, 75)]
     found += [Workload("minilm", f"{task}-8x64", ragged(8, 45, 64), 64, task) for task in ("pretraining", "lm", "tokens", "qa")]
     found += [Workload("minilm", f"{task}-1x16", (16,), 16, task) for task in ("pretraining", "lm", "tokens", "qa")]
-    for model, n, quick in (("minilm", 200, True), ("minilm", 2000, False), ("bge-small", 200, False)):
-        found.append(Workload(model, f"embed{n}", ragged(n, 24, LONGEST), LONGEST, task="embed", quick=quick))
+    found.append(Workload("minilm", "embed100", ragged(100, 24, LONGEST), LONGEST, task="embed", quick=True, short=True))
+    for model, n in (("minilm", 200), ("minilm", 2000), ("bge-small", 200)):
+        found.append(Workload(model, f"embed{n}", ragged(n, 24, LONGEST), LONGEST, task="embed"))
+    own_shape = (EMBED_REFERENCE, "bertfast", "fasttextembed")  # the one model that fasttextembed runs
+    found.append(Workload("bge-small", "embed20", ragged(20, 24, LONGEST), LONGEST, task="embed", quick=True, short=True, only=own_shape))
     found += [Workload("bert-base", f"generate-{B}", (32,) * B, 32, "generate", new_tokens=64) for B in (1, 8)]
-    found += [Workload("bert-base", f"steps{new}", (32,), 32, "generate", new_tokens=new, most_rounds=3) for new in (50, 100, 200, 400)]
+    found += [Workload("bert-base", f"steps-{B}", (32,) * B, 32, "generate", kind="steps", new_tokens=400, most_rounds=3) for B in (1, 8)]
     for model in ("minilm", "bert-base"):
         found.append(Workload(model, "cold", (16,), 16, kind="cold"))
         found.append(Workload(model, "memory", ragged(32, 45, LONGEST), LONGEST, kind="memory"))
     found.append(Workload("tiny", "2x8", (8, 5), 8))
     found.append(Workload("tiny", "generate", (8, 5), 8, task="generate", new_tokens=6))
+    found.append(Workload("tiny", "steps", (8, 5), 8, task="generate", kind="steps", new_tokens=60, most_rounds=2))
     found.append(Workload("tiny", "cold", (8, 5), 8, kind="cold"))
     found.append(Workload("tiny", "memory", (8, 5), 8, kind="memory"))
     return found
@@ -167,10 +175,10 @@ WORKLOADS = {workload.name: workload for workload in _grid()}
 
 
 def select(patterns: list[str], full: bool) -> list[Workload]:
-    """Those that match any pattern; without patterns the quick ones, or all. ValueError for a pattern that matches none."""
+    """Those that match any pattern; without patterns the quick ones, or all but stand-ins. ValueError for a pattern that matches none."""
     own = [w for w in WORKLOADS.values() if w.model != "tiny"]  # the suite's own tests are run by name only
     if not patterns:
-        return [w for w in own if full or w.quick]
+        return [w for w in own if (w.quick if not full else not w.short)]
     for pattern in patterns:
         if not any(w.matches(pattern) for w in WORKLOADS.values()):
             raise ValueError(f"no workload matches {pattern!r}; there are: {', '.join(w.name for w in own)}")

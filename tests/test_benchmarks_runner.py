@@ -47,7 +47,7 @@ def result(settings):
 
 def test_a_subject_that_is_off_by_a_hundredth_is_not_timed(result):
     row = result["workloads"]["tiny/2x8"]["rows"]["offset"]
-    assert row["status"] == "refused"
+    assert row["status"] == "refused", row
     assert "seconds" not in row
     assert "turns" not in row
     assert row["check"]["largest"] == pytest.approx(1e-2, rel=1e-3)
@@ -98,6 +98,61 @@ def test_result_prints_and_draws(result, tmp_path):
     assert "| offset | refused |" in page
     for picture in plots.draw(result, tmp_path / "tiny"):
         assert picture.stat().st_size > 0
+
+
+def test_steps_are_timed_in_stretches_and_drawn(settings, tmp_path):
+    """60 tokens in stretches of 25: no time for the first of each, which follows a prefill or a rest."""
+    specs = [subjects.SUBJECTS["transformers"], subjects.SUBJECTS["bertfast"], wrong("fails", "raises"), wrong("another", "offset")]
+    specs[3] = replace(specs[3], tasks=("generate",), options=(("fault", "token"),))
+    specs[2] = replace(specs[2], tasks=("generate",))
+    result = runner.run(specs, [WORKLOADS["tiny/steps"]], settings)
+    workload = result["workloads"]["tiny/steps"]
+    for name in ("transformers", "bertfast"):
+        row = workload["rows"][name]
+        assert row["status"] == "timed", row
+        assert row["check"]["agreement"] == 1.0
+        assert [i for i, step in enumerate(row["steps"]) if step is None] == [0, 25, 50]
+        assert len(row["steps"]) == 60
+        assert all(step > 0 for step in row["steps"] if step is not None)
+        assert row["ratio"]["value"] > 0
+        assert len(row["turns"]) == workload["quality"]["rounds"] == 2
+    assert workload["rows"]["transformers"]["ratio"] == {"to": "transformers", "value": 1.0, "band": 0.0}
+    assert workload["rows"]["fails"]["status"] == "failed"
+    assert workload["rows"]["another"]["status"] == "refused"
+    assert "steps" not in workload["rows"]["another"]
+    drawn = plots.draw(result, tmp_path / "tiny")
+    assert tmp_path / "tiny-steps.png" in drawn
+    assert "us more for each token before it" in report.markdown(result)
+
+
+def test_what_is_done_is_kept_when_somebody_stops_it(settings):
+    def stop(result):
+        raise KeyboardInterrupt
+
+    names = ["tiny/2x8", "tiny/memory"]
+    result = runner.run([], [WORKLOADS[name] for name in names], replace(settings, advance=stop))
+    assert result["interrupted"]
+    assert list(result["workloads"]) == ["tiny/2x8"]
+    assert result["notes"][-1] == "interrupted: 1 of 2 workloads were measured"
+    row = result["workloads"]["tiny/2x8"]["rows"]["transformers"]
+    assert row["status"] == "timed"
+    assert not result["peaks"] or row["of_arithmetic"] > 0
+
+
+def test_a_workload_for_some_subjects_takes_others_by_name_only(settings):
+    workload = replace(WORKLOADS["tiny/2x8"], only=("transformers",))
+    specs = [subjects.SUBJECTS["transformers"], subjects.SUBJECTS["bertfast"]]
+    assert list(runner.run(specs, [workload], settings)["workloads"]["tiny/2x8"]["rows"]) == ["transformers"]
+    named = runner.run(specs, [workload], replace(settings, named=True))
+    assert list(named["workloads"]["tiny/2x8"]["rows"]) == ["transformers", "bertfast"]
+    assert set(named["subjects"]) == {"transformers", "bertfast"}
+
+
+def test_the_quick_selection_leaves_nobody_out_in_silence(result):
+    said = report.missing(result)
+    assert any(line.startswith("left out: torch.compile (") for line in said)
+    assert "absent: ghost (not installed: no_such_library_at_all)" in said
+    assert set(subjects.SUBJECTS) <= set(result["subjects"])
 
 
 def test_generation_cold_start_and_memory(settings):

@@ -17,14 +17,15 @@ def test_spread_is_median_and_percentiles():
         Spread.of([])
 
 
-def test_ratio_is_taken_within_rounds():
-    """A machine that slows down by half in the middle changes both times and not their ratio."""
-    slow = np.array([1, 1, 1, 1, 2, 2, 2, 2, 2])
-    ratio = ratio_of(list(3.0 * slow), list(1.0 * slow))
-    assert ratio.value == pytest.approx(3.0)
-    assert ratio.band == PLACEMENT
-    with pytest.raises(ValueError, match="interleaved"):
-        ratio_of([1.0, 2.0], [1.0])
+def test_a_ratio_is_the_median_of_pairs_and_its_band_theirs():
+    ratio = ratio_of([3.0, 3.0, 3.0, 3.3, 2.7])
+    assert ratio.value == 3.0
+    assert ratio_of([3.0, 3.3, 2.7, 3.3, 2.7]).band == pytest.approx(0.1)  # half of 3.3 - 2.7, of 3
+    assert ratio_of([3.0] * 9).band == PLACEMENT
+    assert ratio_of([2.0, 4.0, 3.0]).noisy
+    assert ratio_of([3.0, 3.0]).noisy  # equal, but who would believe two
+    with pytest.raises(ValueError, match="no values"):
+        ratio_of([])
 
 
 def test_a_subject_against_itself_lies_within_its_band():
@@ -33,7 +34,7 @@ def test_a_subject_against_itself_lies_within_its_band():
     inside = 0
     for _ in range(200):
         a, b = rng.normal(1.0, 0.02, (2, 9))
-        ratio = ratio_of(list(a), list(b))
+        ratio = ratio_of(list(a / b))
         inside += ratio.low <= 1 <= ratio.high
     assert inside > 180
 
@@ -161,6 +162,9 @@ def test_files_of_one_machine_and_one_set_of_versions_may_be_joined(result):
     new["workloads"] = {"minilm/1x16": new["workloads"]["minilm/1x128"]}
     both = results.merged(result, new)
     assert list(both["workloads"]) == ["minilm/1x128", "minilm/1x16"]
+    left_out = copy.deepcopy(new)
+    left_out["subjects"]["bertfast"]["left_out"] = "not asked for this time"
+    assert "left_out" not in results.merged(result, left_out)["subjects"]["bertfast"]
     for what, value in (("versions", {"torch": "2.12.0"}), ("threads", 4), ("machine", {**new["machine"], "key": "other"})):
         with pytest.raises(ValueError, match="file"):
             results.merged(result, {**new, what: value})
@@ -169,11 +173,22 @@ def test_files_of_one_machine_and_one_set_of_versions_may_be_joined(result):
 def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):
     page = report.markdown(result)
     assert "| bertfast | 8 ms | 7.92 ms - 8.08 ms | 2.50x ± 2% | 90% F |" in page
-    assert "1.25x the best peer, openvino; 16,000 tokens/s" in page
+    assert "1.25x ± 2% the best peer, openvino; 16,000 tokens/s" in page
     assert "| openvino | refused |" in page
     assert "differs by 1.0e-02" in page
     assert "| ctranslate2 | absent |" in page
     assert "float32 200, int8 400 GFLOP/s" in page
+
+
+def test_markdown_shows_noise_who_took_part_twice_and_who_was_left_out(result):
+    rows = result["workloads"]["minilm/1x128"]["rows"]
+    rows["bertfast"]["best_peer"]["band"] = 0.07
+    rows["bertfast (again)"] = row(8.0, 2.5, itself={"to": "bertfast", "value": 1.01, "band": 0.03})
+    result["subjects"]["torch.compile"] = {**result["subjects"]["bertfast"], "left_out": "it compiles"}
+    page = report.markdown(result)
+    assert "1.25x ± 7% (noisy, no verdict) the best peer, openvino" in page
+    assert "1.01x ± 3% itself" in page
+    assert "- left out: torch.compile (it compiles; --full or -s torch.compile)" in page
 
 
 def test_readme_table_is_written_between_the_markers_only(result, tmp_path):
@@ -186,6 +201,11 @@ def test_readme_table_is_written_between_the_markers_only(result, tmp_path):
     assert "old" not in text
     assert "| minilm/1x128 | 8 ms (2.50x) | 20 ms | 1.25x |" in text
     assert readme.current(page) == readme.section([result])
+    noisy = copy.deepcopy(result)
+    noisy["workloads"]["minilm/1x128"]["rows"]["bertfast"]["ratio"]["band"] = 0.06
+    assert "| 8 ms (~2.50x) | 20 ms | 1.25x |" in readme.section([noisy])
+    noisy["workloads"]["minilm/1x128"]["quality"]["noisy"] = True
+    assert "| 8 ms (~2.50x) | 20 ms | ~1.25x |" in readme.section([noisy])
     assert not readme.update(page, [result])
     with pytest.raises(ValueError, match="no committed results"):
         readme.update(page, [])

@@ -23,6 +23,9 @@ class Wrong(Transformers):
 
     def outputs(self, result: Any) -> dict[str, Any]:
         found = super().outputs(result)
+        if self.fault == "token":
+            found["sequences"] = found["sequences"].copy()
+            found["sequences"][0, -20] += 1
         self.calls += 1
         if self.fault == "offset" or (self.fault == "later" and self.calls > 1):
             found["pooler_output"] = found["pooler_output"].copy()

@@ -12,8 +12,8 @@ _ALL = ("encoder", "pretraining", "lm", "tokens", "qa")
 @dataclass(frozen=True)
 class Spec:
     """`factory` is module:Class of the adapter, `options` its arguments. `modules` must be importable, or the subject is listed as
-    absent. `quick`: takes part when nothing is asked for. `environment`: the variable that names the Python of another environment,
-    for libraries that cannot live in this one."""
+    absent. `left_out`: why it takes no part when nothing is asked for; said below the tables. `environment`: the variable that names the
+    Python of another environment, for libraries that cannot live in this one."""
 
     name: str
     factory: str
@@ -21,11 +21,12 @@ class Spec:
     modules: tuple[str, ...]
     setup: str
     tasks: tuple[str, ...] = _ALL
-    kinds: tuple[str, ...] = ("call", "cold", "memory")
+    kinds: tuple[str, ...] = ("call", "cold", "memory", "steps")
     options: tuple[tuple[str, str], ...] = ()
-    quick: bool = True
+    left_out: str = ""
     ours: bool = False
     environment: str = ""
+    twin: str = ""  # the subject that this one is once more
 
     @property
     def python(self) -> str:
@@ -99,7 +100,7 @@ SUBJECTS = {
             _TORCH,
             ("call",),
             _options(attention="eager"),
-            quick=False,
+            left_out="sdpa is transformers' default",
         ),
         Spec(
             "faces",
@@ -108,7 +109,7 @@ SUBJECTS = {
             ("bertfast",),
             "bertfast.compat: Flax's classes, TensorFlow's for tokens and qa; NumPy in, NumPy out",
             kinds=("call",),
-            quick=False,
+            left_out="bertfast behind other signatures",
             ours=True,
         ),
         Spec(
@@ -118,10 +119,18 @@ SUBJECTS = {
             (),
             "transformers 4.37's Flax classes under jax.jit, TensorFlow's for tokens and qa under tf.function",
             kinds=("call",),
-            quick=False,
+            left_out="needs an environment of its own",
             environment="BERTFAST_FLAX437_PYTHON",
         ),
-        Spec("transformers-bf16", _TRANSFORMERS, "bfloat16", ("torch", "transformers"), "sdpa, inference mode", _TORCH, ("call",)),
+        Spec(
+            "transformers-bf16",
+            _TRANSFORMERS,
+            "bfloat16",
+            ("torch", "transformers"),
+            "sdpa, inference mode",
+            _TORCH,
+            ("call", "steps"),
+        ),
         Spec(
             "transformers-eager-bf16",
             _TRANSFORMERS,
@@ -131,7 +140,7 @@ SUBJECTS = {
             _TORCH,
             ("call",),
             _options(attention="eager"),
-            quick=False,
+            left_out="sdpa is transformers' default",
         ),
         Spec(
             "torch-int8",
@@ -141,7 +150,7 @@ SUBJECTS = {
             "torch.ao.quantization.quantize_dynamic of every Linear",
             _TORCH,
             options=_options(quantize="dynamic"),
-            quick=False,
+            left_out="it is there for generation, which the other int8 engines lack",
         ),
         Spec(
             "torch.compile",
@@ -152,7 +161,7 @@ SUBJECTS = {
             _ALL,
             ("call",),
             _options(compile="yes"),
-            quick=False,
+            left_out="compiles for up to a minute a shape",
         ),
         Spec(
             "onnxruntime",
@@ -177,7 +186,7 @@ SUBJECTS = {
             _OPENVINO,
             "int8",
             ("openvino", "nncf"),
-            "nncf.quantize, static, transformer model type, 300 samples of the workload's kind",
+            "nncf.quantize, static, transformer model type, 300 samples of the workload's kind; inference precision as the library chooses",
             ("encoder", "embed"),
         ),
         Spec(
@@ -205,7 +214,7 @@ SUBJECTS = {
 def select(patterns: list[str], full: bool) -> list[Spec]:
     """Those that match any pattern; without patterns the quick ones, or all. ValueError for a pattern that matches none."""
     if not patterns:
-        return [s for s in SUBJECTS.values() if full or s.quick]
+        return [s for s in SUBJECTS.values() if full or not s.left_out]
     for pattern in patterns:
         if not any(s.matches(pattern) for s in SUBJECTS.values()):
             raise ValueError(f"no subject matches {pattern!r}; there are: {', '.join(SUBJECTS)}")
@@ -216,4 +225,4 @@ def again(name: str) -> Spec:
     """The same subject once more, in a process of its own: what its ratio to itself differs from 1 by is noise."""
     if name not in SUBJECTS:
         raise ValueError(f"no subject is called {name!r}; there are: {', '.join(SUBJECTS)}")
-    return replace(SUBJECTS[name], name=f"{name} (again)")
+    return replace(SUBJECTS[name], name=f"{name} (again)", twin=name)

@@ -1,6 +1,7 @@
 """What an adapter does. It lives in a worker process and is used in this order: convert, load, then prepare and outputs for each
 workload."""
 
+import fcntl
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,8 @@ class Adapter(ABC):
         """From the disk to ready for a first call."""
 
     @abstractmethod
-    def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
-        """The call that is timed, its inputs already in the library's own types."""
+    def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[..., Any]:
+        """The call that is timed, its inputs already in the library's own types. Who generates takes a `streamer`, as generate() does."""
 
     @abstractmethod
     def outputs(self, result: Any) -> Arrays:
@@ -39,12 +40,16 @@ class Adapter(ABC):
 
 
 def once(target: Path, write: Callable[[Path], None]) -> Path:
-    """`target`, written by `write` to a path beside it first, so that a run that is cut off leaves nothing half done."""
+    """`target`, written by `write` to a path beside it first, so that a run that is cut off leaves nothing half done. Two subjects that
+    want the same file at once, or two runs, wait for each other."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"unfinished-{target.name}")
-        write(unfinished)
-        unfinished.rename(target)
+        with target.with_name(f"{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                unfinished = target.with_name(f"unfinished-{target.name}")
+                write(unfinished)
+                unfinished.rename(target)
     return target
 
 

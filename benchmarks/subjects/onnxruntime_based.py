@@ -51,7 +51,8 @@ class OnnxRuntime(Adapter):
         from importlib.metadata import version
 
         name = folder.name if folder.parent.name == "models" else "minilm"
-        return cache / f"onnxruntime-{version('onnxruntime')}" / f"{name}-{task}-{kind}.onnx"
+        made_by = f"onnxruntime-{version('onnxruntime')}-torch-{version('torch')}-transformers-{version('transformers')}"
+        return cache / made_by / f"{name}-{task}-{kind}.onnx"
 
 
 def _fuse(plain: Path, folder: Path, target: Path) -> None:

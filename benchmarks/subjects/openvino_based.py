@@ -15,7 +15,7 @@ from benchmarks.subjects.text import Batch, Embedder
 from benchmarks.workloads import LONGEST, ragged, sentences
 
 _SAMPLES = 300  # NNCF's default
-_PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of what is not quantized
+_PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # in int8 the library chooses for what is not quantized: bf16 where the CPU has it
 
 
 class OpenVino(Adapter):
@@ -26,7 +26,7 @@ class OpenVino(Adapter):
             raise AbsentError("OpenVINO finds no bfloat16 instructions in this CPU")
         plain = once(self._folder(folder, task, cache, "f32"), lambda path: _convert(folder, task, path))
         if self.dtype == "int8":
-            once(self._folder(folder, task, cache, "int8"), lambda path: _quantize(plain / "model.xml", path))
+            once(self._folder(folder, task, cache, _int8()), lambda path: _quantize(plain / "model.xml", path))
 
     def load(self, folder: Path, task: str, cache: Path) -> None:
         import openvino
@@ -36,11 +36,12 @@ class OpenVino(Adapter):
         options = {
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "THROUGHPUT" if bulk else "LATENCY",
-            "INFERENCE_PRECISION_HINT": _PRECISION[self.dtype],
         }
+        if self.dtype in _PRECISION:
+            options["INFERENCE_PRECISION_HINT"] = _PRECISION[self.dtype]
         if not bulk:
             options["NUM_STREAMS"] = 1
-        path = self._folder(folder, task, cache, "int8" if self.dtype == "int8" else "f32") / "model.xml"
+        path = self._folder(folder, task, cache, _int8() if self.dtype == "int8" else "f32") / "model.xml"
         self._model = core.compile_model(str(path), "CPU", options)
         self._source, self._names = folder, HEADS[task][1]
 
@@ -78,7 +79,14 @@ class OpenVino(Adapter):
         from importlib.metadata import version
 
         name = folder.name if folder.parent.name == "models" else "minilm"
-        return cache / f"openvino-{version('openvino')}" / f"{name}-{task}-{kind}"
+        made_by = f"openvino-{version('openvino')}-torch-{version('torch')}-transformers-{version('transformers')}"
+        return cache / made_by / f"{name}-{task}-{kind}"
+
+
+def _int8() -> str:
+    from importlib.metadata import version
+
+    return f"int8-nncf-{version('nncf')}-{_SAMPLES}"
 
 
 def _convert(folder: Path, task: str, target: Path) -> None:

@@ -32,9 +32,9 @@ class _Torch(Adapter):
             options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
             tensors["input_ids"] = tensors["input_ids"].clone()
 
-            def call() -> Any:
+            def call(streamer: Any = None) -> Any:
                 with torch.inference_mode():
-                    return model.generate(**tensors, **options)
+                    return model.generate(**tensors, **options, streamer=streamer)
         else:
 
             def call() -> Any:
