@@ -77,7 +77,7 @@ void varlen_attention(Address q, int64_t q_stride, Address k, int64_t k_stride, 
                                          causal};
   cpu::check_boundaries("cu_seqlens_q", args.cu_seqlens_q, sequences, queries);
   cpu::check_boundaries("cu_seqlens_k", args.cu_seqlens_k, sequences, keys);
-  run_op(cpu::AttentionOpOf<Number>(cpu::kernels(), args));
+  run_op(cpu::AttentionOpOf<Number>(cpu::kernels(), args, num_threads()));
 }
 
 void pack(Address x, int64_t rows, Address indices, Address out, int64_t tokens, int64_t row_bytes) {

@@ -120,8 +120,28 @@ inline float soften(float* scores, int64_t seen, int64_t columns, float scale, f
   return shrink;
 }
 
+// Fetches a part of what a piece reads at first, the part'th of `parts`: its queries, keys and values are short and far apart, so that the
+// hardware does not see them coming.
 template <class Number>
-void attention(const AttentionOf<Number>& op, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch) {
+void fetch_piece(const AttentionOf<Number>& op, const AttentionPiece& piece, int64_t part, int64_t parts) {
+  const int64_t queries = piece.last - piece.first, q0 = op.cu_seqlens_q[piece.sequence] + piece.first,
+                k0 = op.cu_seqlens_k[piece.sequence];
+  int64_t keys = op.cu_seqlens_k[piece.sequence + 1] - k0;
+  if (queries == 0) return;
+  if (keys > attention_keys) keys = attention_keys;
+  const auto fetch = [&](const Number* row) {
+    for (int64_t d = 0; d < op.head_size; d += 64 / sizeof(Number)) prefetch(row + piece.head * op.head_size + d);
+  };
+  for (int64_t m = queries * part / parts; m < queries * (part + 1) / parts; ++m) fetch(op.q + (q0 + m) * op.q_stride);
+  for (int64_t j = keys * part / parts; j < keys * (part + 1) / parts; ++j) {
+    fetch(op.k + (k0 + j) * op.k_stride);
+    fetch(op.v + (k0 + j) * op.v_stride);
+  }
+}
+
+template <class Number>
+void attention(const AttentionOf<Number>& op, const AttentionPiece& piece, const AttentionPiece& next, float* scratch) {
+  const auto [sequence, head, first, last] = piece;
   const int64_t D = op.head_size, q0 = op.cu_seqlens_q[sequence], k0 = op.cu_seqlens_k[sequence];
   const int64_t queries = op.cu_seqlens_q[sequence + 1] - q0, keys = op.cu_seqlens_k[sequence + 1] - k0, rows = last - first;
   AttentionTile tile;
@@ -157,12 +177,16 @@ void attention(const AttentionOf<Number>& op, int64_t sequence, int64_t head, in
     q_stride = tile.padded;
   }
   const float scale = op.scale * 1.44269504f;  // of powers of two
-  const int64_t most = seen_by(rows - 1);
+  const int64_t most = seen_by(rows - 1), steps = (rows + Vec::tile_rows - 1) / Vec::tile_rows;
   for (int64_t at = 0; at < most; at += attention_keys) {
-    const int64_t count = at + attention_keys < most ? attention_keys : most - at, columns = padded_to_vec(count);
-    load_keys(tile, op.k + (k0 + at) * op.k_stride + head * D, op.k_stride, op.v + (k0 + at) * op.v_stride + head * D, op.v_stride, count);
-    for (int64_t m0 = 0; m0 < rows; m0 += Vec::tile_rows) {
-      const int64_t height = m0 + Vec::tile_rows < rows ? Vec::tile_rows : rows - m0;
+    const int64_t loaded = at + attention_keys < most ? attention_keys : most - at;
+    load_keys(tile, op.k + (k0 + at) * op.k_stride + head * D, op.k_stride, op.v + (k0 + at) * op.v_stride + head * D, op.v_stride, loaded);
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t m0 = step * Vec::tile_rows, height = m0 + Vec::tile_rows < rows ? Vec::tile_rows : rows - m0;
+      if (at == 0) fetch_piece(op, next, step, steps);
+      const int64_t seen_here = seen_by(m0 + height - 1) - at, count = seen_here < loaded ? seen_here : loaded;
+      if (count <= 0) continue;
+      const int64_t columns = padded_to_vec(count);
       for (int64_t d = 0; d < D; d += attention_depth)
         broadcast_rows<Vec::tile_rows>(height, q + m0 * q_stride + d, q_stride, tile.keys + d * attention_keys, attention_keys, tile.scores,
                                        attention_keys, columns, D - d < attention_depth ? D - d : attention_depth, d != 0);

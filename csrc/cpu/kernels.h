@@ -107,9 +107,14 @@ struct Int8Linear {
 
 // How work is cut; the same on every machine, so the order of a sum is too.
 constexpr int64_t linear_rows = 384;     // most rows in a piece
-constexpr int64_t attention_rows = 64;   // queries in a piece
+constexpr int64_t attention_rows = 128;  // most queries in a piece
 constexpr int64_t attention_keys = 128;  // keys in a tile
 constexpr int64_t max_head_size = 256;
+
+// Queries [first, last) of one head of one sequence, counted from the sequence's start.
+struct AttentionPiece {
+  int64_t sequence, head, first, last;
+};
 
 struct Int8Kernels {
   int levels;  // the largest magnitude of a quantized input: 127, or 63 where the sum of two products must fit 16 bits
@@ -129,9 +134,8 @@ struct KernelsOf {
   void (*add_layer_norm)(const LayerNormOf<Number>&, int64_t first, int64_t last);
   // Rows [row0, row1), at most linear_rows, of columns [col0, col1); scratch: linear_scratch floats.
   void (*linear)(const LinearOf<Number>&, int64_t row0, int64_t row1, int64_t col0, int64_t col1, float* scratch);
-  // Queries [first, last) of one head of one sequence, counted from the sequence's start; at most attention_rows of
-  // them, starting at a multiple of it. scratch: attention_scratch floats.
-  void (*attention)(const AttentionOf<Number>&, int64_t sequence, int64_t head, int64_t first, int64_t last, float* scratch);
+  // A piece of at most attention_rows queries, while what `next` reads is fetched; scratch: attention_scratch floats.
+  void (*attention)(const AttentionOf<Number>&, const AttentionPiece& piece, const AttentionPiece& next, float* scratch);
   // One query and head; scratch: as many floats as the query reads cells.
   void (*cached_attention)(const CachedAttentionOf<Number>&, int64_t query, int64_t head, float* scratch);
 };

@@ -37,8 +37,9 @@ template <class X, class W>
 struct LinearPass {
   const X* x;
   const W* weight;
+  const float* start;  // what the products are added to: one row, the bias, or the sums of the passes before
   float* out;
-  int64_t x_stride, weight_stride, out_stride;
+  int64_t x_stride, weight_stride, start_stride, out_stride;
   int64_t rows, cols, depth;
 };
 
@@ -69,10 +70,11 @@ inline void hold([[maybe_unused]] Operand& a) {
 #endif
 }
 
-// Adds to out. GCC 12 keeps `sum` in memory, at half the speed, unless every loop over it is unrolled by name; and, on
+// GCC 12 keeps `sum` in memory, at half the speed, unless every loop over it is unrolled by name; and, on
 // AVX2, where the tile is inlined among its callers' loops.
 template <int64_t rows, int64_t cols, bool fetch, class X, class W>
-__attribute__((noinline)) void linear_tile(const LinearPass<X, W>& at, const X* x, const W* weight, float* out, Ahead<W> ahead) {
+__attribute__((noinline)) void linear_tile(const LinearPass<X, W>& at, const X* x, const W* weight, const float* start, float* out,
+                                           Ahead<W> ahead) {
   using Operand = typename OperandsOf<X, W>::Type;
   constexpr int64_t line = 64 / sizeof(W);
   Vec sum[rows][tile_cols];
@@ -97,10 +99,8 @@ __attribute__((noinline)) void linear_tile(const LinearPass<X, W>& at, const X* 
   });
 
 #pragma GCC unroll 8
-  for (int64_t m = 0; m < rows; ++m) {
-    float* to = out + m * at.out_stride;
-    store_quad(to, Vec::sums(sum[m]) + load_quad(to, cols), cols);
-  }
+  for (int64_t m = 0; m < rows; ++m)
+    store_quad(out + m * at.out_stride, Vec::sums(sum[m]) + load_quad(start + m * at.start_stride, cols), cols);
 }
 
 // `count` rows (1 .. rows) of `cols` columns.
@@ -108,7 +108,8 @@ template <int64_t rows, int64_t cols, bool fetch, class X, class W>
 void linear_some_rows(const LinearPass<X, W>& at, int64_t count, int64_t row, int64_t n, Ahead<W> ahead) {
   if constexpr (rows > 1)
     if (count < rows) return linear_some_rows<rows - 1, cols, fetch>(at, count, row, n, ahead);
-  linear_tile<rows, cols, fetch>(at, at.x + row * at.x_stride, at.weight + n * at.weight_stride, at.out + row * at.out_stride + n, ahead);
+  linear_tile<rows, cols, fetch>(at, at.x + row * at.x_stride, at.weight + n * at.weight_stride, at.start + row * at.start_stride + n,
+                                 at.out + row * at.out_stride + n, ahead);
 }
 
 // Columns [n, end), at most a tile's, of rows [row, bottom), at most a tile's.
@@ -149,6 +150,7 @@ template <class X, class W>
 LinearPass<X, W> some_rows(const LinearPass<X, W>& at, int64_t row, int64_t end) {
   LinearPass<X, W> some = at;
   some.x += row * at.x_stride;
+  some.start += row * at.start_stride;
   some.out += row * at.out_stride;
   some.rows = end - row;
   return some;
@@ -159,7 +161,7 @@ template <class X, class W>
 void fetch_rows(const LinearPass<X, W>& at, int64_t part, int64_t parts) {
   const int64_t first = at.depth * part / parts, last = at.depth * (part + 1) / parts;
   for (int64_t m = 0; m < at.rows; ++m)
-    for (int64_t k = first; k < last; k += 64 / sizeof(X)) __builtin_prefetch(at.x + m * at.x_stride + k, 0, 2);
+    for (int64_t k = first; k < last; k += 64 / sizeof(X)) prefetch(at.x + m * at.x_stride + k);
 }
 
 // Many rows: all columns of the block for one tile's rows, which stay in L1, then the next tile's. Rows that collide are copied as they
@@ -199,8 +201,9 @@ inline void linear_pass_widened(const LinearPass<bfloat16, bfloat16>& at, float*
       for_each_block(at.depth, [&](int64_t k, int64_t lanes) {
         Vec::load(at.x + (row + m) * at.x_stride + k, lanes).store(room + m * wide_stride + k, lanes);
       });
+    const LinearPass<bfloat16, bfloat16> some = some_rows(at, row, row + rows);
     const LinearPass<float, bfloat16> wide = {
-        room, at.weight, at.out + row * at.out_stride, wide_stride, at.weight_stride, at.out_stride, rows, at.cols, at.depth};
+        room, at.weight, some.start, some.out, wide_stride, at.weight_stride, at.start_stride, at.out_stride, rows, at.cols, at.depth};
     linear_pass(wide, room);  // which has no reason to copy them again
   }
 }
@@ -219,14 +222,14 @@ void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0
     Number* out = op.out + row0 * op.out_stride + n0;
     float* sums = sums_of(out, scratch);
     const int64_t stride = in_place ? op.out_stride : block_cols;
-    for (int64_t m = 0; m < rows; ++m)
-      for_each_block(cols, [&](int64_t n, int64_t lanes) {
-        (op.bias ? Vec::load(op.bias + n0 + n, lanes) : Vec::all(0.0f)).store(sums + m * stride + n, lanes);
-      });
-    for (int64_t k = 0; k < op.inputs; k += most) {
+    alignas(64) float bias[block_cols];
+    for_each_block(
+        cols, [&](int64_t n, int64_t lanes) { (op.bias ? Vec::load(op.bias + n0 + n, lanes) : Vec::all(0.0f)).store(bias + n, lanes); });
+    const Number *x = op.x + row0 * op.x_stride, *weight = op.weight + n0 * op.inputs;
+    for (int64_t k = 0; k == 0 || k < op.inputs; k += most) {  // once for no inputs too: the bias alone
       const int64_t depth = k + most < op.inputs ? most : op.inputs - k;
-      const LinearPass<Number, Number> at = {
-          op.x + row0 * op.x_stride + k, op.weight + n0 * op.inputs + k, sums, op.x_stride, op.inputs, stride, rows, cols, depth};
+      LinearPass<Number, Number> at = {x + k, weight + k, sums, sums, op.x_stride, op.inputs, stride, stride, rows, cols, depth};
+      if (k == 0) at.start = bias, at.start_stride = 0;
       float* room = scratch + linear_rows * block_cols;
       if constexpr (in_place || multiplies_bfloat16)
         linear_pass(at, reinterpret_cast<Number*>(room));

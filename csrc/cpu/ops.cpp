@@ -111,12 +111,16 @@ void LinearOpOf<Number>::run(int64_t item) const {
 }
 
 template <class Number>
-AttentionOpOf<Number>::AttentionOpOf(const Kernels& kernels, const AttentionOf<Number>& args) : kernels_(kernels), args_(args) {
+AttentionOpOf<Number>::AttentionOpOf(const Kernels& kernels, const AttentionOf<Number>& args, int threads)
+    : kernels_(kernels), args_(args), threads_(threads) {
   BF_CHECK(args.head_size <= max_head_size, "varlen_attention: head size ", args.head_size, ", expected at most ", max_head_size);
+  // Long pieces lay out a sequence's keys less often; a few items must be left for every core.
+  int64_t step = attention_rows;
+  while (step > 32 && divide_up(args.cu_seqlens_q[args.sequences], step) * args.heads < 8 * threads) step /= 2;
   for (int64_t b = 0; b < args.sequences; ++b) {
     const int64_t queries = args.cu_seqlens_q[b + 1] - args.cu_seqlens_q[b], keys = args.cu_seqlens_k[b + 1] - args.cu_seqlens_k[b];
-    for (int64_t first = 0; first < queries; first += attention_rows) {
-      const int64_t last = std::min(queries, first + attention_rows);
+    for (int64_t first = 0; first < queries; first += step) {
+      const int64_t last = std::min(queries, first + step);
       const int64_t seen = args.causal ? std::clamp<int64_t>(last + keys - queries, 0, keys) : keys;
       pieces_.push_back({static_cast<int32_t>(b), static_cast<int32_t>(first), static_cast<int32_t>(last), (last - first + 8) * seen});
     }
@@ -126,9 +130,15 @@ AttentionOpOf<Number>::AttentionOpOf(const Kernels& kernels, const AttentionOf<N
 }
 
 template <class Number>
-void AttentionOpOf<Number>::run(int64_t item) const {
+AttentionPiece AttentionOpOf<Number>::piece(int64_t item) const {
+  if (item >= items()) return {0, 0, 0, 0};
   const Piece& piece = pieces_[static_cast<size_t>(item / args_.heads)];
-  of<Number>(kernels_).attention(args_, piece.sequence, item % args_.heads, piece.first, piece.last, scratch(kernels_.attention_scratch));
+  return {piece.sequence, item % args_.heads, piece.first, piece.last};
+}
+
+template <class Number>
+void AttentionOpOf<Number>::run(int64_t item) const {  // and this thread, if all are alike, will take the item after every other's next
+  of<Number>(kernels_).attention(args_, piece(item), piece(item + threads_), scratch(kernels_.attention_scratch));
 }
 
 int64_t PackOp::items() const { return divide_up(tokens, rows_per_item(row_bytes / 4)); }

@@ -56,7 +56,7 @@ class LinearOpOf {
 template <class Number>
 class AttentionOpOf {
  public:
-  AttentionOpOf(const Kernels& kernels, const AttentionOf<Number>& args);
+  AttentionOpOf(const Kernels& kernels, const AttentionOf<Number>& args, int threads);
   int64_t items() const { return static_cast<int64_t>(pieces_.size()) * args_.heads; }
   void run(int64_t item) const;
 
@@ -65,8 +65,11 @@ class AttentionOpOf {
     int32_t sequence, first, last;
     int64_t work;
   };
+  AttentionPiece piece(int64_t item) const;
+
   const Kernels& kernels_;
   AttentionOf<Number> args_;
+  int threads_;
   std::vector<Piece> pieces_;  // the most work first, so that the cores finish together
 };
 

@@ -129,7 +129,7 @@ class Binder {
                                            n.causal};
     cpu::check_boundaries("cu_seqlens_q", args.cu_seqlens_q, args.sequences, count(n.q_rows));
     cpu::check_boundaries("cu_seqlens_k", args.cu_seqlens_k, args.sequences, count(n.k_rows));
-    ops.attentions.emplace_back(cpu::kernels(), args);
+    ops.attentions.emplace_back(cpu::kernels(), args, num_threads());
     step(ops.attentions.back());
   }
 
