@@ -95,6 +95,15 @@ def nothing_padded(mask: Tensor) -> bool:
     return _C.mask_is_full(mask.data_ptr(), kind, B, S, row)
 
 
+def integer_range(values: Tensor) -> tuple[int, int]:
+    """The lowest and the highest of integers or bools, of which there has to be one."""
+    kind = _MASK_KINDS.get(values.dtype)
+    if kind is None or kind > _C.MASK_INT64 or not values.is_cpu or not values.is_contiguous():
+        low, high = torch.aminmax(values)
+        return int(low), int(high)
+    return _C.integer_range(values.data_ptr(), kind, values.numel())
+
+
 def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
     """mask: [B, S], any number type; every value but 0 is a real token, as in transformers. None: nothing is padded. The answer lies
     on `device`; a mask that lies there too is waited for, once."""

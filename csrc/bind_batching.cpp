@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <tuple>
+#include <utility>
 
 #include "batching/packer.h"
 #include "batching/planner.h"
@@ -39,6 +40,14 @@ void bind_batching(py::module_& m) {
         return mask_is_full(at<const void>(mask), static_cast<MaskKind>(kind), rows, columns, row_stride);
       },
       arg("mask"), arg("kind"), arg("rows"), arg("columns"), arg("row_stride"), "Whether every position of a mask is real.");
+  m.def(
+      "integer_range",
+      [](Address values, int kind, int64_t count) {
+        BF_CHECK(kind >= 0 && kind <= static_cast<int>(MaskKind::int64), "integer_range: kind ", kind, " is none of integers");
+        const Range range = integer_range(at<const void>(values), static_cast<MaskKind>(kind), count);
+        return std::pair(range.lowest, range.highest);
+      },
+      arg("values"), arg("kind"), arg("count"), "The lowest and the highest of integers that lie back to back.");
   m.def(
       "pack_lengths",
       [](Address lengths, int64_t rows, Address cu_seqlens) {

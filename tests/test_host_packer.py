@@ -95,6 +95,26 @@ def test_unknown_kind_and_too_many_tokens_are_refused():
         _C.pack_mask(0, 0, 65536, 65536, 0, room, room, room)
 
 
+INTEGERS = [dtype for dtype in KINDS if not dtype.is_floating_point]
+
+
+@given(st.data(), st.sampled_from(sorted(INTEGERS, key=str)))
+def test_range_of_integers(data, dtype):
+    ends = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    values = data.draw(st.lists(st.integers(*ends) | st.sampled_from(ends), min_size=1, max_size=70))
+    tensor = torch.tensor(values, dtype=dtype)
+    assert _C.integer_range(tensor.data_ptr(), KINDS[dtype], len(values)) == (min(values), max(values))
+
+
+def test_range_of_nothing_and_of_floats_is_refused():
+    room = torch.zeros(4)
+    with pytest.raises(ValueError, match="of 0 values"):
+        _C.integer_range(room.data_ptr(), _C.MASK_INT64, 0)
+    for kind in (_C.MASK_FLOAT32, 99, -1):
+        with pytest.raises(ValueError, match="none of integers"):
+            _C.integer_range(room.data_ptr(), kind, 4)
+
+
 @given(st.lists(st.integers(0, 1000), max_size=20))
 def test_lengths_become_boundaries(lengths):
     given_lengths = torch.tensor(lengths, dtype=torch.int64)

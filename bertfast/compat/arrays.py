@@ -33,13 +33,17 @@ def kind_of(values: Iterable[Any]) -> Kind:
             return Kind.TORCH
         if _is_tf(value):
             return Kind.TF
-        if _is_jax(value):
+        if is_jax(value):
             return Kind.JAX
     return Kind.NUMPY
 
 
 def is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, np.generic, Tensor)) or _is_tf(value) or _is_jax(value)
+    return isinstance(value, (np.ndarray, np.generic, Tensor)) or _is_tf(value) or is_jax(value)
+
+
+def is_jax(value: Any) -> bool:
+    return type(value).__module__.startswith(("jax.", "jaxlib"))
 
 
 def refuse_tracing(face: str, values: Collection[Any]) -> None:
@@ -54,25 +58,29 @@ def refuse_tracing(face: str, values: Collection[Any]) -> None:
         )
     # JAX has no public way to ask. Where this one is gone, traced values still give themselves away.
     clean = getattr(jax, "trace_state_clean", None)
-    if (clean is not None and not clean()) or any(is_traced(value) for value in values):
+    arrays = [value for value in values if value is not None and type(value) is not np.ndarray]
+    if (clean is not None and not clean()) or any(map(is_traced, arrays)):
         raise ValueError(
             f"{face}: called inside jax.jit (or another JAX transform), which would trace this host call once and never run it again; "
             "call the model outside, or wrap the call in jax.pure_callback"
         )
-    if any(_is_tf(value) and not hasattr(value, "numpy") for value in values):
+    if any(_is_tf(value) and not hasattr(value, "numpy") for value in arrays):
         raise ValueError(f"{face}: got a symbolic Keras or TensorFlow tensor, which has no numbers; call the model on eager tensors")
 
 
 def is_traced(value: Any) -> bool:
     """Whether this is one of JAX's tracers, which stand for an array while a program is traced."""
-    return _is_jax(value) and not hasattr(value, "addressable_shards")
+    if not is_jax(value):
+        return False
+    tracer = getattr(sys.modules.get("jax._src.core"), "Tracer", None)
+    return not hasattr(value, "addressable_shards") if tracer is None else isinstance(value, tracer)
 
 
 def to_torch(value: Any, name: str) -> Tensor:
     """The value as a tensor, sharing its memory where that can be. Raises TypeError for what is no array of numbers."""
     if isinstance(value, Tensor):
         return value
-    if _is_tf(value) or _is_jax(value):
+    if _is_tf(value) or is_jax(value):
         return _imported(value)
     try:
         array = value if type(value) is np.ndarray else np.asarray(value)
@@ -83,7 +91,8 @@ def to_torch(value: Any, name: str) -> Tensor:
 
 def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
     """A tensor on the array's memory; a copy where it may not be written to, since torch would let anybody write."""
-    if array.dtype.kind in "fi" and array.dtype.isnative and array.flags.writeable and array.flags.c_contiguous:
+    dtype, flags = array.dtype, array.flags
+    if dtype.kind in "fi" and dtype.isnative and flags.writeable and flags.c_contiguous:
         return torch.from_numpy(array)
     if array.dtype.name == "bfloat16":  # ml_dtypes', which torch does not know
         return from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -101,8 +110,9 @@ def to_numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":
 
     NumPy has no bfloat16: the array is ml_dtypes' where that is installed, else float32 of the same values.
     """
-    tensor = tensor.detach().cpu()
-    if tensor.dtype != torch.bfloat16:
+    if tensor.requires_grad or not tensor.is_cpu:
+        tensor = tensor.detach().cpu()
+    if tensor.dtype is not torch.bfloat16:
         return tensor.numpy()
     bfloat16 = numpy_bfloat16()
     return tensor.float().numpy() if bfloat16 is None else tensor.view(torch.int16).numpy().view(bfloat16)
@@ -121,17 +131,36 @@ def from_torch(tensor: Tensor, kind: Kind) -> Any:
     """The tensor as an array of the kind, sharing its memory where that can be."""
     if kind is Kind.NUMPY:
         return to_numpy(tensor)
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if kind is Kind.TORCH:
         return tensor
     if kind is Kind.JAX:
         jax: Any = sys.modules["jax"]
         # JAX has no 0-d or empty DLPack exchange on every version, and keeps 64-bit numbers only where it is told to.
-        return jax.numpy.asarray(to_numpy(tensor)) if tensor.numel() < 2 else jax.dlpack.from_dlpack(tensor.contiguous())
+        if tensor.numel() < 2:
+            return jax.numpy.asarray(to_numpy(tensor))
+        return jax.dlpack.from_dlpack(_OnCpu(tensor.contiguous()) if tensor.is_cpu else tensor.contiguous())
     tf: Any = sys.modules["tensorflow"]
     if tensor.numel() == 0:
         return tf.constant(to_numpy(tensor))
     return tf.experimental.dlpack.from_dlpack(to_dlpack(tensor.contiguous()))
+
+
+class _OnCpu:
+    """A tensor on the CPU, as DLPack's consumers ask it. torch's own methods look for subclasses, streams and versions first: a fifth of
+    what JAX takes for an import."""
+
+    __slots__ = ("_tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # kDLCPU
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return to_dlpack(self._tensor)
 
 
 def tree_from_torch(value: Any, kind: Kind) -> Any:
@@ -166,10 +195,6 @@ def _dtype_name(dtype: Any) -> str:
 
 def _is_tf(value: Any) -> bool:
     return type(value).__module__.startswith(("tensorflow.", "keras."))
-
-
-def _is_jax(value: Any) -> bool:
-    return type(value).__module__.startswith(("jax.", "jaxlib"))
 
 
 def _imported(value: Any) -> Tensor:

@@ -7,6 +7,8 @@ from_pretrained overrides an attribute; those that only 4.37 knew are listed her
 import copy
 from typing import Any
 
+from bertfast.settings import setting
+
 # Attributes of a 4.37 config that transformers 5 no longer declares.
 _LEGACY = frozenset(
     (
@@ -51,5 +53,5 @@ def engine_config(config: Any, activation: str, **changes: Any) -> Any:
 
 def flag(asked: bool | None, config: Any, name: str, default: bool = False) -> bool:
     """An output flag: the call's, else the config's."""
-    value = getattr(config, name, default) if asked is None else asked
+    value = setting(config, name, default) if asked is None else asked
     return default if value is None else bool(value)

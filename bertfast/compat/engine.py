@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bertfast import ops, roads
 from bertfast.attention import Attention
-from bertfast.batch import Needs, PackedBatch, make_batch
+from bertfast.batch import Needs, PackedBatch, integer_range, make_batch
 from bertfast.compat.dense import Dense, Dropout, DroppingOps
 from bertfast.forward import Call, plain_outputs
 from bertfast.heads import HEADS, Encoded
@@ -87,7 +87,7 @@ class MaskKind(Enum):
 def kind_of_mask(mask: Tensor, shape: tuple[int, int]) -> MaskKind:
     if mask.shape != shape or mask.numel() == 0:
         return MaskKind.OTHER
-    low, high = (end.item() for end in torch.aminmax(mask))
+    low, high = (end.item() for end in torch.aminmax(mask)) if mask.is_floating_point() else integer_range(mask)
     if low == high == 1:
         return MaskKind.ONES
     if low != 0 or high != 1:

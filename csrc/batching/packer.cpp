@@ -62,6 +62,17 @@ const RowsOf& rows_of_kind(MaskKind kind) {
   fail("attention_mask: unknown kind ", static_cast<int>(kind));
 }
 
+template <class Integer>
+Range range_of(const void* values, int64_t count) {
+  const auto* ids = static_cast<const Integer*>(values);
+  Integer lowest = ids[0], highest = ids[0];
+  for (int64_t i = 1; i < count; ++i) {
+    lowest = std::min(lowest, ids[i]);
+    highest = std::max(highest, ids[i]);
+  }
+  return {static_cast<int64_t>(lowest), static_cast<int64_t>(highest)};
+}
+
 int64_t keep_all(const void*, int64_t, int64_t columns, int64_t first_index, int64_t* indices, int64_t* positions) {
   for (int64_t c = 0; c < columns; ++c) {
     indices[c] = first_index + c;
@@ -96,6 +107,25 @@ bool mask_is_full(const void* mask, MaskKind kind, int64_t rows, int64_t columns
   for (int64_t b = 0; b < rows; ++b)
     if (!is_full(mask, b * row_stride, columns)) return false;
   return true;
+}
+
+Range integer_range(const void* values, MaskKind kind, int64_t count) {
+  BF_CHECK(count > 0, "integer_range: of ", count, " values");
+  switch (kind) {
+    case MaskKind::boolean:
+    case MaskKind::uint8:
+      return range_of<uint8_t>(values, count);
+    case MaskKind::int8:
+      return range_of<int8_t>(values, count);
+    case MaskKind::int16:
+      return range_of<int16_t>(values, count);
+    case MaskKind::int32:
+      return range_of<int32_t>(values, count);
+    case MaskKind::int64:
+      return range_of<int64_t>(values, count);
+    default:
+      fail("integer_range: kind ", static_cast<int>(kind), " is none of integers");
+  }
 }
 
 Packed pack_lengths(const int64_t* lengths, int64_t rows, int32_t* cu_seqlens) {

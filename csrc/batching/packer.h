@@ -23,6 +23,13 @@ Packed pack_mask(const void* mask, MaskKind kind, int64_t rows, int64_t columns,
 // Whether every position is real: most masks are, and need no packing.
 bool mask_is_full(const void* mask, MaskKind kind, int64_t rows, int64_t columns, int64_t row_stride);
 
+struct Range {
+  int64_t lowest, highest;
+};
+
+// Of integers (or bools) that lie back to back, at least one. Where token ids and masks end says what most callers ask of them.
+Range integer_range(const void* values, MaskKind kind, int64_t count);
+
 // cu_seqlens [rows + 1] of given lengths, none negative.
 Packed pack_lengths(const int64_t* lengths, int64_t rows, int32_t* cu_seqlens);
 

@@ -87,3 +87,30 @@ def test_the_key_of_a_flax_model_is_that_of_its_seed():
     fresh = model.init_weights(model.key, model.input_shape)
     assert fresh.keys() == params.keys()
     assert np.abs(model(IDS, params=fresh).last_hidden_state - model(IDS, params=params).last_hidden_state).max() > 0.1
+
+
+@pytest.mark.parametrize("cls", [flax.FlaxBertModel, flax.FlaxBertForCausalLM])
+@pytest.mark.parametrize("shape", [(2, 5), (1, 5), (2, 1), (1, 1), (5,)])
+def test_a_mask_of_ones_says_nothing(shape, cls):
+    model = face(cls, "flax_model" if cls is flax.FlaxBertModel else "flax_causal")
+    want = model(IDS)[0]
+    for dtype in (np.int8, np.int32, np.int64, np.bool_, np.float32):
+        np.testing.assert_allclose(model(IDS, np.ones(shape, dtype))[0], want, atol=1e-5)
+
+
+def test_a_mask_that_wraps_to_below_zero_hides():
+    model = face(flax.FlaxBertModel, "flax_model")
+    nothing = model(IDS, np.zeros_like(IDS)).last_hidden_state
+    np.testing.assert_array_equal(model(IDS, np.full_like(IDS, 2**31)).last_hidden_state, nothing)
+    assert np.abs(nothing - model(IDS).last_hidden_state).max() > 1e-2
+
+
+@pytest.mark.parametrize(("cls", "model"), [(flax.FlaxBertModel, "flax_model"), (tf.TFBertForTokenClassification, "tf_tokcls")])
+def test_an_array_that_changes_between_calls_is_read_anew_and_left_alone(cls, model):
+    model, ids, mask = face(cls, model), IDS.copy(), np.ones_like(IDS)
+    first = [model(ids, attention_mask=mask)[0] for _ in range(3)][-1]
+    kept = first.copy()
+    ids[:] = IDS[::-1]
+    np.testing.assert_array_equal(model(ids, attention_mask=mask)[0], kept[::-1])
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(ids, IDS[::-1])

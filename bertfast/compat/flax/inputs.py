@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bertfast.batch import integer_range
 from bertfast.compat import arrays
 from bertfast.compat.arrays import to_torch
 from bertfast.compat.dense import gather_words
+from bertfast.settings import setting
 
 # Added where a query may not look: large enough that no score is left beside it, so a query that may look nowhere looks
 # everywhere alike. Finite, as Flax's: an infinity would make such a row NaN.
@@ -29,6 +32,7 @@ class Inputs:
     position_ids: Tensor | None  # None: 0 .. S - 1
     attention_mask: Tensor | None  # bool, of a shape that broadcasts to [B, Sk]
     in_range: bool
+    whole: bool = False  # the mask is True throughout
 
 
 def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) -> Inputs:
@@ -44,16 +48,17 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
         raise ValueError(f"input_ids: got shape {tuple(ids.shape)}, expected [batch, length]")
     if ids.numel() == 0:
         raise ValueError(f"input_ids: got shape {tuple(ids.shape)}, expected at least one token")
-    types, positions = (read_like(values[name], name, ids.shape, device) for name in ("token_type_ids", "position_ids"))
-    mask = values["attention_mask"]
+    types = read_like(values["token_type_ids"], "token_type_ids", ids.shape, device)
+    positions = read_like(values["position_ids"], "position_ids", ids.shape, device)
+    mask, whole, decoder = values["attention_mask"], False, bool(setting(config, "is_decoder"))
     if mask is not None:
-        mask = attended(mask, "attention_mask", device, bool(config.is_decoder))
-    S, P = ids.shape[1], config.max_position_embeddings
-    if config.is_decoder and S > P:
+        mask, whole = attended(mask, "attention_mask", device, decoder)
+    S, P = ids.shape[1], setting(config, "max_position_embeddings")
+    if decoder and S > P:
         raise ValueError(f"input_ids: length {S}, and a decoder's causal mask has {P} positions (max_position_embeddings)")
-    inside = within(ids, config.vocab_size) and (types is None or within(types, config.type_vocab_size))
+    inside = within(ids, setting(config, "vocab_size")) and (types is None or within(types, setting(config, "type_vocab_size")))
     inside = inside and (S <= P if positions is None else within(positions, P))
-    return Inputs((ids.shape[0], S), ids, types, positions, mask, inside)
+    return Inputs((ids.shape[0], S), ids, types, positions, mask, inside, whole)
 
 
 def read_like(value: Any, name: str, shape: torch.Size, device: torch.device) -> Tensor | None:
@@ -73,18 +78,40 @@ _NARROW = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16, torch.int
 def as_int32(value: Any, name: str, device: torch.device) -> Tensor:
     """As jnp.array(value, dtype="i4"): a fraction is dropped, True is 1, a large number wraps. int64, which every lookup here takes."""
     tensor = on(device, value, name)
-    return tensor.to(torch.int64) if tensor.dtype in _NARROW else tensor.to(torch.int32).to(torch.int64)
+    if tensor.dtype in _NARROW:
+        return tensor.to(torch.int64)
+    if tensor.dtype is torch.int64 and fit_int32(tensor):
+        return tensor
+    return tensor.to(torch.int32).to(torch.int64)
 
 
-def attended(mask: Any, name: str, device: torch.device, decoder: bool) -> Tensor:
-    """Which tokens a mask lets be seen: int32(mask) > 0; in a decoder, where 4.37 combined it with the causal one, all but 0."""
+def fit_int32(tensor: Tensor) -> bool:
+    """Whether integers are int32's as they are."""
+    if tensor.numel() == 0:
+        return True
+    low, high = integer_range(tensor)
+    return low >= -(2**31) and high < 2**31
+
+
+_SEEN = torch.ones((), dtype=torch.bool, device="cpu")
+
+
+def attended(mask: Any, name: str, device: torch.device, decoder: bool) -> tuple[Tensor, bool]:
+    """Which tokens a mask lets be seen: int32(mask) > 0; in a decoder, where 4.37 combined it with the causal one, all but 0. And whether
+    that is known to be all of them."""
     tensor = on(device, mask, name)
+    if tensor.is_cpu and (tensor.dtype in _NARROW or tensor.dtype is torch.int64) and tensor.numel():
+        low, high = integer_range(tensor)
+        if low > 0 and high < 2**31:
+            return _SEEN.expand(tensor.shape), True
     if tensor.dtype not in _NARROW:
         tensor = tensor.to(torch.int32)
-    return tensor.ne(0) if decoder else tensor.gt(0)
+    return tensor.ne(0) if decoder else tensor.gt(0), False
 
 
 def on(device: torch.device, value: Any, name: str) -> Tensor:
+    if arrays.is_jax(value) and device.type == "cpu":
+        value = np.asarray(value)  # a view; to copy what these hold takes less than DLPack's exchange
     tensor = to_torch(value, name)
     if tensor.is_complex():
         raise TypeError(f"{name}: got {tensor.dtype}, expected numbers")
@@ -98,12 +125,14 @@ def fits(value: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def within(ids: Tensor, rows: int) -> bool:
-    low, high = (int(end) for end in torch.aminmax(ids))
+    low, high = integer_range(ids)
     return low >= 0 and high < rows
 
 
 def read_mask(mask: Tensor, name: str, shape: tuple[int, int]) -> Tensor:
     """[1 or B, 1 or Sk] bool, from what 4.37 could broadcast: [B, Sk], 1 in place of either, or [Sk]."""
+    if mask.shape == shape:
+        return mask
     if mask.dim() > 2 or not fits(mask, shape):
         raise ValueError(f"{name}: got shape {tuple(mask.shape)}, expected {shape}, or 1 in place of either")
     return mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))

@@ -19,6 +19,7 @@ from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.generation import Generation
 from bertfast.compat.flax.weights import Layout, Path, Tree, Weights, cannot_change, cast, snapshot
 from bertfast.compat.outputs import Output, output
+from bertfast.settings import setting
 
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "swish", "gelu_new": "gelu_new", "quick_gelu": "quick_gelu"}
 _KEPT = 2  # sets of other weights that stay converted
@@ -288,7 +289,7 @@ class FlaxBertPreTrainedModel:
         with torch.no_grad():
             engine = self._engine_on(params)
             dropout = self._dropout(train, dropout_rng, engine.device)
-            stepped = past_key_values if self.config.add_cross_attention else None
+            stepped = past_key_values if setting(self.config, "add_cross_attention") else None
             result, next_cache = self._result(engine, values, attentions, hidden, dropout, stepped, kind)
         return self._output(result, next_cache, kind, flag(return_dict, self.config, "return_dict", True))
 
@@ -300,11 +301,11 @@ class FlaxBertPreTrainedModel:
         read = inputs.read_inputs(values, config, device)
         head_masks = inputs.read_head_mask(values["head_mask"], config, device, engine.dtype)
         encoder = None
-        if config.add_cross_attention and values["encoder_hidden_states"] is not None:
+        if values["encoder_hidden_states"] is not None and setting(config, "add_cross_attention"):
             encoder = inputs.read_encoder(
                 values["encoder_hidden_states"], values["encoder_attention_mask"], config, read.shape[0], device, engine.dtype
             )
-        if past is not None and config.is_decoder:
+        if past is not None and setting(config, "is_decoder"):
             buffers, index = cache.read_tree(past, config.num_hidden_layers, self.cache_prefix, engine.dtype, device)
             step, visible = cache.cached_step(buffers, index, read, config, attentions)
             batch = self._batch(engine, read, visible, head_masks, attentions, dropout, encoder, step)
@@ -328,10 +329,11 @@ class FlaxBertPreTrainedModel:
     ) -> Result | None:
         """The call on the torch class, where that means the same by it; else None."""
         arguments: dict[str, Any] = {"input_ids": read.input_ids}
-        for name in ("token_type_ids", "position_ids"):
-            if getattr(read, name) is not None:
-                arguments[name] = getattr(read, name)
-        padded = mask is not None and not (mask.shape == read.shape and bool(mask.all()))
+        if read.token_type_ids is not None:
+            arguments["token_type_ids"] = read.token_type_ids
+        if read.position_ids is not None:
+            arguments["position_ids"] = read.position_ids
+        padded = mask is not None and not read.whole and not (mask.shape == read.shape and bool(mask.all()))
         if padded:
             assert mask is not None
             if mask.shape != read.shape or not bool(mask.any(dim=1).all()):
@@ -371,21 +373,22 @@ class FlaxBertPreTrainedModel:
         return padded_batch(read.shape, engine.bert.embeddings, ids, words, types, positions, attention, rows, across)
 
     def _dropout(self, train: bool, rng: Any, device: torch.device) -> Dropout | None:
+        if not train:
+            return None
         rates = float(self.config.hidden_dropout_prob), float(self.config.attention_probs_dropout_prob)
-        if not train or not any(rates):
+        if not any(rates):
             return None
         if rng is None:
             raise ValueError("dropout_rng: train=True runs dropout, which needs a seed or a key; pass dropout_rng=")
         return Dropout(*rates, seeded(random.seed_of(random.read_key(rng, "dropout_rng")), device))
 
     def _output(self, result: Result, next_cache: Any, kind: arrays.Kind, as_dict: bool) -> Any:
-        tensors = {
-            **result.outputs,
-            "hidden_states": result.hidden_states,
-            "attentions": result.attentions,
-            "cross_attentions": result.cross_attentions,
-        }
-        filled = self.output_class.of({name: arrays.tree_from_torch(value, kind) for name, value in tensors.items() if value is not None})
+        made = {name: arrays.from_torch(tensor, kind) for name, tensor in result.outputs.items()}
+        for name in ("hidden_states", "attentions", "cross_attentions"):
+            tensors = getattr(result, name)
+            if tensors is not None:
+                made[name] = arrays.tree_from_torch(tensors, kind)
+        filled = self.output_class.of(made)
         if not as_dict:
             items = filled.to_tuple()
             return items if next_cache is None else (items[0], next_cache, *items[1:])

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bertfast.batch import integer_range
 from bertfast.compat.arrays import is_array, to_torch
+from bertfast.settings import setting
 
 
 def merged(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
     if ids is None and embeds is None:
         raise ValueError("input_ids: you have to specify either input_ids or inputs_embeds")
     if ids is not None:
-        ids = read_ids(ids, "input_ids", config.vocab_size, device)
+        ids = read_ids(ids, "input_ids", setting(config, "vocab_size"), device)
         if ids.dim() != 2:
             raise ValueError(f"input_ids: got shape {tuple(ids.shape)}, expected [batch, length]")
         leading = ids.shape[0], ids.shape[1]
@@ -69,9 +72,9 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
         if embeds.dim() != 3 or embeds.shape[2] != config.hidden_size:
             raise ValueError(f"inputs_embeds: got shape {tuple(embeds.shape)}, expected [batch, length, {config.hidden_size}]")
         leading = embeds.shape[0], embeds.shape[1]
-    types = read_optional(values["token_type_ids"], "token_type_ids", config.type_vocab_size, leading, device)
-    positions = read_optional(values["position_ids"], "position_ids", config.max_position_embeddings, leading, device)
-    if positions is None and leading[1] > config.max_position_embeddings:
+    types = read_optional(values["token_type_ids"], "token_type_ids", setting(config, "type_vocab_size"), leading, device)
+    positions = read_optional(values["position_ids"], "position_ids", setting(config, "max_position_embeddings"), leading, device)
+    if positions is None and leading[1] > setting(config, "max_position_embeddings"):
         raise ValueError(f"input_ids: length {leading[1]}, and the model has {config.max_position_embeddings} positions")
     mask = values["attention_mask"]
     if mask is not None:
@@ -85,13 +88,20 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
 
 def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
     ids = to_torch(value, name)
-    if ids.dtype not in (torch.int32, torch.int64) or str(getattr(value, "dtype", "int")).startswith("u"):
+    if ids.dtype not in (torch.int32, torch.int64) or is_unsigned(value):
         raise ValueError(f"{name}: got {getattr(value, 'dtype', ids.dtype)}, expected int32 or int64")
     if ids.numel():
-        low, high = (end.item() for end in torch.aminmax(ids))
+        low, high = integer_range(ids)
         if low < 0 or high >= rows:
             raise ValueError(f"{name}: got {low if low < 0 else high}, expected 0 <= {name} < {rows}, the rows of its embedding table")
     return ids.to(device, torch.int64)
+
+
+def is_unsigned(value: Any) -> bool:
+    """Of an array that torch knows as signed integers."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == "u"
+    return str(getattr(value, "dtype", "int")).startswith("u")
 
 
 def read_optional(value: Any, name: str, rows: int, shape: tuple[int, int], device: torch.device) -> Tensor | None:

@@ -21,6 +21,7 @@ from bertfast.compat.dense import Dense, Dropout, padded_batch
 from bertfast.compat.engine import Engine, MaskKind, Result, kind_of_mask, seeded
 from bertfast.compat.outputs import Output, output
 from bertfast.compat.tf import arguments, losses
+from bertfast.settings import setting
 
 ACTIVATIONS = frozenset(
     ["gelu", "gelu_10", "gelu_fast", "gelu_new", "glu", "mish", "quick_gelu", "relu", "sigmoid", "silu", "swish", "tanh"]
@@ -129,13 +130,16 @@ class TFBertPreTrainedModel:
     def call(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError  # the classes below, each with its documented signature
 
-    @torch.no_grad()
     def _run(self, given: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return self._result(given)
+
+    def _result(self, given: dict[str, Any]) -> Any:
         values = arguments.merged(self._names, given)
         arrays.refuse_tracing(type(self).__name__, values.values())
         kind = arrays.kind_of(values.values())
         config = self.config
-        if config.hidden_act == "glu":
+        if setting(config, "hidden_act") == "glu":
             raise ValueError("config.hidden_act: 'glu' halves the width of the intermediate layer, which does not fit BERT's next one")
         inputs = arguments.read_inputs(values, config, self._engine.device)
         attentions = flag(values["output_attentions"], config, "output_attentions")
@@ -148,7 +152,7 @@ class TFBertPreTrainedModel:
             inputs.attention_mask = None
         keep = kind_of_this is MaskKind.PLAIN and (self.keep_padding or self._wants_loss(values))
         simple = kind_of_this is not MaskKind.OTHER and dropout is None and head_masks is None and not attentions and 0 not in inputs.shape
-        if simple and not (keep and config.is_decoder):
+        if simple and not (keep and setting(config, "is_decoder")):
             result = self._engine.plain(_engine_arguments(inputs), keep, hidden)
         else:
             result = self._dense(inputs, attentions, hidden, head_masks, dropout)
@@ -169,8 +173,10 @@ class TFBertPreTrainedModel:
         return self._engine.encoded(batch, hidden, dropout, self._head_dropout())
 
     def _dropout(self, training: Any) -> Dropout | None:
+        if not training:
+            return None
         rates = float(self.config.hidden_dropout_prob), float(self.config.attention_probs_dropout_prob)
-        if not training or not any((*rates, self._head_dropout())):
+        if not any((*rates, self._head_dropout())):
             return None
         return Dropout(*rates, seeded(int(torch.randint(2**62, ())), self._engine.device))
 
