@@ -89,12 +89,18 @@ def to_torch(value: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an array of numbers ({error})") from error
 
 
+def through_numpy(value: Any, device: torch.device) -> Any:
+    """Ids or a mask of JAX's as NumPy's, where the model is on the CPU: they are small, are converted in any case, and JAX's exchange by
+    DLPack takes longer than that (TensorFlow's does not)."""
+    return np.asarray(value) if is_jax(value) and device.type == "cpu" else value
+
+
 def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
     """A tensor on the array's memory; a copy where it may not be written to, since torch would let anybody write."""
     dtype, flags = array.dtype, array.flags
-    if dtype.kind in "fi" and dtype.isnative and flags.writeable and flags.c_contiguous:
-        return torch.from_numpy(array)
-    if array.dtype.name == "bfloat16":  # ml_dtypes', which torch does not know
+    if dtype.kind in "fi" and dtype.isnative and flags.c_contiguous:
+        return torch.from_numpy(array if flags.writeable else array.copy())
+    if dtype.kind == "V" and dtype.name == "bfloat16":  # ml_dtypes', which torch does not know
         return from_numpy(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)

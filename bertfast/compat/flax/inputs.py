@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,9 +109,7 @@ def attended(mask: Any, name: str, device: torch.device, decoder: bool) -> tuple
 
 
 def on(device: torch.device, value: Any, name: str) -> Tensor:
-    if arrays.is_jax(value) and device.type == "cpu":
-        value = np.asarray(value)  # a view; to copy what these hold takes less than DLPack's exchange
-    tensor = to_torch(value, name)
+    tensor = to_torch(arrays.through_numpy(value, device), name)
     if tensor.is_complex():
         raise TypeError(f"{name}: got {tensor.dtype}, expected numbers")
     return tensor if tensor.device == device else tensor.to(device)

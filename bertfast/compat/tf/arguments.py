@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bertfast.batch import integer_range
-from bertfast.compat.arrays import is_array, to_torch
+from bertfast.compat.arrays import is_array, through_numpy, to_torch
 from bertfast.settings import setting
 
 
@@ -78,7 +77,7 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
         raise ValueError(f"input_ids: length {leading[1]}, and the model has {config.max_position_embeddings} positions")
     mask = values["attention_mask"]
     if mask is not None:
-        mask = to_torch(mask, "attention_mask").to(device)
+        mask = to_torch(through_numpy(mask, device), "attention_mask").to(device)
         if mask.dim() != 2 or mask.shape[0] not in (1, leading[0]) or mask.shape[1] not in (1, leading[1]):
             raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, expected {leading}, or 1 in place of either")
         if mask.dtype == torch.bool and config.is_decoder:
@@ -87,7 +86,7 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
 
 
 def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
-    ids = to_torch(value, name)
+    ids = to_torch(through_numpy(value, device), name)
     if ids.dtype not in (torch.int32, torch.int64) or is_unsigned(value):
         raise ValueError(f"{name}: got {getattr(value, 'dtype', ids.dtype)}, expected int32 or int64")
     if ids.numel():
@@ -98,10 +97,10 @@ def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
 
 
 def is_unsigned(value: Any) -> bool:
-    """Of an array that torch knows as signed integers."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind == "u"
-    return str(getattr(value, "dtype", "int")).startswith("u")
+    """Of an array, which torch may know as one of signed integers."""
+    dtype = getattr(value, "dtype", None)
+    kind = getattr(dtype, "kind", None)  # NumPy's and JAX's
+    return bool(getattr(dtype, "is_unsigned", False)) if kind is None else kind == "u"
 
 
 def read_optional(value: Any, name: str, rows: int, shape: tuple[int, int], device: torch.device) -> Tensor | None:
