@@ -5,6 +5,7 @@ The graph calls either with the same three matrices and knows nothing of masks, 
 Shape letters: Rq / Rk rows of queries / keys, B sequences, Sq / Sk padded lengths, N heads, D head size, H = N * D.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,18 +15,36 @@ from torch import Tensor
 
 from bertfast.ops import reference
 
-
-# Cached tensors outlive the call that made them: not as inference tensors, which autograd refuses.
-@lru_cache(maxsize=64)
-def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.arange(B + 1, dtype=torch.int32, device=device) * S
+Sized = Callable[[int, int, torch.device], Tensor]
 
 
-@lru_cache(maxsize=64)
+def remembered(make: Sized) -> Sized:
+    """make(B, S, device) for the 64 latest sizes. On a GPU a stream at a time: to another one the values might not be there yet; and not
+    at all while the caller records a CUDA graph, in which nothing is computed until it is replayed."""
+
+    @lru_cache(maxsize=64)
+    def kept(B: int, S: int, device: torch.device, stream: Any) -> Tensor:
+        with torch.inference_mode(False):  # they outlive the call that made them, and autograd refuses inference tensors
+            return make(B, S, device)
+
+    def find(B: int, S: int, device: torch.device) -> Tensor:
+        if device.type != "cuda":
+            return kept(B, S, device, None)
+        if torch.cuda.is_current_stream_capturing():
+            return make(B, S, device)
+        return kept(B, S, device, torch.cuda.current_stream(device))
+
+    return find
+
+
+@remembered
+def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:  # [B + 1] int32
+    return torch.arange(B + 1, dtype=torch.int32, device=device) * S
+
+
+@remembered
 def uniform_first_rows(B: int, S: int, device: torch.device) -> Tensor:  # [B] int64
-    with torch.inference_mode(False):
-        return uniform_cu_seqlens(B, S, device)[:-1].long()
+    return uniform_cu_seqlens(B, S, device)[:-1].long()
 
 
 class Attention(Protocol):

@@ -8,14 +8,13 @@ Shape letters: B batch, S padded length, T real tokens, R rows (T, or B * S wher
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertfast import _C, ops
-from bertfast.attention import Attention, Masked, Varlen, uniform_cu_seqlens, uniform_first_rows
+from bertfast.attention import Attention, Masked, Varlen, remembered, uniform_cu_seqlens, uniform_first_rows
 from bertfast.model import Rows
 from bertfast.settings import is_causal, setting
 
@@ -115,23 +114,23 @@ def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
     B, S = host.shape
     if nothing_padded(host):
         return None
-    # The device by name: torch.set_default_device may say another.
-    cu_seqlens = torch.empty(B + 1, dtype=torch.int32, device="cpu")
-    indices = torch.empty(B * S, dtype=torch.int64, device="cpu")
-    positions = torch.empty(B * S, dtype=torch.int64, device="cpu")
+    # One buffer for all, pinned where a GPU is to read it: one copy, and nobody waits for it. Each part begins at a multiple of 16 bytes,
+    # on which kernels are specialised. The device by name: torch.set_default_device may say another.
+    places = (B * S + 1) // 2 * 2
+    buffer = torch.empty(2 * places + B // 2 + 1, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    at = buffer.data_ptr()
     total, longest, shortest, first_column_kept = _C.pack_mask(
-        host.data_ptr(), _MASK_KINDS[host.dtype], B, S, host.stride(0), cu_seqlens.data_ptr(), indices.data_ptr(), positions.data_ptr()
+        host.data_ptr(), _MASK_KINDS[host.dtype], B, S, host.stride(0), at + 16 * places, at, at + 8 * places
     )
-    cu_seqlens, indices, positions = (
-        t.to(device, non_blocking=True) for t in (cu_seqlens, indices.narrow(0, 0, total), positions.narrow(0, 0, total))
-    )
+    buffer = buffer.to(device, non_blocking=True)
+    indices, positions = buffer.narrow(0, 0, total), buffer.narrow(0, places, total)
+    cu_seqlens = buffer.narrow(0, 2 * places, B // 2 + 1).view(torch.int32).narrow(0, 0, B + 1)
     return Packing(cu_seqlens, indices, positions, longest, shortest, first_column_kept)
 
 
-@lru_cache(maxsize=64)
+@remembered
 def counted(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 .. S - 1, B times
-    with torch.inference_mode(False):
-        return torch.arange(S, device=device).repeat(B)
+    return torch.arange(S, device=device).repeat(B)
 
 
 def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:

@@ -13,14 +13,13 @@ Se columns of the encoder's states.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertfast import kv_cache, ops
-from bertfast.attention import Attention, Masked, Varlen, uniform_cu_seqlens
+from bertfast.attention import Attention, Masked, Varlen, remembered, uniform_cu_seqlens
 from bertfast.batch import (
     Arguments,
     Encoder,
@@ -75,10 +74,9 @@ def open_cache(arguments: Arguments, config: Any) -> CallCache:
 
 
 # Cached tensors outlive the call that made them: not as inference tensors, which autograd refuses.
-@lru_cache(maxsize=64)
+@remembered
 def row_of_cells(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 S times, 1 S times, ...
-    with torch.inference_mode(False):
-        return torch.arange(B, device=device).repeat_interleave(S)
+    return torch.arange(B, device=device).repeat_interleave(S)
 
 
 @dataclass(slots=True)

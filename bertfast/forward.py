@@ -139,7 +139,8 @@ class Call:
             return self.run_recorded()
 
     def run_recorded(self) -> dict[str, Logits]:
-        return graphs.run(self) if self.recordable() else self.run_ops(self.batch, self.O)
+        reason = self.reason_against_recording()
+        return graphs.run(self) if reason is None else graphs.run_plainly(self, reason)
 
     def run_ops(self, batch: PackedBatch, O: Any) -> dict[str, Logits]:
         """The forward as calls of the ops O: what graphs.py records, and what everything else runs."""
@@ -152,9 +153,13 @@ class Call:
     def only_first(self) -> bool:
         return self.head.only_first and self.trace is None
 
-    def recordable(self) -> bool:
+    def reason_against_recording(self) -> str | None:
+        if self.O is not ops:
+            return "the plain definitions run, under autograd"
+        if self.trace is not None:
+            return "hidden states are wanted"
         keep = self.inputs.get("logits_to_keep", 0)
-        return self.O is ops and self.trace is None and isinstance(keep, int) and keep == 0
+        return None if isinstance(keep, int) and keep == 0 else "logits_to_keep"
 
     def outputs(self) -> dict[str, Tensor]:
         """The outputs in the shapes that transformers returns."""

@@ -12,6 +12,7 @@ Shape letters: K inputs and F outputs of a linear layer, R rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -112,11 +113,25 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def groups_supported(device: torch.device) -> bool:
+def groups_supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's scaled product takes a scale for every 128 columns of a row: on Hopper alone, with cuBLAS of CUDA 12.9."""
     found = capability(device)
-    cuda = tuple(int(n) for n in (torch.version.cuda or "0").split(".")[:2])
-    return found is not None and found[0] == 9 and cuda >= (12, 9)
+    return found is not None and found[0] == 9 and reason_against_product(device, dtype, True) is None
+
+
+@cache
+def reason_against_product(device: torch.device, dtype: torch.dtype, by_group: bool) -> str | None:
+    """What torch says against a scaled product of this kind, tried once; None where it computes one. Which kinds there are depends on the
+    chip, on cuBLAS and on torch's version: the product itself knows best."""
+    from bertfast.ops import cuda
+
+    values = torch.ones(16, 256, device=device).to(torch.float8_e4m3fn)
+    scales = torch.ones(2 if by_group else 1, 16, device=device)
+    try:
+        out = cuda.scaled_mm(values, values.t(), scales.t(), scales, None, dtype)
+    except (RuntimeError, ValueError) as error:
+        return str(error).strip().splitlines()[0]
+    return None if (out == 256).all() else "it computes something else"
 
 
 def reason_against_device(device: torch.device) -> str | None:
@@ -141,6 +156,9 @@ def reason_against(model: Any) -> str | None:
         reason = reason_against_device(parameter.device)
         if reason is not None:
             return reason
+        reason = reason_against_product(parameter.device, parameter.dtype, False)
+        if reason is not None:
+            return f"torch {torch.__version__} has no scaled product with a {parameter.dtype} result on {parameter.device}: {reason}"
     for name, layer in [*model.named_modules()]:
         if _is_place(name):
             if type(layer) is not nn.Linear:
@@ -173,8 +191,8 @@ def quantize(model: Any) -> None:
 
 
 def _quantize_layer(layer: Any) -> None:
-    device = layer.output.dense.weight.device
-    by_group = groups_supported(device) and layer.output.dense.in_features % 128 == 0 and layer.output.dense.in_features > 128
+    down = layer.output.dense
+    by_group = down.in_features % 128 == 0 and down.in_features > 128 and groups_supported(down.weight.device, down.weight.dtype)
     for attention in filter(None, (layer.attention, getattr(layer, "crossattention", None))):
         inner = attention.self
         names = ("query", "key", "value")

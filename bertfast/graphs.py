@@ -58,6 +58,13 @@ def run(call: Call) -> dict[str, Logits]:
     return replay(call, plan) if isinstance(plan, Recorded) else call.run_ops(call.batch, call.O)
 
 
+def run_plainly(call: Call, reason: str) -> dict[str, Logits]:
+    """The outputs of a call that nothing could record: op by op, and on a GPU `bertfast info` says why."""
+    if call.batch.first_rows.is_cuda:
+        return graphs_cuda.launch(call, reason)
+    return call.run_ops(call.batch, call.O)
+
+
 def plans_of(model: Any) -> Plans:
     guard = roads.guard_of(model)
     if guard.plans is None:

@@ -24,6 +24,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -84,6 +85,12 @@ class DeferredBatch(PackedBatch):
         self.fills[x.data_ptr()] = fill
         return x
 
+    def buffers(self) -> list[Tensor]:
+        rows, attention = self.rows, self.rows.attention
+        assert isinstance(attention, Varlen), "made by buffers"
+        found = (rows.input_ids, rows.position_ids, rows.token_type_ids, self.first_rows, attention.cu_seqlens_q, attention.first_cu)
+        return [t for t in found if t is not None]
+
 
 @dataclass(slots=True)
 class Graph:
@@ -92,14 +99,23 @@ class Graph:
     batch: DeferredBatch
     replay: Replay
     outputs: Outputs
+    stream: Any  # where the buffers were allocated; None where there are no streams
 
     def run(self, call: Call) -> dict[str, Logits]:
         from bertfast.ops import cuda  # as in stage
 
-        cuda.raise_out_of_range(call.batch.rows.input_ids.device)  # what an earlier replay met: the host sees no op of this one
+        device = call.batch.rows.input_ids.device
+        cuda.raise_out_of_range(device)  # what an earlier replay met: the host sees no op of this one
+        if (stream := stream_of(device)) != self.stream:
+            for buffer in self.batch.buffers():  # should the graph go while this stream reads them, their memory waits for it
+                buffer.record_stream(stream)
         stage(call.batch, self.batch)
         self.replay()
         return copied_out(self.outputs, call.batch)
+
+
+def stream_of(device: torch.device) -> Any:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
 def stage(batch: PackedBatch, into: PackedBatch) -> None:
@@ -154,7 +170,8 @@ def buffers(bucket: Bucket, like: PackedBatch) -> DeferredBatch:
 def capture(run: Callable[[], dict[str, Logits]], device: torch.device) -> tuple[Replay, dict[str, Logits]]:
     """Records run(), which has run before as ever: its kernels are compiled and its libraries have chosen."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=_pool(device), capture_error_mode="thread_local"):
+    place = {"pool": _pool(device), "stream": _side_stream(device)}
+    with torch.cuda.device(device), torch.cuda.graph(graph, **place, capture_error_mode="thread_local"):
         logits = run()
     return graph.replay, logits
 
@@ -166,6 +183,12 @@ def _pool(device: torch.device) -> Any:
     if device not in _pools:
         _pools[device] = torch.cuda.graph_pool_handle()
     return _pools[device]
+
+
+@cache
+def _side_stream(device: torch.device) -> Any:
+    """What graphs of a device are recorded on. torch's own choice is one stream for the process, of the device that was current first."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
 
 def recorded(call: Call, bucket: Bucket) -> Graph | str:
@@ -187,7 +210,7 @@ def recorded(call: Call, bucket: Bucket) -> Graph | str:
         real = call.batch.rows.input_ids.shape[0] if each.cells else call.batch.batch
         if not torch.equal(bits(each.value[:real]), bits(plain[name][:real])):
             return f"the first replay gave other values for {name} than plain launches"
-    return Graph(batch, replay, outputs)
+    return Graph(batch, replay, outputs, stream_of(batch.rows.input_ids.device))
 
 
 def bits(t: Tensor) -> Tensor:  # so that a NaN equals itself
@@ -259,6 +282,11 @@ def run(call: Call) -> dict[str, Logits]:
             if isinstance(graph, Graph):
                 return graph.run(call)
             reason = graph
+    return launch(call, reason)
+
+
+def launch(call: Call, reason: str) -> dict[str, Logits]:
+    """The outputs of a call kernel by kernel, for a reason that is counted."""
     count(reason)
     return call.run_ops(call.batch, call.O)
 
@@ -360,8 +388,10 @@ def in_turn(device: torch.device) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        stream = torch.cuda.current_stream(device)
+        stream = stream_of(device)
         if device in _done:
             stream.wait_event(_done[device])
-        yield
-        _done[device] = stream.record_event()
+        try:
+            yield
+        finally:  # what was queued before an error runs all the same
+            _done[device] = stream.record_event()

@@ -87,7 +87,7 @@ def find(plans: graphs.Plans | None, key: Key | None) -> Repeat | None:
 
 def keep(call: Call, key: Key) -> None:
     """Remembers how `call`, which has just run, was laid out; nothing if it has no plan."""
-    if not call.recordable() or call.batch.rows.input_ids.is_cuda or (kind := graphs.kind_of(call)) is None:
+    if call.reason_against_recording() is not None or call.batch.rows.input_ids.is_cuda or (kind := graphs.kind_of(call)) is None:
         return
     plans = graphs.plans_of(call.model)
     recorded = plans.find(kind)

@@ -5,11 +5,11 @@ a GPU by itself: under Triton's interpreter (TRITON_INTERPRET=1) every function 
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from typing import cast
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bertfast.kernels import attention, decode, embedding, fp8, gelu, gemm, layernorm, tuning
 from bertfast.kernels import pack as packing
-from bertfast.kernels.stage import stage
+from bertfast.kernels import stage as staging
 from bertfast.ops import reference
 
 __all__ = [
@@ -41,7 +41,23 @@ __all__ = [
     "write_cache",
 ]
 
+Op = TypeVar("Op", bound=Callable[..., Any])
 
+
+def on_its_device(op: Op) -> Op:
+    """Triton launches on the current device, wherever its operands lie; torch's own ops go where they are. So does this op."""
+
+    @wraps(op)
+    def launch(x: Tensor, *others: Any, **named: Any) -> Any:
+        if not x.is_cuda or x.device.index == torch.cuda.current_device():
+            return op(x, *others, **named)
+        with torch.cuda.device(x.device):
+            return op(x, *others, **named)
+
+    return cast(Op, launch)
+
+
+@on_its_device
 def embed_layer_norm(
     input_ids: Tensor,
     word_weight: Tensor,
@@ -109,6 +125,7 @@ def is_batch_invariant() -> bool:
     return getattr(_local, "invariant", False)
 
 
+@on_its_device
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
     fixed = is_batch_invariant()
     if activation in (None, "gelu") and (fixed or _triton_gemm_wins(x, weight)):
@@ -125,6 +142,7 @@ def _triton_linear(x: Tensor, weight: Tensor, bias: Tensor | None, with_gelu: bo
     return cast(Tensor, gemm.linear(x, weight, bias, gelu=with_gelu, tile=tile, allow_tf32=_allow_tf32()))
 
 
+@on_its_device
 def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
     """One product where the weights lie back to back in one buffer, otherwise one for each into its columns of the result."""
     sizes = [weight.shape[0] for weight in weights]
@@ -158,6 +176,7 @@ def _back_to_back(tensors: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((sum(t.shape[0] for t in tensors), *first.shape[1:]), first.stride())
 
 
+@on_its_device
 def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     H = x.shape[1]
     if H > layernorm.MAX_HIDDEN:
@@ -165,6 +184,7 @@ def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Ten
     return cast(Tensor, layernorm.add_layer_norm(x, residual, weight, bias, eps, num_warps=tuning.layer_norm_warps(H)))
 
 
+@on_its_device
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -187,10 +207,12 @@ def varlen_attention(
     )
 
 
+@on_its_device
 def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
     decode.write_cache(k, v, keys, values, rows, cells, heads=tuning.write_cache_heads(k.shape[2]), num_warps=4)
 
 
+@on_its_device
 def cached_attention(
     q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, first: Tensor | None, last: Tensor, scale: float | None = None
 ) -> Tensor:
@@ -227,6 +249,7 @@ def _fp8_places(x: Tensor, by_group: bool) -> Fp8Rows:
     return Fp8Rows(rows, values, x.new_empty(K // fp8.GROUP if by_group else 1, places, dtype=torch.float32))
 
 
+@on_its_device
 def fp8_activation(x: Tensor, bias: Tensor | None, activation: str | None, by_group: bool) -> Fp8Rows:
     """activation(x + bias) in float8."""
     out = _fp8_places(x, by_group)
@@ -234,6 +257,7 @@ def fp8_activation(x: Tensor, bias: Tensor | None, activation: str | None, by_gr
     return out
 
 
+@on_its_device
 def fp8_add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm(x + residual), which emitted_fp8 has in float8 as well."""
     if x.shape[1] > layernorm.MAX_HIDDEN:
@@ -283,12 +307,23 @@ def fp8_loses(device_name: str, H: int) -> str | None:
     return tuning.FP8_LOSES.get((device_name, H))
 
 
+@on_its_device
 def pack(x: Tensor, indices: Tensor) -> Tensor:
     return cast(Tensor, packing.pack(x, indices, tile=tuning.pack_tile(x.shape[1])))
 
 
+@on_its_device
 def unpack(x: Tensor, indices: Tensor, rows: int, fill: float = 0.0) -> Tensor:
     return cast(Tensor, packing.unpack(x, indices, rows, fill, tile=tuning.pack_tile(x.shape[1])))
+
+
+@on_its_device
+def stage(
+    ids: Tensor, positions: Tensor, types: Tensor | None, cu_seqlens: Tensor, first_rows: Tensor,
+    ids_out: Tensor, positions_out: Tensor, types_out: Tensor | None, cu_seqlens_out: Tensor, first_rows_out: Tensor,
+) -> None:  # fmt: skip
+    """The inputs of a call, copied into the buffers of a recorded forward: see bertfast.kernels.stage."""
+    staging.stage(ids, positions, types, cu_seqlens, first_rows, ids_out, positions_out, types_out, cu_seqlens_out, first_rows_out)
 
 
 def _triton_gemm_wins(x: Tensor, weight: Tensor) -> bool:

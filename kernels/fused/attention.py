@@ -121,7 +121,7 @@ def _walk(
     return total, row_max, row_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])  # it differs from batch to batch: one binary for all
 def _varlen_attention_kernel(
     q_ptr,  # [Tq, N, D], rows q_row_stride apart
     k_ptr,  # [Tk, N, D]

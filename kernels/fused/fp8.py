@@ -70,7 +70,7 @@ def _add_layer_norm_fp8_kernel(
     tl.store(scales_ptr + token, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it differs from batch to batch: one binary for all
 def _activation_fp8_kernel(
     x_ptr,  # [T, F]
     bias_ptr,  # [F]; not read unless HAS_BIAS

@@ -53,7 +53,7 @@ def _activate(v, ACTIVATION: tl.constexpr):
     return v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it differs from batch to batch: one binary for all
 def _bias_activation_kernel(
     x_ptr,  # [T, F]
     bias_ptr,  # [F]; not read unless HAS_BIAS

@@ -32,7 +32,7 @@ class Tile:
     group: int = 8  # row tiles that share columns of W
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it differs from batch to batch: one binary for all
 def _linear_kernel(
     x_ptr,  # [T, K]
     weight_ptr,  # [F, K]

@@ -26,7 +26,7 @@ class Tile:
     num_warps: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it differs from batch to batch: one binary for all
 def _move_rows_kernel(
     x_ptr,  # pack: [R, C]; unpack: [T, C]
     indices_ptr,  # [T] int64

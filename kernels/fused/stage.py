@@ -12,8 +12,12 @@ import triton.language as tl
 
 BLOCK = 512
 
+# A call's sizes and addresses differ every time: a binary for each kind of them would be compiled in the middle of serving.
+SIZES = ("rows", "sequences", "row_places", "sequence_places")
+GIVEN = ("ids_ptr", "positions_ptr", "types_ptr", "cu_seqlens_ptr", "first_rows_ptr")
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=GIVEN)
 def _stage_kernel(
     ids_ptr,  # [T] int64
     positions_ptr,  # [T] int64

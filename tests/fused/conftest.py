@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Deterministic cuBLAS, which the fixture below asks for: read when a GPU is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 HERE = Path(__file__).parent
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 

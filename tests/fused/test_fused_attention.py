@@ -49,16 +49,16 @@ def test_matches_definition(D, causal, dtype, device):
 
 @every_dtype
 @both_ways
-@pytest.mark.parametrize("D", [32, 64])
+@pytest.mark.parametrize("D", [16, 32, 48, 64, 96, 128])
 def test_the_longest_sequence_of_bert(D, causal, dtype, device):
-    lengths = [3, 512, 1]
+    lengths = [3, 512, 1, 127]
     check(*packed_qkv(sum(lengths), 1, D, dtype, device), lengths, lengths, causal)
 
 
 def entries() -> list:
     found = []
     for dtype in DTYPES:
-        for width in (32, 64, 128):
+        for width in (32, 64, 96, 128):
             for keys, queries, tile in tuning.attention_entries(dtype, width):
                 at = pytest.param(dtype, width, min(queries, 199), min(keys, 199), tile, id=f"{str(dtype)[6:]}-D{width}-q{queries}-k{keys}")
                 found.append(at)

@@ -5,6 +5,7 @@ import copy
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from test_fused_model import check, inputs
 from test_fused_model import pair as pair_of
 
 from bertfast import graphs, graphs_cuda
+from bertfast.attention import Varlen
+from bertfast.batch import PackedBatch
 from bertfast.graphs_cuda import Bucket, Output, bucket_of
 from bertfast.heads import Logits
+from bertfast.model import Rows
 
 pytestmark = pytest.mark.usefixtures("cuda_road")
 
@@ -48,6 +52,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(graphs_cuda, "shelf", graphs_cuda.Shelf(graphs_cuda.LIMIT))
     monkeypatch.setattr(graphs_cuda, "_reasons", graphs_cuda.Counter())
     monkeypatch.setattr(graphs, "run", graphs_cuda.run)  # as for a tensor on a GPU
+    monkeypatch.setattr(graphs, "run_plainly", graphs_cuda.launch)
     return stand_in
 
 
@@ -312,3 +317,126 @@ def test_a_trial_says_whether_graphs_are_used_and_why_not(monkeypatch, recorder,
     monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
     for _ in range(2):
         assert graphs_cuda.trial(ours) == "BERTFAST_CUDA_GRAPHS=0"
+
+
+WAITS = ("tolist", "item", "__bool__", "__int__", "__index__", "cpu", "numpy", "nonzero")
+
+
+@pytest.mark.parametrize("mask", ["none", "host", "device"])
+def test_the_host_waits_for_the_device_once_at_most(mask, monkeypatch, device):
+    """To learn how many tokens there are, where the mask lies on the device; never else. What is watched is what makes a GPU wait."""
+    from bertfast.ops import cuda
+
+    if mask == "device" and device.type == "cpu":  # as if the mask lay elsewhere
+        from bertfast import batch
+
+        real = batch.read_mask
+
+        class Elsewhere(torch.Tensor):
+            device = torch.device("meta")
+
+        monkeypatch.setattr(batch, "read_mask", lambda given, device: real(given.as_subclass(Elsewhere), device))
+    monkeypatch.setattr(cuda, "raise_out_of_range", lambda device: None)  # looks at pinned memory of the host
+    ours, _ = pair("BertForTokenClassification", torch.float16, device)
+    given = padded(5, 3, device=device)
+    where = {"none": None, "host": given["attention_mask"].cpu(), "device": given["attention_mask"]}[mask]
+    given = {name: t for name, t in given.items() if name != "attention_mask"} | ({} if where is None else {"attention_mask": where})
+    waits: list[str] = []
+
+    def watch(name: str) -> None:
+        plain = getattr(torch.Tensor, name)
+
+        def watched(self, *arguments):
+            if device.type == "cpu" or self.is_cuda:
+                waits.append(name)
+            with torch._C.DisableTorchFunctionSubclass():
+                return plain(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+
+    with torch.no_grad():
+        ours(**given)  # records
+        for name in WAITS:
+            watch(name)
+        ours(**given)
+    assert waits == (["cpu"] if mask == "device" else [])
+
+
+def test_what_was_queued_before_an_error_is_waited_for(monkeypatch):
+    """The next user of the graphs' memory waits for the event of the last one, also where that one raised."""
+
+    class Stream:
+        def __init__(self):
+            self.waited, self.recorded = [], 0
+
+        def wait_event(self, event):
+            self.waited.append(event)
+
+        def record_event(self):
+            self.recorded += 1
+            return f"event {self.recorded}"
+
+    stream, gpu = Stream(), torch.device("cuda", 0)
+    monkeypatch.setattr(graphs_cuda, "stream_of", lambda device: stream)
+    monkeypatch.setattr(graphs_cuda, "_done", {})
+
+    def fail() -> None:
+        with graphs_cuda.in_turn(gpu):
+            raise ValueError("an id")
+
+    with pytest.raises(ValueError, match="an id"):
+        fail()
+    with graphs_cuda.in_turn(gpu):
+        assert stream.waited == ["event 1"]
+    assert stream.recorded == 2
+
+
+def test_buffers_of_a_graph_wait_for_every_stream_that_reads_them(monkeypatch):
+    """A graph may go, and its memory to somebody else, while another stream than the one that allocated it still reads."""
+    ids, cu = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 4], dtype=torch.int32)
+    batch = PackedBatch(Rows(ids, None, ids, ids, Varlen(cu, cu, 4, 4)), 1, 4, None, None, ids[:1])
+    monkeypatch.setattr(graphs_cuda, "stage", lambda *batches: None)
+    graph = graphs_cuda.Graph(graphs_cuda.buffers(Bucket(32, 1, 64), batch), lambda: None, {}, "stream")
+    waiting: list[tuple[int, str]] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: waiting.append((self.data_ptr(), stream)))
+    for stream, expected in (("stream", 0), ("another", 6)):
+        monkeypatch.setattr(graphs_cuda, "stream_of", lambda device, stream=stream: stream)
+        graph.run(SimpleNamespace(batch=batch))
+        assert waiting == [(t.data_ptr(), stream) for t in graph.batch.buffers()][:expected]
+    assert len(waiting) == 6
+
+
+def test_a_graph_is_recorded_on_a_stream_of_its_device(monkeypatch, recorder):
+    """torch's own choice is one stream for the process, of the device that was current first."""
+    seen = []
+
+    class Context:
+        def __init__(self, *what, **how):
+            seen.append((what, how))
+
+        __enter__ = __exit__ = lambda self, *error: None
+
+    class CUDAGraph:
+        replay = staticmethod(lambda: None)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", CUDAGraph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "device", Context)
+    monkeypatch.setattr(torch.cuda, "graph", Context)
+    monkeypatch.setattr(graphs_cuda, "_pools", {})
+    graphs_cuda._side_stream.cache_clear()
+    recorder.real(dict, torch.device("cuda", 1))
+    graphs_cuda._side_stream.cache_clear()
+    (where, _), (_, how) = seen
+    assert where == (torch.device("cuda", 1),)
+    assert how == {"pool": "pool", "stream": "stream of cuda:1", "capture_error_mode": "thread_local"}
+
+
+def test_what_cannot_be_recorded_is_counted_with_its_reason(recorder, device):
+    ours, _ = pair("BertLMHeadModel", torch.float16, device, is_decoder=True, use_cache=False)
+    with torch.no_grad():
+        ours(**padded(5, 3, device=device), logits_to_keep=1)
+        ours(**padded(5, 3, device=device), output_hidden_states=True)
+    assert graphs_cuda.reasons() == {"logits_to_keep": 1, "hidden states are wanted": 1}
+    assert recorder.captures == 0
