@@ -13,10 +13,15 @@ import itertools
 import json
 import math
 import os
+import platform
 import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +52,9 @@ def check(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     batches = {"unpadded": ([64] * 4, False), "right-padded": ([64, 7, 33, 1], False), "left-padded": ([64, 7, 33, 1], True)}
     for (head, config), dtype in itertools.product(HEADS.items(), options.dtype):
-        reference = build(options.model, DTYPES[dtype], options.device, head, **config)
+        if dtype == options.dtype[0]:
+            float32 = build(options.model, torch.float32, "cpu", head, **config)  # seeding it takes seconds
+        reference = copy.deepcopy(float32).to(options.device, DTYPES[dtype])
         ours = bertfast.optimize(copy.deepcopy(reference))
         exact = copy.deepcopy(reference).double()
         for name, (lengths, left) in batches.items():
@@ -67,6 +74,7 @@ def check(options: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append({"head": head, "dtype": dtype, "batch": name, "ratio": ratio, "largest": largest, "good": good, **rms})
             print(f"{head:28} {dtype:9} {name:13} rms {ratio:5.2f} of transformers', largest difference {largest:.1e}"
                   f"{'' if good else '   WORSE'}", flush=True)  # fmt: skip
+        options.keep(rows)
     return rows
 
 
@@ -81,6 +89,8 @@ def first(outputs: Any, real: Tensor) -> Tensor:
 
 def graphed(call: Callable[[Inputs], Any], given: Inputs) -> Callable[[Inputs], Any]:
     """call under a CUDA graph for inputs of this shape: copied in, replayed, copied out."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("it runs under a CUDA graph, which needs an NVIDIA GPU")
     static = {name: t.clone() for name, t in given.items()}
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -109,8 +119,8 @@ def packed(given: Inputs, longest: int) -> Inputs:
     return {"ids": ids[mask], "positions": positions[mask], "types": given["token_type_ids"][mask], "cu_seqlens": cu}
 
 
-def subjects(options: argparse.Namespace, dtype: torch.dtype, given: Inputs, lengths: list[int]) -> list[Subject]:
-    """The rivals in this shape. One that cannot be built says so and stays out."""
+def subjects(options: argparse.Namespace, dtype: torch.dtype, given: Inputs, lengths: list[int], absent: dict[str, str]) -> list[Subject]:
+    """The rivals in this shape. One that cannot be built says so, here and in `absent`, and stays out."""
     device, longest = options.device, max(lengths)
     sdpa = build(options.model, dtype, device, attn_implementation="sdpa")
     ours = bertfast.optimize(copy.deepcopy(sdpa))
@@ -179,6 +189,10 @@ def subjects(options: argparse.Namespace, dtype: torch.dtype, given: Inputs, len
     found = []
     for name in options.subject or makers:
         begin = time.monotonic()
+        if options.time_is_up():
+            absent[name] = "no time was left"
+            print(f"  {name}: not timed: {absent[name]}", flush=True)
+            continue
         try:
             subject = makers[name]()
             subject.call(given)
@@ -186,7 +200,8 @@ def subjects(options: argparse.Namespace, dtype: torch.dtype, given: Inputs, len
         except Exception as error:  # a rival that does not run is reported, and the others are timed
             if name in ("bertfast", "launches"):
                 raise
-            print(f"  {name}: not timed: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}", flush=True)
+            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            print(f"  {name}: not timed: {absent[name]}", flush=True)
             continue
         print(f"  {name}: ready in {time.monotonic() - begin:.1f} s", flush=True)
         found.append(subject)
@@ -201,8 +216,13 @@ def time_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         sets = [make_inputs(lengths, MODELS[options.model].V, options.device, seed) for seed in range(4)]
         for given in sets[1:]:  # the unpadded peer's graph is recorded for one set of lengths; all sets share them
             assert {n: t.shape for n, t in given.items()} == {n: t.shape for n, t in sets[0].items()}
+        if options.time_is_up():
+            options.not_reached.append(f"{shape} {dtype}")
+            print("  not reached: no time was left", flush=True)
+            continue
+        absent = options.absent.setdefault(f"{shape} {dtype}", {})
         with torch.no_grad():
-            rivals = subjects(options, DTYPES[dtype], sets[0], lengths)
+            rivals = subjects(options, DTYPES[dtype], sets[0], lengths, absent)
             for rival in rivals:
                 for given in sets:
                     rival.call(given)
@@ -224,6 +244,7 @@ def time_all(options: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(row)
             print(f"  {rival.name:44} {row['ms']:9.3f} ms a call  {row['ms_stream']:9.3f} ms back to back", flush=True)
         del rivals
+        options.keep(rows)
     return rows
 
 
@@ -265,19 +286,29 @@ def trace(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    import transformers
-    import triton
-
-    versions = {"torch": torch.__version__, "triton": triton.__version__, "transformers": transformers.__version__}
+    """When and where, and by which versions."""
+    when = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "python": platform.python_version()}
+    versions = {name: version(name) for name in ("bertfast", "torch", "triton", "transformers") if find_spec(name)}
     if device != "cuda":
-        return {"device": "cpu", **versions}
+        return {"device": "cpu", **when, **versions}
     p = torch.cuda.get_device_properties(0)
-    return {"device": p.name, "multiprocessors": p.multi_processor_count, "memory": p.total_memory, "cuda": torch.version.cuda, **versions}
+    chip = {"device": p.name, "capability": f"{p.major}.{p.minor}", "multiprocessors": p.multi_processor_count, "memory": p.total_memory}
+    return {**chip, "driver": driver(), "cuda": torch.version.cuda, **when, **versions}
+
+
+def driver() -> str | None:
+    """The version of the GPU's driver; None where nvidia-smi does not say."""
+    try:
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return asked.stdout.split("\n")[0].strip() or None
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The timed part as one table a dtype: rows are subjects, columns are batches."""
-    lines = [f"{result['environment']['device']}, torch {result['environment']['torch']}, triton {result['environment']['triton']}", ""]
+    place = result["environment"]
+    lines = [f"{place['device']}, torch {place['torch']}, triton {place.get('triton', 'none')}, {place['date']}", ""]
     for dtype in sorted({row["dtype"] for row in result["rows"]}):
         rows = [row for row in result["rows"] if row["dtype"] == dtype]
         batches = list(dict.fromkeys(row["batch"] for row in rows))
@@ -292,7 +323,11 @@ def markdown(result: dict[str, Any]) -> str:
             cells = [f"{times[subject, batch]:.3f}" if (subject, batch) in times else "-" for batch in batches]
             lines.append(f"| {subject} | " + " | ".join(cells) + " |")
         lines.append("")
-    return "\n".join(lines)
+    for where, reasons in result["absent"].items():
+        lines += [f"{where}, not timed: {name}: {reason}" for name, reason in reasons.items()]
+    if result["not_reached"]:
+        lines.append(f"Not reached in the time that was given: {', '.join(result['not_reached'])}")
+    return "\n".join(lines) + "\n"
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
@@ -322,14 +357,27 @@ def main() -> int:
     parser.add_argument("--turn", type=float, default=0.03, help="seconds of one subject's turn in a round")
     parser.add_argument("--inputs", type=int, default=20, help="check: seeded inputs a row")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run of this script; its times mean nothing")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing new after so long; exit 3 if something was left out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"))
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch.cuda.is_available() is False: this needs an NVIDIA GPU and a CUDA build of torch")
     options.out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    options.time_is_up = lambda: time.monotonic() - begin > options.seconds
+    options.not_reached, options.absent = [], {}  # what of it; by batch and dtype, which rivals and why
+    result: dict[str, Any] = {"environment": environment(options.device), "part": options.part}
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        """Written after every shape: a run that is stopped leaves what it has."""
+        result.update(absent={k: v for k, v in options.absent.items() if v}, not_reached=options.not_reached, rows=rows)
+        path = options.out / f"{options.part}.json"
+        path.with_suffix(".part").write_text(json.dumps(result, indent=1))
+        path.with_suffix(".part").replace(path)
+
+    options.keep = keep
     rows = PARTS[options.part](options)
-    result = {"environment": environment(options.device), "part": options.part, "rows": rows}
-    (options.out / f"{options.part}.json").write_text(json.dumps(result, indent=1))
+    keep(rows)
     if options.part in ("time", "decode", "fp8"):
         (options.out / f"{options.part}.md").write_text(markdown(result))
         print("\n" + markdown(result))
@@ -338,7 +386,9 @@ def main() -> int:
 
         for reason, count in graphs_cuda.reasons().items():
             print(f"launched kernel by kernel, {count} calls: {reason}")
-    return 0 if all(row.get("good", True) for row in rows) else 1
+    if not all(row.get("good", True) for row in rows):
+        return 1
+    return 3 if options.not_reached or any("no time" in reason for them in options.absent.values() for reason in them.values()) else 0
 
 
 if __name__ == "__main__":

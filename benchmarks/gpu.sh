@@ -1,36 +1,70 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in under 9 minutes:
-#   benchmarks/gpu.sh [build] [test] [check] [time] [decode] [fp8] [compiled] [tune] [trace]
-# Without arguments all parts, in this order. Needs no network: python3 with torch (CUDA), triton, transformers, pybind11, cmake, ninja,
-# setuptools and pytest, a C++ compiler, and a GPU. Results go to $OUT, by default benchmarks/results/gpu. Exits non-zero if a part failed.
+#   benchmarks/gpu.sh [build] [test] [check] [time] [trace] [decode] [fp8] [compiled] [tune]
+# Without arguments all parts, in this order; each can be run alone, and then takes what time it needs up to its own limit. Needs no network:
+# python3 with torch (CUDA), triton, transformers, pybind11, cmake, ninja, setuptools and pytest, a C++ compiler, and a GPU.
+#
+# DRY=1 goes through the same commands with a tiny model on the CPU: whatever they print about time then means nothing.
+#
+# Results lie in RESULTS, by default benchmarks/results/gpu: JSON and Markdown of each part, its log, the traces. Where OUT names a folder, two files are kept
+# there as the run goes on, whatever becomes of it: summary.md, and gpu.tar.gz with all of the results.
+#
+# Exits 0; with 1 if a part failed, with 3 if none did but something was left out for want of time (which is said).
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export OUT="${OUT:-benchmarks/results/gpu}" PYTHONUNBUFFERED=1 TRITON_PRINT_AUTOTUNING=0 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+results=${RESULTS:-benchmarks/results/gpu}
+export PYTHONUNBUFFERED=1 TRITON_PRINT_AUTOTUNING=0 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 unset TRITON_INTERPRET
 python=${PYTHON:-python3}
-mkdir -p "$OUT"
-failed=()
+failed=() incomplete=() lines=() dry=()
+patience=1
+if [[ -n ${DRY:-} ]]; then # the limits are a GPU machine's
+  patience=10 dry=(--device cpu --model tiny --dtype float32 --rounds 1 --turn 0 --inputs 2) lines+=("a dry run on the CPU")
+fi
 
-budget=530 # seconds for everything
+order=(build test check time trace decode fp8 compiled tune)
+budget=${BUDGET:-$((530 * patience))} # seconds for everything
 
-# part NAME SECONDS COMMAND...: run it under a limit, keep its output, remember a failure and go on.
+report() {
+  lines+=("$1")
+  echo "=== $1"
+  [[ -n ${OUT:-} ]] || return 0
+  mkdir -p "$OUT"
+  summary >"$OUT/summary.md"
+  tar czf "$OUT/gpu.tar.gz.part" -C "$results" . && mv "$OUT/gpu.tar.gz.part" "$OUT/gpu.tar.gz"
+}
+
+summary() {
+  printf -- '- %s\n' "${lines[@]}"
+  for table in "$results"/*.md "$results"/compiled/*.md; do
+    [[ -s $table ]] && printf '\n%s\n\n' "## $(basename "$(dirname "$table")")/$(basename "$table" .md)" && cat "$table"
+  done
+}
+
+# part NAME SECONDS COMMAND...: run it under a limit, keep its output, remember a failure and go on. "--seconds N" is added to a command of
+# benchmarks.gpu, which begins nothing new after N seconds and exits with 3 if that left something out. Fails where there are no results.
 part() {
-  local name=$1 limit=$2 begin=$SECONDS
+  local name=$1 limit=$(($2 * patience)) begin=$SECONDS rc
   shift 2
   ((limit > budget - SECONDS)) && limit=$((budget - SECONDS))
-  if ((limit < 10)); then
-    failed+=("$name")
-    echo "=== $name: NOT RUN, the $budget s are used up; run it alone: benchmarks/gpu.sh $name"
-    return
+  if ((limit < 20)); then
+    incomplete+=("$name")
+    report "$name: NOT RUN, the $budget s are used up; run it alone: benchmarks/gpu.sh $name"
+    return 1
   fi
+  [[ " $* " == *" benchmarks.gpu "* ]] && set -- "$@" "${dry[@]}" --seconds $((limit * 3 / 4))
   echo "=== $name"
-  timeout "$limit" "$@" 2>&1 | tee "$OUT/$name.log"
-  local rc=${PIPESTATUS[0]}
-  if ((rc)); then
-    failed+=("$name")
-    echo "=== $name: FAILED (exit $rc$( ((rc == 124)) && echo ", stopped at $limit s")), $((SECONDS - begin)) s"
+  timeout "$limit" "$@" 2>&1 | tee "$results/$name.log"
+  rc=${PIPESTATUS[0]}
+  if ((rc == 0)); then
+    report "$name: passed, $((SECONDS - begin)) s"
+  elif ((rc == 3)); then
+    incomplete+=("$name")
+    report "$name: passed as far as it came, $((SECONDS - begin)) s; its log says what was left out"
   else
-    echo "=== $name: passed, $((SECONDS - begin)) s"
+    failed+=("$name")
+    report "$name: FAILED (exit $rc$( ((rc == 124)) && echo ", stopped at $limit s")), $((SECONDS - begin)) s"
+    return 1
   fi
 }
 
@@ -44,47 +78,50 @@ build() {
 real_kernels() {
   local workers=()
   "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-  "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" --ignore tests/fused/test_interpreter.py --ignore tests/fused/test_aot.py tests/fused |
-    tee "$OUT/pytest.txt"
-  ((PIPESTATUS[0] == 0)) && ! grep -q skipped "$OUT/pytest.txt"
+  "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" --ignore tests/fused/test_interpreter.py --ignore tests/fused/test_aot.py \
+    tests/fused | tee "$results/pytest.txt"
+  ((PIPESTATUS[0] == 0)) && grep -q '[1-9][0-9]* passed' "$results/pytest.txt" && ! grep -q skipped "$results/pytest.txt"
 }
 
 run_part() {
   case $1 in
-    build) part build 150 bash -c "$(declare -f build); python=$python; build" ;;
-    test) part test 180 bash -c "$(declare -f real_kernels); python=$python; real_kernels" ;;
-    check) part check 60 "$python" -m benchmarks.gpu check --out "$OUT" --dtype float32 float16 bfloat16 ;;
+    build) part build 120 bash -c "$(declare -f build); python=$python; build" ;;
+    test) part test 180 bash -c "$(declare -f real_kernels); python=$python results=$results; real_kernels" ;;
+    check) part check 80 "$python" -m benchmarks.gpu check --out "$results" --dtype float32 float16 bfloat16 ;;
     time)
-      part time 90 "$python" -m benchmarks.gpu time --out "$OUT" \
-        --subject bertfast launches invariant eager sdpa sdpa-graph varlen
-      part roofline 20 "$python" -m benchmarks.roofline --results "$OUT/time.json"
+      part time 100 "$python" -m benchmarks.gpu time --out "$results" \
+        --subject bertfast launches invariant eager sdpa sdpa-graph varlen &&
+        part roofline 20 "$python" -m benchmarks.roofline --results "$results/time.json"
       ;;
+    trace) part trace 40 "$python" -m benchmarks.gpu trace --out "$results" --shape 1x128 32x128 ;;
     decode) # transformers' compiled step takes most of it
-      part decode 100 "$python" -m benchmarks.gpu decode --out "$OUT" --batch 1 32 --rounds 3
-      part roofline-decode 20 "$python" -m benchmarks.roofline --results "$OUT/decode.json"
+      part decode 100 "$python" -m benchmarks.gpu decode --out "$results" --batch 1 32 --rounds 3 &&
+        part roofline-decode 20 "$python" -m benchmarks.roofline --results "$results/decode.json"
       ;;
     fp8)
-      part fp8 50 "$python" -m benchmarks.gpu fp8 --out "$OUT" --shape 1x128 32x128 128x128 padded32 --rounds 5
-      part roofline-fp8 20 "$python" -m benchmarks.roofline --results "$OUT/fp8.json"
+      part fp8 60 "$python" -m benchmarks.gpu fp8 --out "$results" --shape 1x128 32x128 128x128 padded32 --rounds 5 &&
+        part roofline-fp8 20 "$python" -m benchmarks.roofline --results "$results/fp8.json"
       ;;
     compiled) # minutes of autotuning: fewer shapes, and beside bertfast in the same run
-      part compiled 170 "$python" -m benchmarks.gpu time --out "$OUT/compiled" \
-        --subject bertfast sdpa-compiled varlen-compiled --shape 1x128 padded32 32x128 --rounds 5
+      part compiled 300 "$python" -m benchmarks.gpu time --out "$results/compiled" \
+        --subject bertfast sdpa-compiled varlen-compiled --shape padded32 1x128 32x128 --rounds 5
       ;;
-    tune) part tune 80 "$python" -m benchmarks.gpu tune --out "$OUT" ;;
-    trace) part trace 40 "$python" -m benchmarks.gpu trace --out "$OUT" --shape 1x128 32x128 ;;
-    *)
-      echo "no part $1: build test check time decode fp8 compiled tune trace" >&2
-      exit 2
-      ;;
+    tune) part tune 400 "$python" -m benchmarks.gpu tune --out "$results" ;;
   esac
 }
 
-for name in "${@:-build test check time decode fp8 compiled tune trace}"; do
-  for one in $name; do run_part "$one"; done
+for name in "$@"; do
+  if [[ " ${order[*]} " != *" $name "* ]]; then
+    echo "no part $name: ${order[*]}" >&2
+    exit 2
+  fi
 done
-if ((${#failed[@]})); then
-  echo "failed: ${failed[*]}"
-  exit 1
-fi
-echo "all parts passed in $SECONDS s; results in $OUT"
+mkdir -p "$results"
+for name in "${@:-${order[@]}}"; do run_part "$name"; done
+
+echo
+summary
+((${#incomplete[@]})) && echo "incomplete: ${incomplete[*]}"
+((${#failed[@]})) && echo "failed: ${failed[*]}" && exit 1
+((${#incomplete[@]})) && exit 3
+echo "all parts passed in $SECONDS s; results in $results${OUT:+ and $OUT}"

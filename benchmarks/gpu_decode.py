@@ -24,6 +24,9 @@ def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     few, many = (min(n, MODELS[options.model].P - PROMPT) for n in (FEW, MANY))
     for dtype, B in itertools.product(options.dtype, options.batch):
+        if options.time_is_up():
+            options.not_reached.append(f"decode {B} {dtype}")
+            continue
         print(f"{options.model} generation, batch {B}, {dtype}", flush=True)
         theirs_ = build(options.model, DTYPES[dtype], options.device, "BertLMHeadModel", is_decoder=True)
         ours, static = bertfast.optimize(copy.deepcopy(theirs_)), copy.deepcopy(theirs_)
@@ -62,7 +65,9 @@ def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
             except Exception as error:  # a rival that does not run is reported, and the others are timed
                 if key in ("bertfast", "launches"):
                     raise
-                print(f"  {name}: not timed: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}", flush=True)
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+                options.absent.setdefault(f"decode {B} {dtype}", {})[name] = reason
+                print(f"  {name}: not timed: {reason}", flush=True)
                 continue
             print(f"  {name}: {same:.1%} of the tokens are transformers'", flush=True)
             found[key] = {few: [], many: []}
@@ -88,4 +93,5 @@ def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
             }
             rows.append(row)
             print(f"  {row['subject']:44} {ms:9.3f} ms a step, {B / ms * 1e3:9.0f} tokens a second", flush=True)
+        options.keep(rows)
     return rows

@@ -23,9 +23,13 @@ def fp8(options: argparse.Namespace) -> list[dict[str, Any]]:
         quantized = bertfast.optimize(build(options.model, torch.bfloat16, options.device), quantization="fp8")
         rivals.append(Subject("fp8", lambda given: quantized(**given)))
     except ValueError as error:  # no such GPU: what it says is the result
+        options.absent["every batch"] = {"fp8": str(error)}
         print(f"  fp8: not timed: {error}", flush=True)
     rows: list[dict[str, Any]] = []
     for shape in options.shape:
+        if options.time_is_up():
+            options.not_reached.append(shape)
+            continue
         lengths = SHAPES[shape]
         sets = [make_inputs(lengths, MODELS[options.model].V, options.device, seed) for seed in range(4)]
         few = make_inputs(lengths[:4], MODELS[options.model].V, options.device)  # float64 is slow
@@ -55,6 +59,7 @@ def fp8(options: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append(row)
                 print(f"  {shape:9} {rival.name:9} {row['ms']:9.3f} ms a call  {row['ms_stream']:9.3f} ms back to back  worst cosine "
                       f"{row['worst_cosine']:.5f}  relative rms {row['rms']:.1e}", flush=True)  # fmt: skip
+        options.keep(rows)
     slower = [row for row in rows if row["dtype"] == "fp8" and row["ms_stream"] > next(
         other["ms_stream"] for other in rows if other["dtype"] != "fp8" and other["batch"] == row["batch"])]  # fmt: skip
     if rows and slower and len(slower) == sum(row["dtype"] == "fp8" for row in rows):

@@ -1,8 +1,18 @@
-"""python -m benchmarks.gpu tune: the entries of kernels/fused/tuning.py over the tiles that could take their place."""
+"""python -m benchmarks.gpu tune: the entries of kernels/fused/tuning.py over the tiles that could take their place.
+
+A search compiles hundreds of kernels, a second or two of one core each: first all cores compile, into triton's cache on disk, then one
+process measures, and only that.
+"""
 
 import argparse
 import itertools
-from collections.abc import Callable
+import math
+import os
+import time
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -10,86 +20,184 @@ import torch
 from benchmarks.gpu_common import DTYPES
 
 
+@dataclass(frozen=True)
+class Candidate:
+    tile: str
+    default: bool  # what is in use
+    run: Callable[[], object]
+    binary: Hashable | None  # candidates that share it run the same compiled kernel; None: nothing to compile
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kernel at one shape."""
+
+    where: dict[str, Any]
+    candidates: Callable[[], list[Candidate]]  # makes the operands
+
+
+def problems(dtype: torch.dtype, device: str = "cuda") -> Iterator[Problem]:
+    """What decides most of a forward first, then generation."""
+    yield from _attention_problems(dtype, device)
+    yield from _gemm_problems(dtype, device)
+    yield from _decode_problems(dtype, device)
+
+
+def _attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
+    from bertfast.kernels import attention, tuning
+
+    def candidates(D: int, S: int) -> list[Candidate]:
+        B, N = max(8192 // S, 1), 768 // D
+        q, k, v = torch.randn(B * S, 3, N, D, dtype=dtype, device=device).unbind(1)
+        cu = torch.arange(B + 1, dtype=torch.int32, device=device) * S
+        default = tuning.attention_tile(dtype, D, S, S)
+        found = []
+        for m, n, warps, stages in itertools.product((16, 32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3)):
+            tile = attention.Tile(m, n, warps, stages)
+            sensible = m <= max(S, 16) and n <= max(S, 16) and m * n >= warps * 256 and m * n <= warps * 4096
+            if tile == default or (sensible and (stages == 1) == (n >= S)):
+
+                def run(tile: Any = tile) -> object:
+                    return attention.varlen_attention(q, k, v, cu, cu, S, S, False, None, tile=tile)
+
+                found.append(Candidate(str(tile), tile == default, run, ("attention", D, tile, n >= S)))
+        return found
+
+    for D, S in itertools.product((64, 32), (16, 32, 64, 128, 256, 512)):
+        yield Problem({"kernel": "attention", "dtype": str(dtype)[6:], "D": D, "S": S}, lambda D=D, S=S: candidates(D, S))
+
+
+def _gemm_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
+    from bertfast.kernels import gemm
+    from bertfast.ops import cuda
+
+    def candidates(K: int, F: int, activation: str | None, T: int) -> list[Candidate]:
+        x, w = (torch.randn(rows, K, dtype=dtype, device=device) for rows in (T, F))
+        bias = torch.randn(F, dtype=dtype, device=device)
+        found = [Candidate("cuBLAS", True, lambda: cuda.linear(x, w, bias, activation), None)]
+        for m, f, k, warps, stages in itertools.product((16, 64, 128), (64, 128, 256), (64, 128), (4, 8), (3, 4)):
+            if m <= max(T, 16) and m * f <= warps * 4096 and m * f >= warps * 256 and (m + f) * k * 2 * stages <= 220 << 10:
+                tile = gemm.Tile(m, f, k, warps, stages)
+
+                def run(tile: Any = tile) -> object:
+                    return gemm.linear(x, w, bias, gelu=activation == "gelu", tile=tile)
+
+                found.append(Candidate(str(tile), False, run, ("gemm", tile, activation)))
+        return found
+
+    products = ((768, 3072, "gelu"), (3072, 768, None), (768, 2304, None), (768, 768, None))
+    for (K, F, activation), T in itertools.product(products, (16, 128, 512, 1024, 4096, 16384)):
+        where = {"kernel": "gemm", "dtype": str(dtype)[6:], "K": K, "F": F, "T": T}
+        yield Problem(where, lambda K=K, F=F, activation=activation, T=T: candidates(K, F, activation, T))
+
+
+def _decode_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
+    from bertfast.kernels import decode, tuning
+
+    def candidates(D: int, B: int, C: int) -> list[Candidate]:
+        N = 768 // D
+        q = torch.randn(B, N, D, dtype=dtype, device=device)
+        keys = torch.randn(B, N, C, D, dtype=dtype, device=device)
+        slots, last = torch.arange(B, device=device), torch.full((B,), C, device=device)
+        default = tuning.decode_tile(dtype, D, B * N, C)
+        found = []
+        for block, splits, warps in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 4, 8)):
+            tile = decode.Tile(block, splits, warps)
+            if tile == default or (block * splits <= C and 256 <= block * D // warps <= 4096):
+
+                def run(tile: Any = tile) -> object:
+                    return decode.cached_attention(q, keys, keys, slots, None, last, None, tile=tile)
+
+                found.append(Candidate(str(tile), tile == default, run, ("decode", D, tile)))
+        return found
+
+    for (D, B), C in itertools.product(((64, 1), (64, 4), (64, 16), (64, 32), (32, 1), (32, 32)), (64, 128, 256, 512)):
+        where = {"kernel": "decode", "dtype": str(dtype)[6:], "D": D, "B": B, "C": C}
+        yield Problem(where, lambda D=D, B=B, C=C: candidates(D, B, C))
+
+
+def to_compile(dtype: torch.dtype) -> list[tuple[int, int]]:
+    """The number of a problem and of a candidate of it, one for each compiled kernel."""
+    found: dict[Hashable, tuple[int, int]] = {}
+    for i, problem in enumerate(problems(dtype, "meta")):
+        for j, candidate in enumerate(problem.candidates()):
+            if candidate.binary is not None:
+                found.setdefault(candidate.binary, (i, j))
+    return list(found.values())
+
+
+def _compile_share(job: tuple[torch.dtype, int, int, float]) -> None:
+    dtype, share, shares, seconds = job
+    begin = time.monotonic()
+    known = list(problems(dtype))
+    for i, mine in itertools.groupby(to_compile(dtype)[share::shares], key=lambda numbers: numbers[0]):
+        candidates = known[i].candidates()
+        for _, j in mine:
+            if time.monotonic() - begin > seconds:
+                return
+            try:
+                candidates[j].run()
+            except Exception:  # more shared memory than this chip has, say: it is met again, and reported, when it is measured
+                continue
+    torch.cuda.synchronize()
+
+
+def compile_all(dtypes: list[torch.dtype], seconds: float) -> None:
+    workers = max(min((os.cpu_count() or 1) - 1, 14), 1)
+    jobs = [(dtype, share, workers, seconds / len(dtypes)) for dtype in dtypes for share in range(workers)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_compile_share, jobs))
+
+
 def tune(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Attention and decoding over candidate tiles, and the Triton GEMM over candidate tiles against cuBLAS with its activation kernel."""
     from triton.testing import do_bench
 
-    from bertfast.kernels import attention, decode, gemm, tuning
-    from bertfast.ops import cuda
-
     rows: list[dict[str, Any]] = []
-
-    def milliseconds(run: Callable[[], object]) -> float:
-        return float(do_bench(run, warmup=5, rep=20, return_mode="median"))
-
-    for dtype in (DTYPES[name] for name in options.dtype if name != "float32"):
-        for D, S in itertools.product((64, 32), (16, 32, 64, 128, 256, 512)):
-            B, N = max(8192 // S, 1), 768 // D
-            q, k, v = torch.randn(B * S, 3, N, D, dtype=dtype, device="cuda").unbind(1)
-            cu = torch.arange(B + 1, dtype=torch.int32, device="cuda") * S
-            default = tuning.attention_tile(dtype, D, S, S)
-            for m, n, warps, stages in itertools.product((16, 32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3)):
-                tile = attention.Tile(m, n, warps, stages)
-                sensible = m <= max(S, 16) and n <= max(S, 16) and m * n >= warps * 256 and m * n <= warps * 4096
-                if tile != default and not (sensible and (stages == 1) == (n >= S)):
-                    continue
-
-                def run(tile=tile, q=q, k=k, v=v, cu=cu, S=S) -> object:
-                    return attention.varlen_attention(q, k, v, cu, cu, S, S, False, None, tile=tile)
-
-                note = {"kernel": "attention", "dtype": str(dtype)[6:], "D": D, "S": S, "tile": str(tile), "default": tile == default}
+    dtypes = [DTYPES[name] for name in options.dtype if name != "float32"]
+    begin = time.monotonic()
+    compile_all(dtypes, options.seconds / 2 if math.isfinite(options.seconds) else 600.0)
+    print(f"  compiled in {time.monotonic() - begin:.0f} s", flush=True)
+    for dtype in dtypes:
+        for problem in problems(dtype):
+            shape = " ".join(f"{key}={value}" for key, value in problem.where.items())
+            if options.time_is_up():
+                options.not_reached.append(shape)
+                continue
+            for candidate in problem.candidates():
+                row = {**problem.where, "tile": candidate.tile, "default": candidate.default}
                 try:
-                    rows.append({**note, "ms": milliseconds(run)})
-                except Exception as error:  # more shared memory than this chip has, say
-                    print(f"  attention D={D} S={S} {tile}: {type(error).__name__}", flush=True)
-            report_best(rows, "attention", {"D": D, "S": S, "dtype": str(dtype)[6:]})
-
-        for (D, B), C in itertools.product(((64, 1), (64, 4), (64, 16), (64, 32), (32, 1), (32, 32)), (64, 128, 256, 512)):
-            N = 768 // D
-            q = torch.randn(B, N, D, dtype=dtype, device="cuda")
-            keys = torch.randn(B, N, C, D, dtype=dtype, device="cuda")
-            slots, last = torch.arange(B, device="cuda"), torch.full((B,), C, device="cuda")
-            default = tuning.decode_tile(dtype, D, B * N, C)
-            where = {"kernel": "decode", "dtype": str(dtype)[6:], "D": D, "B": B, "C": C}
-            for block, splits, warps in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 4, 8)):
-                tile = decode.Tile(block, splits, warps)
-                if tile != default and not (block * splits <= C and 256 <= block * D // warps <= 4096):
-                    continue
-
-                def step(tile=tile, q=q, keys=keys, slots=slots, last=last) -> object:
-                    return decode.cached_attention(q, keys, keys, slots, None, last, None, tile=tile)
-
-                rows.append({**where, "tile": str(tile), "default": tile == default, "ms": milliseconds(step)})
-            report_best(rows, "decode", where)
-
-        for (K, features, activation), T in itertools.product(
-            ((768, 3072, "gelu"), (3072, 768, None), (768, 2304, None), (768, 768, None)), (16, 128, 512, 1024, 4096, 16384)
-        ):
-            x, w = (torch.randn(rows_, K, dtype=dtype, device="cuda") for rows_ in (T, features))
-            bias = torch.randn(features, dtype=dtype, device="cuda")
-            where = {"kernel": "gemm", "dtype": str(dtype)[6:], "K": K, "F": features, "T": T}
-            ms = milliseconds(lambda x=x, w=w, bias=bias, activation=activation: cuda.linear(x, w, bias, activation))
-            rows.append({**where, "tile": "cuBLAS", "default": True, "ms": ms})
-            candidates = [
-                gemm.Tile(m, f, k, warps, stages)
-                for m, f, k, warps, stages in itertools.product((16, 64, 128), (64, 128, 256), (64, 128), (4, 8), (3, 4))
-                if m <= max(T, 16) and m * f <= warps * 4096 and m * f >= warps * 256 and (m + f) * k * 2 * stages <= 220 << 10
-            ]
-            for tile in candidates:
-
-                def product(tile=tile, x=x, w=w, bias=bias, activation=activation) -> object:
-                    return gemm.linear(x, w, bias, gelu=activation == "gelu", tile=tile)
-
-                try:
-                    rows.append({**where, "tile": str(tile), "default": False, "ms": milliseconds(product)})
+                    rows.append({**row, "ms": float(do_bench(candidate.run, warmup=5, rep=20, return_mode="median"))})
                 except Exception as error:
-                    print(f"  gemm {tile}: {type(error).__name__}", flush=True)
-            report_best(rows, "gemm", where)
+                    print(f"  {shape} {candidate.tile}: {type(error).__name__}", flush=True)
+            report_best([row for row in rows if all(row.get(key) == value for key, value in problem.where.items())], shape)
+            options.keep(rows)
+    print("\nGEMM_WINS for kernels/fused/tuning.py, by the tiles in use:")
+    for line in gemm_wins(rows, torch.cuda.get_device_name()) or ["    nothing: cuBLAS is as fast or faster at every shape"]:
+        print(line, flush=True)
     return rows
 
 
-def report_best(rows: list[dict[str, Any]], kernel: str, where: dict[str, Any]) -> None:
-    here = [row for row in rows if row["kernel"] == kernel and all(row[key] == value for key, value in where.items())]
+def gemm_wins(rows: list[dict[str, Any]], device_name: str) -> list[str]:
+    """The lines that kernels/fused/tuning.py would get: where, from some number of rows on, the tile in use beats cuBLAS at every shape."""
+    from bertfast.kernels import tuning
+
+    found = []
+    products = dict.fromkeys((row["dtype"], row["K"], row["F"]) for row in rows if row["kernel"] == "gemm")
+    for dtype, K, F in products:
+        here = [row for row in rows if row["kernel"] == "gemm" and (row["dtype"], row["K"], row["F"]) == (dtype, K, F)]
+        least = None
+        for T in sorted({row["T"] for row in here}, reverse=True):
+            ms = {row["tile"]: row["ms"] for row in here if row["T"] == T}
+            used = str(tuning.gemm_tile(DTYPES[dtype], T))
+            if used not in ms or ms[used] >= ms["cuBLAS"]:
+                break
+            least = T
+        if least is not None:
+            found.append(f"    ({device_name!r}, torch.{dtype}, {K}, {F}): {least},")
+    return found
+
+
+def report_best(here: list[dict[str, Any]], shape: str) -> None:
     default, best = next(row for row in here if row["default"]), min(here, key=lambda row: row["ms"])
-    shape = " ".join(f"{key}={value}" for key, value in where.items() if key != "kernel")
-    print(f"  {kernel} {shape}: in use {default['ms']:.4f} ms ({default['tile']}); best {best['ms']:.4f} ms ({best['tile']})", flush=True)
+    print(f"  {shape}: in use {default['ms']:.4f} ms ({default['tile']}); best {best['ms']:.4f} ms ({best['tile']})", flush=True)
