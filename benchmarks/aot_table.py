@@ -84,10 +84,11 @@ def cases(full: bool = False) -> Iterator[Case]:
         if dtype != torch.float32:
             yield from _fp8_cases(name, dtype, full)
     yield _stage_case()
+    yield from _ones_cases()
 
 
 def _attention_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
-    for D in (16, 32, 48, 64, 96, 128) if full else (32, 64, 128):
+    for D in (16, 32, 48, 64, 96, 128) if full else (32, 64, 96, 128):
         for keys, queries, tile in tuning.attention_entries(dtype, D):
             longest_k, longest_q = min(keys, 512), min(queries, 512)
             if tuning.attention_tile(dtype, D, longest_q, longest_k) != tile:
@@ -214,6 +215,33 @@ def _stage_case() -> Case:
     return Case("stage", "Tb=1024 Bb=64", "int64", "", stage, "_stage_kernel", launch)
 
 
+def _ones_cases() -> Iterator[Case]:
+    """Where an argument is 1 triton makes a constant of it, and what it compiles is another program."""
+    half, ids = torch.float16, _meta(32, dtype=torch.int64)
+    cu = _meta(33, dtype=torch.int32)
+    table, vector, report = _meta(1, 768, dtype=half), _meta(768, dtype=half), _meta(3, 3, dtype=torch.int64)
+    one_head, cache, column = _meta(32, 3, 1, 64, dtype=half), _meta(32, 1, 512, 64, dtype=half), _meta(4096, 1, dtype=half)
+    tile, warps = tuning.attention_tile(half, 64, 1, 128), tuning.layer_norm_warps(768)
+    q, heads = one_head[:, 0], tuning.write_cache_heads(64)
+    launches: list[tuple[str, Any, str, Any, Callable[[], object]]] = [
+        ("one head", attention, "_varlen_attention_kernel", tile,
+         lambda: attention.varlen_attention(*one_head.unbind(1), cu, cu, 1, 128, False, None, tile=tile)),
+        ("one head", decode, "_cached_attention_kernel", tuning.decode_tile(half, 64, 32, 512),
+         lambda: decode.cached_attention(q, cache, cache, ids, None, ids, None, tile=tuning.decode_tile(half, 64, 32, 512))),
+        ("one head", decode, "_write_cache_kernel", None,
+         lambda: decode.write_cache(q, q, cache, cache, ids, ids, heads=heads, num_warps=4)),
+        ("tables of one row", embedding, "_embed_layer_norm_kernel", None,
+         lambda: embedding.embed_layer_norm(ids, table, ids, table, ids, table, vector, vector, 1e-12, report=report, num_warps=warps)),
+        ("one column", gelu, "_bias_activation_kernel", tuning.activation_tile(1),
+         lambda: gelu.bias_activation(column, column[0], "gelu", tile=tuning.activation_tile(1))),
+        ("one column", pack, "_move_rows_kernel", tuning.pack_tile(1), lambda: pack.pack(column, ids, tile=tuning.pack_tile(1))),
+        ("one input, one feature", gemm, "_linear_kernel", tuning.gemm_tile(half, 4096),
+         lambda: gemm.linear(column, column[:1], column[0], tile=tuning.gemm_tile(half, 4096))),
+    ]  # fmt: skip
+    for shape, module, kernel, used, launch in launches:
+        yield Case("ones", f"{kernel.strip('_')}: {shape}", "float16", "" if used is None else _describe(used), module, kernel, launch)
+
+
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
@@ -232,7 +260,8 @@ class _Recorder:
         return lambda *args, **options: self.launches.append((args, options))
 
 
-def compile_case(case: Case, arch: int) -> Row:
+def what_to_compile(case: Case) -> tuple[ASTSource, dict[str, Any]]:
+    """What a launch of this case would hand to the compiler, and its options: two cases with the same share one binary."""
     kernels = {name: value for name, value in vars(case.module).items() if isinstance(value, triton.JITFunction)}
     kernel, recorders = kernels[case.kernel], {name: _Recorder() for name in kernels}
     try:
@@ -246,13 +275,17 @@ def compile_case(case: Case, arch: int) -> Row:
     given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
-        signature[name], divisible = _specialise(given[name], kernel.params[i].is_constexpr)
+        signature[name], divisible = _specialise(given[name], kernel.params[i])
         if signature[name] == "constexpr":
             constants[name] = given[name]
         if divisible:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {key: value for key, value in keywords.items() if key not in kernel.arg_names}
+    return source, {key: value for key, value in keywords.items() if key not in kernel.arg_names}
+
+
+def compile_case(case: Case, arch: int) -> Row:
+    source, options = what_to_compile(case)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
     ptx = compiled.asm["ptx"]
@@ -264,15 +297,15 @@ def compile_case(case: Case, arch: int) -> Row:
     return Row(case.op, case.shape, case.dtype, case.tile, arch, registers, spilled, shared, unit, dict(loads), dict(stores))
 
 
-def _specialise(value: Any, constexpr: bool) -> tuple[str, bool]:
+def _specialise(value: Any, parameter: Any) -> tuple[str, bool]:
     """The type, and whether 16 divides it: as triton's launch specialises an argument."""
-    if constexpr or (isinstance(value, int) and value == 1):
+    if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
         return "constexpr", False
-    if isinstance(value, torch.Tensor):
-        return "*" + _POINTEE[value.dtype], True  # torch's allocator aligns to 512 bytes
+    if isinstance(value, torch.Tensor):  # torch's allocator aligns to 512 bytes
+        return "*" + _POINTEE[value.dtype], not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
     if isinstance(value, float):
         return "fp32", False
-    return "i32", value % 16 == 0
+    return "i32", value % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -178,8 +178,44 @@ def table(kernels: list[Kernel], gpu: Gpu, dtype: str) -> str:
     return "\n".join(lines)
 
 
+BATCHES = ("1x16", "1x128", "8x128", "32x128", "128x128", "32x512")
+STEPS = ("decode 1x128", "decode 32x128")
+
+
+def kernels_of(m: Model, batch: str, dtype: str) -> list[Kernel]:
+    """Of "32x128" a forward's, of "decode 32x128" those of a step of a generation."""
+    lengths = parse_batch(batch.removeprefix("decode "))
+    return list(decode(m, len(lengths), max(lengths), dtype) if batch.startswith("decode ") else forward(m, lengths, dtype))
+
+
+def page() -> str:
+    """Floors counted, nothing measured: for each chip and model the floor, and in brackets the sum of the kernels' floors."""
+    lines = [
+        "# Floors on GPUs",
+        "",
+        "Counted by `python -m benchmarks.roofline --page`, which a test compares with this page; nothing on it is a measured time.",
+        "In microseconds: the floor of a whole forward, below which no implementation comes, and in brackets the sum of its kernels'",
+        "own floors, each reading and writing device memory. `python -m benchmarks.roofline --help` says what is counted;",
+        "`benchmarks/gpu.sh` measures, and sets its times against these.",
+    ]
+    for gpu in GPUS.values():
+        lines += ["", f"## {gpu.name}", "", f"Rates: {gpu.source}.", ""]
+        lines += ["| | " + " | ".join((*BATCHES, *STEPS)) + " |", "|---" * (len(BATCHES) + len(STEPS) + 1) + "|"]
+        for name in ("bert-base", "minilm"):
+            for dtype in ("float32", "float16", *(["fp8"] if gpu.fp8 else [])):
+                cells = []
+                for batch in (*BATCHES, *STEPS):
+                    kernels = kernels_of(MODELS[name], batch, dtype)
+                    total = sum(k.seconds(gpu, dtype) for k in kernels)
+                    cells.append(f"{floor_seconds(kernels, gpu, dtype) * 1e6:.0f} ({total * 1e6:.0f})")
+                lines.append(f"| {name}, {dtype} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def measured(path: Path, gpu: Gpu) -> Iterator[tuple[str, str, str, str, float, float, float]]:
     """(model, batch, dtype, subject, milliseconds, over the floor, over the kernels) of every row of a result file."""
+    if not path.is_file():
+        raise ValueError(f"--results {path}: there is no such file; benchmarks/gpu.sh time, decode or fp8 writes one")
     for row in json.loads(path.read_text())["rows"]:
         model = read_model(row["model"])
         steps = row.get("cached")  # only a step of a generation has one
@@ -198,7 +234,11 @@ def main() -> None:
     parser.add_argument("--gpu", choices=GPUS, default="h100")
     parser.add_argument("--dtype", choices=[*BYTES], default="float16")
     parser.add_argument("--results", type=Path, help="a result file of benchmarks/gpu.sh: measured times over these floors")
+    parser.add_argument("--page", action="store_true", help="docs/roofline.md: the floors of every chip here, as Markdown")
     options = parser.parse_args()
+    if options.page:
+        print(page(), end="")
+        return
     gpu = GPUS[options.gpu]
     print(f"{gpu.name}: {gpu.source}")
     try:
@@ -208,12 +248,9 @@ def main() -> None:
                 print(f"{model:10} {batch:12} {dtype:9} {subject:32} {ms:9.3f} {over:8.2f} {over_kernels:9.2f}")
             return
         model = read_model(options.model)
-        for batch in options.batch or ["1x16", "1x128", "8x128", "32x128", "128x128", "decode 1x128", "decode 32x128"]:
+        for batch in options.batch or (*BATCHES, *STEPS):
             print(f"\n{model.name} {batch} {options.dtype}")
-            step = batch.startswith("decode ")
-            lengths = parse_batch(batch.removeprefix("decode "))
-            kernels = decode(model, len(lengths), max(lengths), options.dtype) if step else forward(model, lengths, options.dtype)
-            print(table(list(kernels), gpu, options.dtype))
+            print(table(kernels_of(model, batch, options.dtype), gpu, options.dtype))
     except ValueError as error:
         parser.error(str(error))
 

@@ -126,3 +126,16 @@ def test_the_command(tmp_path):
 def test_a_model_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"expected one of .*bert-base"):
         roofline.read_model("nothing-here")
+
+
+def test_the_page_is_what_is_counted():
+    assert (ROOT / "docs" / "roofline.md").read_text(encoding="utf-8") == roofline.page(), (
+        "write it anew: python -m benchmarks.roofline --page > docs/roofline.md"
+    )
+
+
+def test_a_result_file_that_is_not_there_is_named(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.roofline", "--results", str(tmp_path / "time.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "time.json: there is no such file" in done.stderr

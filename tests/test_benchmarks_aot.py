@@ -1,0 +1,102 @@
+"""What triton is asked to compile while a model serves: sizes that differ from call to call must not each want a binary of their own.
+
+A binary takes a second or so, in the middle of a request. This asks nothing of a compiler: what a launch hands to it is compared.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+aot = pytest.importorskip("benchmarks.aot_table", reason="triton is published for Linux only")
+
+HALF, INT = torch.float16, torch.int64
+
+
+def asked(module: object, kernel: str, launch: Callable[[], object]) -> str:
+    source, options = aot.what_to_compile(aot.Case("", "", "", "", module, kernel, launch))
+    return repr((source.hash(), sorted(options.items())))
+
+
+def meta(*shape: int, dtype: torch.dtype = HALF) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def stage(T: int, B: int) -> str:
+    ids, cu, rows, more = meta(T, dtype=INT), meta(B + 1, dtype=torch.int32), meta(1024, dtype=INT), meta(65, dtype=torch.int32)
+    return asked(aot.stage, "_stage_kernel", lambda: aot.stage.stage(ids, ids, ids, cu, ids, rows, rows, rows, more, rows))
+
+
+def unpack(T: int, B: int) -> str:
+    tile = aot.tuning.pack_tile(768)
+    return asked(aot.pack, "_move_rows_kernel", lambda: aot.pack.unpack(meta(T, 768), meta(T, dtype=INT), 4096, tile=tile))
+
+
+def activation(T: int, B: int) -> str:
+    tile = aot.tuning.activation_tile(3072)
+    return asked(aot.gelu, "_bias_activation_kernel", lambda: aot.gelu.bias_activation(meta(T, 3072), meta(3072), "gelu", tile=tile))
+
+
+def activation_fp8(T: int, B: int) -> str:
+    tile = aot.tuning.fp8_activation_tile(3072, True)
+    values, scales = meta(T, 3072, dtype=torch.float8_e4m3fn), meta(24, -(-T // 16) * 16, dtype=torch.float32)
+
+    def launch() -> None:
+        aot.fp8.activation_fp8(meta(T, 3072), meta(3072), "gelu", values, scales, tile=tile)
+
+    return asked(aot.fp8, "_activation_fp8_kernel", launch)
+
+
+def product(T: int, B: int) -> str:
+    tile = aot.tuning.gemm_invariant_tile(HALF)
+    return asked(aot.gemm, "_linear_kernel", lambda: aot.gemm.linear(meta(T, 768), meta(768, 768), meta(768), tile=tile))
+
+
+def attention(T: int, B: int) -> str:
+    tile, cu = aot.tuning.attention_invariant_tile(HALF, 64), meta(B + 1, dtype=torch.int32)
+    q, k, v = meta(T, 3, 12, 64).unbind(1)
+    longest = -(-T // B)
+
+    def launch() -> None:
+        aot.attention.varlen_attention(q, k, v, cu, cu, longest, longest, False, None, tile=tile, whole_in_one=False)
+
+    return asked(aot.attention, "_varlen_attention_kernel", launch)
+
+
+def layer_norm(T: int, B: int) -> str:
+    x, vector = meta(T, 768), meta(768)
+    return asked(aot.layernorm, "_add_layer_norm_kernel", lambda: aot.layernorm.add_layer_norm(x, x, vector, vector, 1e-12, num_warps=4))
+
+
+def embedding(T: int, B: int) -> str:
+    ids, table, vector, report = meta(T, dtype=INT), meta(512, 768), meta(768), meta(3, 3, dtype=INT)
+
+    def launch() -> None:
+        aot.embedding.embed_layer_norm(ids, table, ids, table, ids, table, vector, vector, 1e-12, report=report, num_warps=4)
+
+    return asked(aot.embedding, "_embed_layer_norm_kernel", launch)
+
+
+def decoding(T: int, B: int) -> str:
+    q, cache, at = meta(B, 12, 64), meta(64, 12, 512, 64), meta(B, dtype=INT)
+    tile = aot.tuning.decode_invariant_tile(HALF, 64)
+    launch = lambda: aot.decode.cached_attention(q, cache, cache, at, None, at, None, tile=tile)  # noqa: E731
+    return asked(aot.decode, "_cached_attention_kernel", launch)
+
+
+@pytest.mark.parametrize(
+    "kernel", [stage, unpack, activation, activation_fp8, product, attention, layer_norm, embedding, decoding], ids=lambda f: f.__name__
+)
+def test_one_binary_serves_every_number_of_tokens_and_sequences(kernel):
+    sizes = [(1, 1), (16, 1), (17, 3), (256, 16), (4096, 32), (4097, 33), (512, 1)]
+    assert len({kernel(T, B) for T, B in sizes}) == 1
+
+
+def test_other_kernels_are_told_apart():
+    """Or the above could not fail."""
+    assert activation(16, 1) != product(16, 1)
+    columns = {
+        asked(aot.pack, "_move_rows_kernel", lambda C=C: aot.pack.pack(meta(64, C), meta(8, dtype=INT), tile=aot.tuning.pack_tile(768)))
+        for C in (768, 769, 1)
+    }
+    assert len(columns) == 3
