@@ -25,6 +25,8 @@ class WorkerError(RuntimeError):
 
 
 class Client:
+    """One worker process. To be made in the main thread: the kernel ends a worker together with the thread that started it (worker.py)."""
+
     def __init__(self, spec: Spec, threads: int, log: Path) -> None:
         self.spec = spec
         self._threads = threads
@@ -51,13 +53,14 @@ class Client:
                 start_new_session=True,  # so that it can be ended together with what it started
             )
         self._pending = b""
-        self._answer(60.0)
 
     @property
     def process(self) -> int:
         return self._process.pid
 
     def convert(self, folder: Path, task: str, cache: Path, limit: float = 1800) -> None:
+        """The first thing to ask."""
+        self._answer(60.0)  # it is ready
         self.ask(
             "convert",
             limit,

@@ -68,8 +68,11 @@ class Group:
                 self._folder = folder(self.model, self.task, self.settings.cache)
             return self._folder
 
+    def process(self, spec: Spec) -> Client:
+        return Client(spec, self.settings.threads, self.scratch / f"{spec.name}.log")
+
     def start(self, spec: Spec) -> Client:
-        client = Client(spec, self.settings.threads, self.scratch / f"{spec.name}.log")
+        client = self.process(spec)
         try:
             client.convert(self.weights(), self.task, self.settings.cache)
         except BaseException:
@@ -108,16 +111,25 @@ class Calls(Group):
     def __enter__(self) -> "Calls":
         self.settings.report(f"{self.model} {self.task}: {len(self.specs)} subjects get ready")
         try:
+            for spec in self.specs:
+                self._begin(spec)
             with ThreadPoolExecutor(self.settings.threads) as pool:  # nothing is timed yet: one core each
-                list(pool.map(self._get_ready, self.specs))
+                list(pool.map(self._get_ready, [s for s in self.specs if s.name in self.clients]))
         except BaseException:
             self.close()
             raise
         return self
 
+    def _begin(self, spec: Spec) -> None:
+        try:
+            self.clients[spec.name] = self.process(spec)
+        except OSError as error:
+            self.drop(spec, error)
+
     def _get_ready(self, spec: Spec) -> None:
         try:
-            client = self.clients[spec.name] = self.start(spec)
+            client = self.clients[spec.name]
+            client.convert(self.weights(), self.task, self.settings.cache)
             client.ask("load")
             client.pause()
         except (WorkerError, RuntimeError, OSError) as error:

@@ -1,6 +1,9 @@
 """The whole of it on a tiny model, in real worker processes: nothing here looks at how long anything took."""
 
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +126,30 @@ def test_steps_are_timed_in_stretches_and_drawn(settings, tmp_path):
     drawn = plots.draw(result, tmp_path / "tiny")
     assert tmp_path / "tiny-steps.png" in drawn
     assert "us more for each token before it" in report.markdown(result)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_stopped_worker_does_not_outlive_the_suite(tmp_path):
+    """Killed, not asked to stop: nobody is left to wake the worker, which would keep its memory for good."""
+    suite = f"""
+import os, pathlib, signal, time
+from benchmarks.client import Client
+from benchmarks.subjects import SUBJECTS
+client = Client(SUBJECTS["transformers"], 1, pathlib.Path({str(tmp_path / "log")!r}))
+client.ask("peak")  # an answer: of readiness, as it was not waited for
+client.pause()
+while open(f"/proc/{{client.process}}/stat").read().rpartition(")")[2].split()[0] != "T":
+    time.sleep(0.01)
+print(client.process, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", suite], cwd=ROOT, capture_output=True, text=True)
+    worker = Path("/proc") / done.stdout.strip()
+    assert worker != Path("/proc"), done.stderr
+    until = time.monotonic() + 30
+    while worker.exists() and worker.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until, "it is still there"
+        time.sleep(0.05)
 
 
 def test_what_is_done_is_kept_when_somebody_stops_it(settings):
