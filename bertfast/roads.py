@@ -128,7 +128,7 @@ class Guard:
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
         watched = [*self._parameters, *self._quantized] if self._reason is None else []
-        self._pointers = _C.Pointers(watched, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # torch 2.10 and later have it
+        self._pointers = _C.Pointers(watched, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # not in every torch
 
     def reason(self) -> str | None:
         model = self._model()

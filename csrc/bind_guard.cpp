@@ -165,9 +165,8 @@ class Pointers {
   using FromObject = decltype(dlpack::ExchangeApi::from_object);
 
   static FromObject from_object_of(const py::object& exchange) {
-    if (exchange.is_none()) return nullptr;
+    if (!PyCapsule_IsValid(exchange.ptr(), dlpack::capsule_name)) return nullptr;  // none, or not what DLPack makes of it
     const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange.ptr(), dlpack::capsule_name));
-    if (api == nullptr) throw py::error_already_set();
     return api->version.major == dlpack::major_version ? api->from_object : nullptr;
   }
 
