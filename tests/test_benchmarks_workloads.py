@@ -84,6 +84,14 @@ def test_selection():
         subjects.again("tensorflow")
 
 
+def test_subjects_start_once_for_all_workloads_that_share_them():
+    full = workloads.select([], full=True)
+    groups = runner._groups(full)
+    assert sorted(w.name for group in groups.values() for w in group) == sorted(w.name for w in full)
+    assert [w.shape for w in groups["minilm", "encoder", "call", ()]][-3:] == ["fill25", "fill50", "fill75"]
+    assert len(groups["minilm", "lm", "call", ()]) == 2
+
+
 def test_what_is_not_installed_is_listed_as_absent():
     spec = subjects.Spec("ghost", "nowhere:Ghost", "float32", ("no_such_library_at_all",), "")
     assert spec.missing == "not installed: no_such_library_at_all"
