@@ -34,6 +34,7 @@ def int8_embed_layer_norm(
     input_ids: int,
     word_table: int,
     word_scales: int,
+    word_width: int,
     word_rows: int,
     position_ids: int,
     position_table: int,

@@ -299,23 +299,24 @@ class Recorder:
         token_type_ids: Tensor | None, token_type_weight: Tensor, weight: Tensor, bias: Tensor, eps: float,
     ) -> Tensor:  # fmt: skip
         tables = position_ids, position_weight, token_type_ids, token_type_weight, weight, bias
-        return self._embed(ops.embed_layer_norm(input_ids, word_weight, *tables, eps), input_ids, word_weight, None, *tables, eps)
+        return self._embed(ops.embed_layer_norm(input_ids, word_weight, *tables, eps), input_ids, word_weight, *tables, eps)
 
     def int8_embed_layer_norm(
-        self, input_ids: Tensor, word_weight: Tensor, word_scales: Tensor, position_ids: Tensor, position_weight: Tensor,
+        self, input_ids: Tensor, words: Int8Weight, position_ids: Tensor, position_weight: Tensor,
         token_type_ids: Tensor | None, token_type_weight: Tensor, weight: Tensor, bias: Tensor, eps: float,
     ) -> Tensor:  # fmt: skip
         tables = position_ids, position_weight, token_type_ids, token_type_weight, weight, bias
-        out = ops.int8_embed_layer_norm(input_ids, word_weight, word_scales, *tables, eps)
-        return self._embed(out, input_ids, word_weight, word_scales, *tables, eps)
+        return self._embed(ops.int8_embed_layer_norm(input_ids, words, *tables, eps), input_ids, words, *tables, eps)
 
     def _embed(
-        self, out: Tensor, input_ids: Tensor, words: Tensor, word_scales: Tensor | None, position_ids: Tensor, positions: Tensor,
+        self, out: Tensor, input_ids: Tensor, table: Tensor | Int8Weight, position_ids: Tensor, positions: Tensor,
         type_ids: Tensor | None, types: Tensor, weight: Tensor, bias: Tensor, eps: float,
     ) -> Tensor:  # fmt: skip
+        words, scales, width = (table.panels, table.scales, table.width) if isinstance(table, Int8Weight) else (table, None, 0)
+        known = table.features if isinstance(table, Int8Weight) else len(table)
         given = words.data_ptr() not in self.weights
         self.note("embed_layer_norm", out, ROWS, out.shape[1],
-            input_ids=input_ids, words=words, word_scales=word_scales, word_rows=WORDS if given else words.shape[0],
+            input_ids=input_ids, words=words, word_scales=scales, word_width=width, word_rows=WORDS if given else known,
             position_ids=position_ids, positions=positions, position_rows=positions.shape[0],
             type_ids=type_ids, types=types, type_rows=types.shape[0],
             weight=weight, bias=bias, eps=eps, rows=ROWS, hidden=out.shape[1], quantized=None,

@@ -1,13 +1,14 @@
 """Which parts of a BERT are quantized, how a quantized model is made, and how it gets into a folder and back.
 
-int8: every linear layer of the encoder, the word embeddings and the decoder of a language-model head. Positions, token types,
-LayerNorm, pooler, the transform before a decoder (one H x H matrix) and classifiers stay float32. The float32 originals are dropped.
+int8: every linear layer of the encoder, the word embeddings and the decoder of a language-model head, which stays one with the
+embeddings where it was tied to them. Positions, token types, LayerNorm, pooler, the transform before a decoder (one H x H matrix) and
+classifiers stay float32. The float32 originals are dropped.
 
 fp8: the products of the encoder on a GPU, all but the one after attention: see bertfast.fp8. It is not saved.
 
 A saved model has its scheme in config.json:
 
-    "quantization_config": {"library": "bertfast", "scheme": "int8", "version": 1}
+    "quantization_config": {"library": "bertfast", "scheme": "int8", "version": 2}
 
 It has no `quant_method`, so that transformers, which would skip a method that it does not know and go on with random weights, raises
 a ValueError instead.
@@ -30,7 +31,7 @@ from bertfast.quantized import RELOAD, Int8Embedding, Int8Linear, Quantized
 
 SCHEMES = ("int8", "fp8")
 SAVED = ("int8",)  # the others are made anew at every load
-VERSION = 1  # of what the tensors in a file mean
+VERSION = 2  # of what the tensors in a file mean; 1 kept the word embeddings in another form, and a tied decoder beside them
 
 _local = threading.local()
 
@@ -111,7 +112,18 @@ def quantize(model: Any, scheme: str = "int8") -> None:
     if scheme == "fp8":
         fp8.quantize(model)
         return
-    _replace(model, lambda layer: Int8Embedding.of(layer) if isinstance(layer, nn.Embedding) else Int8Linear.of(layer))
+    words = {id(layer.weight): name for name, layer in places(model) if type(layer) is nn.Embedding}
+    ties = {name: words[id(layer.weight)] for name, layer in places(model) if type(layer) is nn.Linear and id(layer.weight) in words}
+    shared = {id(model.get_submodule(name)) for name in ties}
+
+    def made(layer: Any) -> Quantized:
+        if isinstance(layer, nn.Embedding):
+            return Int8Embedding.of(layer)
+        return _empty_linear(layer) if id(layer) in shared else Int8Linear.of(layer)
+
+    _replace(model, made)
+    for decoder, embedding in ties.items():
+        model.get_submodule(decoder).tie(model.get_submodule(embedding))
     model.config.quantization_config = record(scheme)
 
 
@@ -197,7 +209,7 @@ def initialize(layer: Quantized, std: float) -> None:
 
 
 def tie(model: Any, missing: set[str]) -> None:
-    """A decoder that is tied to the word embeddings, and that a checkpoint lacks, gets their values; `missing` forgets it."""
+    """A decoder that is tied to the word embeddings, and that a checkpoint lacks, is theirs; `missing` forgets it."""
     if not getattr(model.config, "tie_word_embeddings", True):
         return
     for name, decoder in list(model.named_modules()):
@@ -206,7 +218,7 @@ def tie(model: Any, missing: set[str]) -> None:
         keys = {f"{name}.{which}" for which in ("weight_int8", "weight_scales")}
         words = model.get_input_embeddings()
         if keys <= missing and not any("word_embeddings.weight" in key for key in missing):
-            decoder.fill(words.dequantized())
+            decoder.tie(words)
             missing -= keys
 
 

@@ -4,11 +4,11 @@ Each is an nn.Module with a forward of its own, so that transformers' forward ru
 (bertfast.model) asks them for the same ops. The integers lie in buffers, once: in the panels that the kernels read. Files and state
 dicts hold them row by row, which every instruction set can read, under
 
-    <layer>.weight_int8      [F, Kp] int8                <embedding>.weight_int8      [V, H] int8
-    <layer>.weight_scales    [F, Kp / 64] float32        <embedding>.weight_scales    [V] float32
-    <layer>.bias             [F] float32
+    <layer>.weight_int8      [F, Kp] int8
+    <layer>.weight_scales    [F, Kp / 64] float32
+    <layer>.bias             [F] float32, of linear layers
 
-Shape letters: K inputs and F outputs of a linear layer, Kp = K rounded up to 64, V words, H hidden, R rows.
+Shape letters: K inputs and F outputs of a linear layer, words and hidden size of an embedding table; Kp = K rounded up to 64, R rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.ops import reference
-from bertfast.ops.int8 import GROUP, rotate
+from bertfast.ops.int8 import GROUP, dequantize
 
 RELOAD = "load the float model again (from_pretrained without quantization=, from a folder that is not quantized)"
 
@@ -50,17 +50,95 @@ class Quantized(nn.Module):
         return out
 
 
-class Int8Linear(Quantized):
-    """nn.Linear in int8, its inputs quantized on the way: see bertfast.ops.int8_linear.
+class Int8Table(Quantized):
+    """A matrix of int8, turned and with a scale for every 64 columns: see bertfast.ops.int8.
 
     As built it holds zeros row by row, for a state dict to be read into; `pack` gives them the form that the kernels read.
     """
 
-    def __init__(self, inputs: int, features: int, bias: bool = True) -> None:
+    def __init__(self, rows: int, columns: int, width: int) -> None:
         super().__init__()
+        self._shape, self.width = (rows, columns), width
+        padded = -(-columns // GROUP) * GROUP
+        self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, padded // GROUP))
+
+    @property
+    def packed(self) -> bool:
+        return "panels" in self._buffers
+
+    def pack(self) -> None:
+        if not self.packed:
+            self._set_panels(ops.pack_int8(self.weight_int8, self.weight_scales, self._shape[1], self.width))
+
+    def unpack(self) -> None:
+        if self.packed:
+            self._set_rows(*self.rows())
+
+    def _set_rows(self, integers: Tensor, scales: Tensor) -> None:
+        self._drop("panels", "panel_scales")
+        self.register_buffer("weight_int8", integers)
+        self.register_buffer("weight_scales", scales)
+
+    def _set_panels(self, weight: ops.Int8Weight) -> None:
+        self._drop("weight_int8", "weight_scales")
+        self.register_buffer("panels", weight.panels, persistent=False)
+        self.register_buffer("panel_scales", weight.scales, persistent=False)
+
+    def _drop(self, *names: str) -> None:
+        for name in names:
+            if name in self._buffers:
+                delattr(self, name)
+
+    def _replace(self, integers: Tensor, scales: Tensor) -> None:
+        """Takes the values of these rows. Panels stay where they lie: a decoder may read them too."""
+        if self.packed:
+            made = ops.pack_int8(integers, scales, self._shape[1], self.width)
+            self.panels.copy_(made.panels)
+            self.panel_scales.copy_(made.scales)
+        else:
+            self._set_rows(integers, scales)
+
+    @torch.no_grad()
+    def fill(self, weight: Tensor) -> None:
+        """Takes the values of weight [F, K] float32."""
+        self._replace(*ops.quantize_weight(weight.detach().float().contiguous()))
+
+    def weights(self) -> ops.Int8Weight:
+        """The buffers of a packed layer, as the op takes them."""
+        return ops.Int8Weight(self.panels, self.panel_scales, *self._shape)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """weight_int8 and weight_scales, whatever form they are kept in."""
+        if not self.packed:
+            return self.weight_int8, self.weight_scales
+        return ops.unpack_int8(self.weights())
+
+    def dequantized(self) -> Tensor:  # [F, K] float32
+        return dequantize(*self.rows(), self._shape[1])
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed:
+            destination[prefix + "weight_int8"], destination[prefix + "weight_scales"] = self.rows()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        weight = self.weights() if self.packed else None
+        self.unpack()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if weight is not None:
+            rows = self.rows()
+            self._set_panels(weight)
+            self._replace(*rows)
+
+
+class Int8Linear(Int8Table):
+    """nn.Linear in int8, its inputs quantized on the way: see bertfast.ops.int8_linear."""
+
+    tied = False  # to the word embeddings, whose integers it reads
+
+    def __init__(self, inputs: int, features: int, bias: bool = True) -> None:
+        super().__init__(features, inputs, GROUP)
         self.in_features, self.out_features = inputs, features
-        padded = -(-inputs // GROUP) * GROUP
-        self._set_rows(torch.zeros(features, padded, dtype=torch.int8), torch.zeros(features, padded // GROUP))
         self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
 
     @classmethod
@@ -73,63 +151,27 @@ class Int8Linear(Quantized):
         layer.pack()
         return layer.train(linear.training)
 
-    @property
-    def packed(self) -> bool:
-        return "panels" in self._buffers
-
-    def pack(self) -> None:
-        if not self.packed:
-            weight = ops.pack_int8(self.weight_int8, self.weight_scales, self.in_features)
-            del self.weight_int8, self.weight_scales
-            self.register_buffer("panels", weight.panels, persistent=False)
-            self.register_buffer("panel_scales", weight.scales, persistent=False)
-
-    def unpack(self) -> None:
-        if self.packed:
-            rows = self.rows()
-            del self.panels, self.panel_scales
-            self._set_rows(*rows)
-
-    def _set_rows(self, integers: Tensor, scales: Tensor) -> None:
-        self.register_buffer("weight_int8", integers)
-        self.register_buffer("weight_scales", scales)
-
     @torch.no_grad()
-    def fill(self, weight: Tensor) -> None:
-        """Takes the values of weight [F, K] float32."""
-        integers, scales = ops.quantize_weight(weight.detach().float().contiguous())
-        packed = self.packed
-        self.unpack()
-        self._set_rows(integers, scales)
-        if packed:
-            self.pack()
-
-    def weights(self) -> ops.Int8Weight:
-        """The buffers of a packed layer, as the op takes them."""
-        return ops.Int8Weight(self.panels, self.panel_scales, self.out_features, self.in_features)
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """weight_int8 and weight_scales, whatever form they are kept in."""
-        if not self.packed:
-            return self.weight_int8, self.weight_scales
-        return ops.unpack_int8(self.weights())
-
-    def dequantized(self) -> Tensor:  # [F, K] float32
-        integers, scales = self.rows()
-        turned = integers.view(*scales.shape, GROUP) * scales[:, :, None]
-        return rotate(turned.flatten(1))[:, : self.in_features].contiguous()
+    def tie(self, words: "Int8Embedding") -> None:
+        """Reads the integers of the word embeddings, [F, K] as well, from now on. They are kept once, in panels that suit both, and a state
+        dict and a file hold them as the embeddings' alone."""
+        words.unpack()
+        words.width = GROUP
+        words.pack()
+        self._set_panels(words.weights())
+        self.tied = True
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.packed:
-            destination[prefix + "weight_int8"], destination[prefix + "weight_scales"] = self.rows()
+        if self.tied:
+            nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+        else:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        packed = self.packed
-        self.unpack()
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if packed:
-            self.pack()
+        if self.tied:
+            nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:  # [..., K] -> [..., F] float32
         if x.shape[-1] != self.in_features:
@@ -158,39 +200,32 @@ def _unseen(layer: Int8Linear, x: Tensor) -> Tensor:
     return layer.compute(x, ops)
 
 
-class Int8Embedding(Quantized):
-    """nn.Embedding in int8, with a scale for every word: row v is weight_int8[v] * weight_scales[v]."""
+class Int8Embedding(Int8Table):
+    """nn.Embedding in int8: rows that are turned back as they are gathered."""
 
     def __init__(self, words: int, hidden: int, padding_idx: int | None = None) -> None:
-        super().__init__()
+        super().__init__(words, hidden, 1)
         self.num_embeddings, self.embedding_dim, self.padding_idx = words, hidden, padding_idx
-        self.register_buffer("weight_int8", torch.zeros(words, hidden, dtype=torch.int8))
-        self.register_buffer("weight_scales", torch.zeros(words))
 
     @classmethod
+    @torch.no_grad()
     def of(cls, embedding: Any) -> "Int8Embedding":
         """`embedding` (float32) in int8."""
         layer = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx)
         layer.fill(embedding.weight)
+        layer.pack()
         return layer.train(embedding.training)
 
-    @torch.no_grad()
-    def fill(self, weight: Tensor) -> None:
-        """Takes the values of weight [V, H] float32."""
-        self.weight_int8, self.weight_scales = ops.quantize_rows_int8(weight.detach().float().contiguous())
-
-    def pack(self) -> None:
-        """Nothing to do: rows are gathered where they lie."""
-
-    def dequantized(self) -> Tensor:  # [V, H] float32
-        return self.weight_int8 * self.weight_scales[:, None]
-
     def forward(self, ids: Tensor) -> Tensor:  # [...] int64 -> [..., H] float32
-        return F.embedding(ids, self.weight_int8) * F.embedding(ids, self.weight_scales[:, None])
+        if not self.packed:
+            return dequantize(F.embedding(ids, self.weight_int8), F.embedding(ids, self.weight_scales), self.embedding_dim)
+        panel, word = ids // self.width, ids % self.width
+        unsigned = self.panels[panel, :, word].flatten(-2)
+        return dequantize(unsigned.to(torch.float32) - 128, self.panel_scales[panel, :, word], self.embedding_dim)
 
     def embed(self, input_ids: Tensor, O: Any, *others: Any) -> Tensor:
         """What bertfast.model.embed does for a table of this kind; others: the arguments of embed_layer_norm from position_ids on."""
-        out: Tensor = O.int8_embed_layer_norm(input_ids, self.weight_int8, self.weight_scales, *others)
+        out: Tensor = O.int8_embed_layer_norm(input_ids, self.weights(), *others)
         return out
 
     def extra_repr(self) -> str:

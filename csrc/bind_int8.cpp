@@ -54,14 +54,14 @@ void int8_linear(Address x, const std::vector<std::tuple<Address, Address, Addre
   run_steps(steps, 2);
 }
 
-void int8_embed_layer_norm(Address input_ids, Address word_table, Address word_scales, int64_t word_rows, Address position_ids,
-                           Address position_table, int64_t position_rows, Address type_ids, Address type_table, int64_t type_rows,
-                           Address weight, Address bias, float eps, Address out, int64_t tokens, int64_t hidden) {
+void int8_embed_layer_norm(Address input_ids, Address word_table, Address word_scales, int64_t word_width, int64_t word_rows,
+                           Address position_ids, Address position_table, int64_t position_rows, Address type_ids, Address type_table,
+                           int64_t type_rows, Address weight, Address bias, float eps, Address out, int64_t tokens, int64_t hidden) {
   const cpu::Int8EmbeddingOp op = {
       cpu::kernels(),
-      {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const int8_t>(word_table),
-       at<const float>(word_scales), at<const float>(position_table), at<const float>(type_table), word_rows, position_rows, type_rows,
-       at<const float>(weight), at<const float>(bias), at<float>(out), tokens, hidden, eps}};
+      {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const uint8_t>(word_table),
+       at<const float>(word_scales), word_width, at<const float>(position_table), at<const float>(type_table), word_rows, position_rows,
+       type_rows, at<const float>(weight), at<const float>(bias), at<float>(out), tokens, hidden, eps}};
   run_op(op);
   op.check();
 }
@@ -79,9 +79,9 @@ void bind_int8(py::module_& m) {
   m.def("int8_linear", int8_linear, release(), arg("x"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"),
         "out[rows, sum of features] = activation(x[rows, inputs] @ weight.T + bias) for parts of (panels, scales, bias or 0, features).");
   m.def("int8_embed_layer_norm", int8_embed_layer_norm, release(), arg("input_ids"), arg("word_table"), arg("word_scales"),
-        arg("word_rows"), arg("position_ids"), arg("position_table"), arg("position_rows"), arg("type_ids"), arg("type_table"),
-        arg("type_rows"), arg("weight"), arg("bias"), arg("eps"), arg("out"), arg("tokens"), arg("hidden"),
-        "embed_layer_norm with int8 words and a float scale for each.");
+        arg("word_width"), arg("word_rows"), arg("position_ids"), arg("position_table"), arg("position_rows"), arg("type_ids"),
+        arg("type_table"), arg("type_rows"), arg("weight"), arg("bias"), arg("eps"), arg("out"), arg("tokens"), arg("hidden"),
+        "embed_layer_norm with int8 words in panels of word_width.");
 }
 
 }  // namespace bertfast

@@ -26,7 +26,7 @@ void embed_layer_norm(Address input_ids, Address word_table, int64_t word_rows, 
                       float eps, Address out, int64_t tokens, int64_t hidden) {
   const cpu::EmbeddingOpOf<Number> op = {
       cpu::kernels(),
-      {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const Number>(word_table), nullptr,
+      {at<const int64_t>(input_ids), at<const int64_t>(position_ids), at<const int64_t>(type_ids), at<const Number>(word_table), nullptr, 0,
        at<const Number>(position_table), at<const Number>(type_table), word_rows, position_rows, type_rows, at<const Number>(weight),
        at<const Number>(bias), at<Number>(out), tokens, hidden, eps}};
   run_op(op);

@@ -25,11 +25,13 @@ Ref ref(const PyRef& r) {
   return {static_cast<Ref::Kind>(kind), value, column};
 }
 
-void embed(Plan& self, const PyRef& input_ids, const PyRef& words, const PyRef& word_scales, int64_t word_rows, const PyRef& position_ids,
-           const PyRef& positions, int64_t position_rows, const PyRef& type_ids, const PyRef& types, int64_t type_rows, const PyRef& weight,
-           const PyRef& bias, float eps, const PyRef& out, const PyRef& quantized, int64_t rows, int64_t hidden) {
+void embed(Plan& self, const PyRef& input_ids, const PyRef& words, const PyRef& word_scales, int64_t word_width, int64_t word_rows,
+           const PyRef& position_ids, const PyRef& positions, int64_t position_rows, const PyRef& type_ids, const PyRef& types,
+           int64_t type_rows, const PyRef& weight, const PyRef& bias, float eps, const PyRef& out, const PyRef& quantized, int64_t rows,
+           int64_t hidden) {
   self.add(plan::Embed{ref(input_ids), ref(words), ref(word_scales), ref(position_ids), ref(positions), ref(type_ids), ref(types),
-                       ref(weight), ref(bias), ref(out), ref(quantized), word_rows, position_rows, type_rows, rows, hidden, eps});
+                       ref(weight), ref(bias), ref(out), ref(quantized), word_width, word_rows, position_rows, type_rows, rows, hidden,
+                       eps});
 }
 
 void add_layer_norm(Plan& self, const PyRef& x, const PyRef& residual, const PyRef& weight, const PyRef& bias, float eps, const PyRef& out,
@@ -101,9 +103,9 @@ void bind_plan(py::module_& m) {
       .def(
           "add_buffer", [](Plan& self, int64_t rows, int64_t place, int64_t columns) { return self.add_buffer({rows, place, columns}); },
           arg("rows"), arg("place"), arg("columns"), "Room for an op's result in the arena of a row count; returns its index.")
-      .def("embed_layer_norm", embed, arg("input_ids"), arg("words"), arg("word_scales"), arg("word_rows"), arg("position_ids"),
-           arg("positions"), arg("position_rows"), arg("type_ids"), arg("types"), arg("type_rows"), arg("weight"), arg("bias"), arg("eps"),
-           arg("out"), arg("quantized"), arg("rows"), arg("hidden"))
+      .def("embed_layer_norm", embed, arg("input_ids"), arg("words"), arg("word_scales"), arg("word_width"), arg("word_rows"),
+           arg("position_ids"), arg("positions"), arg("position_rows"), arg("type_ids"), arg("types"), arg("type_rows"), arg("weight"),
+           arg("bias"), arg("eps"), arg("out"), arg("quantized"), arg("rows"), arg("hidden"))
       .def("add_layer_norm", add_layer_norm, arg("x"), arg("residual"), arg("weight"), arg("bias"), arg("eps"), arg("out"),
            arg("quantized"), arg("rows"), arg("hidden"))
       .def("linear", linear, arg("x"), arg("x_stride"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"))

@@ -14,12 +14,13 @@ def test_the_rotation_is_orthogonal_and_its_own_inverse():
     assert torch.equal(matrix.abs(), torch.full((64, 64), 0.125, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("width", [1, 64])
 @pytest.mark.parametrize(("features", "inputs"), [(768, 768), (70, 312), (1, 1), (64, 65), (0, 64), (3, 0)])
-def test_files_and_panels_hold_the_same(features, inputs):
+def test_files_and_panels_hold_the_same(features, inputs, width):
     q, scales = ops.quantize_weight(torch.randn(features, inputs))
     assert q.shape == (features, scales.shape[1] * 64)
-    weight = ops.pack_int8(q, scales, inputs)
-    assert (weight.features, weight.inputs) == (features, inputs)
+    weight = ops.pack_int8(q, scales, inputs, width)
+    assert (weight.features, weight.inputs, weight.width) == (features, inputs, width)
     for was, now in zip((q, scales), ops.unpack_int8(weight), strict=True):
         assert torch.equal(was, now)
 
@@ -27,11 +28,22 @@ def test_files_and_panels_hold_the_same(features, inputs):
 def test_a_weight_is_nearly_itself():
     weight = torch.randn(100, 312)
     q, scales = ops.quantize_weight(weight)
-    back = int8.rotate(int8.in_groups(q.float()).mul(scales[..., None]).flatten(-2))[:, :312]
+    back = int8.dequantize(q, scales, 312)
     step = scales.max()  # each turned value is off by half of it at most, and so is the length of 64 of them by 8 halves
     assert (back - weight).square().view(100, -1).sum(-1).sqrt().max() <= step / 2 * q.shape[1] ** 0.5
-    rows, row_scales = ops.quantize_rows_int8(weight)
-    assert (rows * row_scales[:, None] - weight).abs().max() <= row_scales.max() / 2 * (1 + 1e-5)
+
+
+def test_is_as_exact_for_embeddings_as_a_scale_a_row():
+    words = torch.randn(500, 384) * torch.rand(500, 1)
+    rows, row_scales = by_row(words)
+    ours = int8.dequantize(*ops.quantize_weight(words), 384)
+    assert (ours - words).norm() <= (rows * row_scales - words).norm()
+
+
+def by_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers and one scale a row, as int8 usually is: x is nearly their product."""
+    scales = x.abs().amax(dim=1, keepdim=True) / 127
+    return (x / scales).round(), scales
 
 
 def test_is_more_exact_than_a_scale_per_channel_and_token():
@@ -40,8 +52,8 @@ def test_is_more_exact_than_a_scale_per_channel_and_token():
     x[:, [5, 300]] *= 30
     truth = x.double() @ weight.double().T
     ours = reference.int8_linear(x, [ops.pack_int8(*ops.quantize_weight(weight), 768)], [None], levels=63)
-    (a, a_scales), (w, w_scales) = ops.quantize_rows_int8(x), ops.quantize_rows_int8(weight)
-    usual = (a.double() @ w.double().T) * a_scales[:, None] * w_scales
+    (a, a_scales), (w, w_scales) = by_row(x), by_row(weight)
+    usual = (a.double() @ w.double().T) * a_scales * w_scales.T
     assert (ours - truth).norm() < (usual - truth).norm() / 2
 
 
@@ -64,14 +76,13 @@ def test_pack_says_what_is_wrong(change, message):
         ops.pack_int8(*change(torch.zeros_like(q), scales))
 
 
-@pytest.mark.parametrize("quantize", [ops.quantize_weight, ops.quantize_rows_int8])
-def test_quantizing_says_what_is_wrong(quantize):
+def test_quantizing_says_what_is_wrong():
     for bad in (torch.ones(3), torch.ones(3, 4).double()):
         with pytest.raises(ValueError, match="float32"):
-            quantize(bad)
+            ops.quantize_weight(bad)
     for bad in (torch.nan, torch.inf):
         with pytest.raises(ValueError, match="holds inf or nan"):
-            quantize(torch.full((2, 3), bad))
+            ops.quantize_weight(torch.full((2, 3), bad))
 
 
 def test_the_contract_checks_shapes_and_types():
@@ -91,12 +102,21 @@ def test_the_contract_checks_shapes_and_types():
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    ids, words = torch.tensor([0, 1]), ops.quantize_rows_int8(torch.ones(5, 100))
+    ids, words = torch.tensor([0, 1]), ops.pack_int8(*ops.quantize_weight(torch.ones(5, 100)), 100, 1)
+
+    def table(panels: torch.Tensor, scales: torch.Tensor) -> ops.Int8Weight:
+        return ops.Int8Weight(panels, scales, 5, 100)
+
+    def embed(weight: ops.Int8Weight, positions: torch.Tensor = x) -> torch.Tensor:
+        return ops.int8_embed_layer_norm(ids, weight, ids, positions, None, x, x[0], x[0], 1e-12)
+
     for call, message in (
-        (lambda: ops.int8_embed_layer_norm(ids, words[0].float(), words[1], ids, x, None, x, x[0], x[0], 1e-12), "int8"),
-        (lambda: ops.int8_embed_layer_norm(ids, words[0], words[1][:4], ids, x, None, x, x[0], x[0], 1e-12), "word_scales"),
-        (lambda: ops.int8_embed_layer_norm(ids, words[0], words[1].double(), ids, x, None, x, x[0], x[0], 1e-12), "word_scales is"),
-        (lambda: ops.int8_embed_layer_norm(ids, *words, ids, x[:, :9], None, x, x[0], x[0], 1e-12), "position_weight"),
+        (lambda: embed(table(words.panels.float(), words.scales)), "panels are damaged"),
+        (lambda: embed(table(words.panels[:4], words.scales)), "panels"),
+        (lambda: embed(table(words.panels, words.scales[:4])), "scales"),
+        (lambda: embed(table(words.panels, words.scales.double())), "scales is"),
+        (lambda: embed(words, x[:, :9]), "position_weight"),
+        (lambda: embed(weight=ops.pack_int8(*ops.quantize_weight(torch.ones(5, 64)), 64)), "words of 64 columns"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

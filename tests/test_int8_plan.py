@@ -24,24 +24,26 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 class Layer:
     """Embeddings, a layer and a head, by whatever ops it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, tied: bool = False) -> None:
         def packed(features: int, inputs: int) -> ops.Int8Weight:
             return ops.pack_int8(*ops.quantize_weight(torch.randn(features, inputs) * inputs**-0.5), inputs)
 
-        self.words, self.word_scales = ops.quantize_rows_int8(torch.randn(40, H))
+        self.words = ops.pack_int8(*ops.quantize_weight(torch.randn(40, H)), H, 1)
         self.positions, self.types = torch.randn(30, H), torch.randn(2, H)
         self.norms = [torch.randn(H) for _ in range(2)]
         self.qkv, self.qkv_bias = [packed(H, H) for _ in range(3)], [torch.randn(H) for _ in range(3)]
         self.out, self.up, self.down, self.head = packed(H, H), packed(INNER, H), packed(H, INNER), packed(7, H)
+        if tied:
+            self.words = self.head = packed(40, H)
         self.inner_bias = torch.randn(INNER)
 
     def weights(self) -> frozenset[int]:
-        packed = [*self.qkv, self.out, self.up, self.down, self.head]
-        plain = [self.words, self.word_scales, self.positions, self.types, *self.norms, *self.qkv_bias, self.inner_bias]
+        packed = [self.words, *self.qkv, self.out, self.up, self.down, self.head]
+        plain = [self.positions, self.types, *self.norms, *self.qkv_bias, self.inner_bias]
         return frozenset(t.data_ptr() for t in [*plain, *(w.panels for w in packed), *(w.scales for w in packed)])
 
     def run(self, O: Any, ids: Tensor, positions: Tensor, cu: Tensor) -> Tensor:
-        x = O.int8_embed_layer_norm(ids, self.words, self.word_scales, positions, self.positions, None, self.types, *self.norms, EPS)
+        x = O.int8_embed_layer_norm(ids, self.words, positions, self.positions, None, self.types, *self.norms, EPS)
         q, k, v = (t.unflatten(1, (N, H // N)) for t in O.int8_linear(x, self.qkv, self.qkv_bias).split(H, dim=1))
         context = O.varlen_attention(q, k, v, cu, cu, 30, 30).flatten(1)
         x = O.add_layer_norm(O.int8_linear(context, [self.out], [None]), x, *self.norms, EPS)
@@ -71,9 +73,10 @@ def replay(recorded: graphs.Recorded, ids: Tensor, positions: Tensor, cu: Tensor
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("lengths", [[5, 9], [1], [30, 1, 17, 29, 30, 3]])
-def test_a_plan_gives_the_bits_of_the_ops(lengths):
-    layer = Layer()
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("lengths", [[5, 9], [1], [30, 1, 17, 29, 30, 3], [30, 1, 29] * 9])
+def test_a_plan_gives_the_bits_of_the_ops(lengths, tied):
+    layer = Layer(tied)
     _, recorded = record(layer, *make_inputs([4, 2]))
     inputs = make_inputs(lengths)
     assert torch.equal(replay(recorded, *inputs), layer.run(ops, *inputs))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bertfast.ops import reference
-from bertfast.ops.int8 import GROUP, Int8Weight, pack_int8, quantize_rows_int8, quantize_weight, unpack_int8
+from bertfast.ops.int8 import GROUP, Int8Weight, pack_int8, quantize_weight, unpack_int8
 
 __all__ = [
     "ACTIVATIONS",
@@ -41,7 +41,6 @@ __all__ = [
     "linear_concat",
     "pack",
     "pack_int8",
-    "quantize_rows_int8",
     "quantize_weight",
     "unpack",
     "unpack_int8",
@@ -156,10 +155,7 @@ def int8_linear(
             None if bias is None else bias.shape,
             F,
         )
-        panels, groups = -(-F // GROUP), -(-K // GROUP)
-        _check(weight.panels.shape == (panels, groups * GROUP // 4, GROUP, 4), op, "panels {}: use pack_int8", weight.panels.shape)
-        _check(weight.scales.shape == (panels, groups, GROUP), op, "scales {}: use pack_int8", weight.scales.shape)
-        _check(weight.panels.dtype == torch.uint8 and weight.panels.is_contiguous(), op, "panels are damaged: use pack_int8")
+        _check_int8(op, weight, GROUP)
         _check(weight.panels.device == x.device, op, "a weight is on {}, x on {}", weight.panels.device, x.device)
         _check_operands(op, x, scales=weight.scales, bias=bias)
     return _int8_backend(x.device.type).int8_linear(x, weights, biases, activation)
@@ -167,8 +163,7 @@ def int8_linear(
 
 def int8_embed_layer_norm(
     input_ids: Tensor,  # [T] int64
-    word_weight: Tensor,  # [V, H] int8
-    word_scales: Tensor,  # [V] float32, of the rows
+    words: Int8Weight,  # V rows of H, in panels of any width
     position_ids: Tensor,  # [T] int64
     position_weight: Tensor,  # [P, H] float32
     token_type_ids: Tensor | None,  # [T] int64, or None: type 0 everywhere
@@ -177,20 +172,25 @@ def int8_embed_layer_norm(
     bias: Tensor,  # [H] float32
     eps: float,
 ) -> Tensor:  # [T, H] float32
-    """embed_layer_norm with word embeddings as quantize_rows_int8 gives them."""
+    """embed_layer_norm with int8 word embeddings, turned back row by row as they are gathered."""
     op = "int8_embed_layer_norm"
-    _check(word_weight.dim() == 2 and word_weight.dtype == torch.int8, op, "word_weight must be [V, H] int8, got {}", word_weight.dtype)
-    _check(word_weight.is_contiguous(), op, "word_weight must be contiguous, got strides {}", word_weight.stride())
-    _check(
-        word_scales.shape == word_weight.shape[:1], op, "word_scales {} do not match word_weight {}", word_scales.shape, word_weight.shape
-    )
+    _check_int8(op, words, max(words.width, 1))
     _check(weight.dtype == torch.float32, op, "weight must be float32, got {}", weight.dtype)
-    tables = {"word_weight": word_weight, "position_weight": position_weight, "token_type_weight": token_type_weight}
+    _check(words.inputs == len(weight), op, "words of {} columns do not match weight {}", words.inputs, weight.shape)
+    tables = {"position_weight": position_weight, "token_type_weight": token_type_weight}
     _check_embedding(op, input_ids, position_ids, token_type_ids, tables, weight, bias)
-    _check_operands(op, weight, word_scales=word_scales, position_weight=position_weight, token_type_weight=token_type_weight, bias=bias)
-    return _int8_backend(word_weight.device.type).int8_embed_layer_norm(
-        input_ids, word_weight, word_scales, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
+    _check_operands(op, weight, scales=words.scales, position_weight=position_weight, token_type_weight=token_type_weight, bias=bias)
+    _check(words.panels.device == weight.device, op, "words are on {}, weight on {}", words.panels.device, weight.device)
+    return _int8_backend(weight.device.type).int8_embed_layer_norm(
+        input_ids, words, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps
     )
+
+
+def _check_int8(op: str, weight: Int8Weight, width: int) -> None:
+    panels, groups = -(-weight.features // width), -(-weight.inputs // GROUP)
+    _check(weight.panels.shape == (panels, groups * GROUP // 4, width, 4), op, "panels {}: use pack_int8", weight.panels.shape)
+    _check(weight.scales.shape == (panels, groups, width), op, "scales {}: use pack_int8", weight.scales.shape)
+    _check(weight.panels.dtype == torch.uint8 and weight.panels.is_contiguous(), op, "panels are damaged: use pack_int8")
 
 
 def _int8_backend(device_type: str) -> Any:
@@ -351,13 +351,12 @@ def _check_embedding(
     op: str, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None, tables: dict[str, Tensor], weight: Tensor, bias: Tensor
 ) -> None:
     _check(input_ids.dim() == 1, op, "input_ids must be [T], got {}", input_ids.shape)
-    device = tables["word_weight"].device
     for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("token_type_ids", token_type_ids)):
         if ids is not None:
             _check(ids.dtype == torch.int64, op, "{} must be int64, got {}", name, ids.dtype)
             _check(ids.is_contiguous(), op, "{} must be contiguous, got strides {}", name, ids.stride())
             _check(ids.shape == input_ids.shape, op, "{} {} does not match input_ids {}", name, ids.shape, input_ids.shape)
-            _check(ids.device == device, op, "{} is on {}, word_weight on {}", name, ids.device, device)
+            _check(ids.device == weight.device, op, "{} is on {}, weight on {}", name, ids.device, weight.device)
     for name, table in tables.items():
         _check(table.dim() == 2, op, "{} must be [rows, H], got {}", name, table.shape)
         _check(table.shape[1:] == weight.shape, op, "{} {} does not match H of weight {}", name, table.shape, weight.shape)

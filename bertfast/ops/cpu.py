@@ -63,8 +63,7 @@ def int8_linear(x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tenso
 
 def int8_embed_layer_norm(
     input_ids: Tensor,
-    word_weight: Tensor,
-    word_scales: Tensor,
+    words: Int8Weight,
     position_ids: Tensor,
     position_weight: Tensor,
     token_type_ids: Tensor | None,
@@ -76,7 +75,7 @@ def int8_embed_layer_norm(
     T, H = len(input_ids), len(weight)
     out = weight.new_empty(T, H)
     _C.int8_embed_layer_norm(
-        input_ids.data_ptr(), word_weight.data_ptr(), word_scales.data_ptr(), len(word_weight),
+        input_ids.data_ptr(), words.panels.data_ptr(), words.scales.data_ptr(), words.width, words.features,
         position_ids.data_ptr(), position_weight.data_ptr(), len(position_weight),
         _address(token_type_ids), token_type_weight.data_ptr(), len(token_type_weight),
         weight.data_ptr(), bias.data_ptr(), eps, out.data_ptr(), T, H,

@@ -5,8 +5,11 @@ time, no single large value is left to set the scale of its neighbours, and int8
 exact (QuaRot, arXiv 2404.00456, turns whole rows; blocks of 64 let a kernel quantize a tile's outputs where it made them). Where 64
 does not divide the inputs, zeros are appended up to the next multiple, K': they add nothing to any product.
 
+Word embeddings are kept in the same form, so that one matrix serves both ends of a language model: a row is turned back where it is
+gathered.
+
 Files hold what `quantize_weight` gives, which has no layout of any CPU in it; kernels read an `Int8Weight`. Shape letters: F outputs
-and K inputs of a linear layer, K' as above, V rows and H columns of an embedding table.
+and K inputs of a linear layer, or the rows and columns of an embedding table; K' as above, W features in a panel.
 """
 
 from dataclasses import dataclass
@@ -15,22 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP = 64  # inputs that are turned together and share a scale; also the features in a panel
+GROUP = 64  # inputs that are turned together and share a scale; also the features in a panel of a product
 LARGEST = 127  # symmetric: -128 is never used
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
-    """A quantized [F, K] weight in panels of 64 features, zeros up to whole panels; one layout for every instruction set.
+    """A quantized [F, K] weight in panels of W features, zeros up to whole panels; one layout for every instruction set.
 
-    Byte [p, k // 4, f, k % 4] of `panels` is the turned, quantized weight of feature 64 p + f and input k, plus 128: dot-product
-    instructions want one operand without a sign, and a kernel takes 128 times the sum of the inputs off again.
+    Byte [p, k // 4, f, k % 4] of `panels` is the turned, quantized weight of feature W p + f and input k, plus 128: dot-product
+    instructions want one operand without a sign, and a kernel takes 128 times the sum of the inputs off again. W is 64 where a product
+    reads it, and 1 where rows are only gathered: then they lie one after the other.
     """
 
-    panels: Tensor  # [ceil(F / 64), K' / 4, 64, 4] uint8
-    scales: Tensor  # [ceil(F / 64), K' / 64, 64] float32
+    panels: Tensor  # [ceil(F / W), K' / 4, W, 4] uint8
+    scales: Tensor  # [ceil(F / W), K' / 64, W] float32
     features: int  # F
     inputs: int  # K
+
+    @property
+    def width(self) -> int:  # W
+        return self.panels.shape[2]
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -58,7 +66,7 @@ def in_groups(x: Tensor) -> Tensor:
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight as files keep it: row-major, turned, int8 with a scale for every 64 inputs.
+    """A weight or a table as files keep it: row-major, turned, int8 with a scale for every 64 inputs.
 
     weight: [F, K] float32, finite -> [F, K'] int8 in -127..127 and [F, K' / 64] float32. ValueError where it is not.
     """
@@ -68,19 +76,15 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return q.flatten(-2), scales
 
 
-def quantize_rows_int8(table: Tensor) -> tuple[Tensor, Tensor]:
-    """An embedding table, a scale a row, not turned: its rows are added to others.
-
-    table: [V, H] float32, finite -> [V, H] int8 in -127..127 and [V] float32. ValueError where it is not.
-    """
-    _check_table("quantize_rows_int8", "table", table, "[V, H]")
-    if table.shape[1] == 0:
-        raise ValueError(f"quantize_rows_int8: table must have columns, got {tuple(table.shape)}")
-    return _symmetric(table.detach())
+def dequantize(q: Tensor, scales: Tensor, inputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What rows as `quantize_weight` gives them, [..., K'] and [..., K' / 64], stand for: [..., K] of `dtype`. Whole numbers are turned
+    back exactly, so a value is rounded once."""
+    turned = in_groups(rotate(q.to(dtype))) * scales.to(dtype)[..., None]
+    return turned.flatten(-2)[..., :inputs].contiguous()
 
 
-def pack_int8(q: Tensor, scales: Tensor, inputs: int) -> Int8Weight:
-    """What `quantize_weight` gave for a weight of `inputs` inputs, or a file holds, in the layout of the kernels.
+def pack_int8(q: Tensor, scales: Tensor, inputs: int, width: int = GROUP) -> Int8Weight:
+    """What `quantize_weight` gave for a weight of `inputs` inputs, or a file holds, in the layout of the kernels, in panels of `width`.
 
     ValueError for shapes or dtypes that do not fit together, and for scales that are negative or not finite.
     """
@@ -94,10 +98,10 @@ def pack_int8(q: Tensor, scales: Tensor, inputs: int) -> Int8Weight:
     _check(scales.device == q.device, f"scales are on {scales.device}, q on {q.device}")
     _check(bool((scales.isfinite() & (scales >= 0)).all()), "scales must be finite and not negative: this file or tensor is damaged")
     _check(not bool((q == -128).any()), "q holds -128, expected -127 to 127: this file or tensor is damaged")
-    more = -features % GROUP
+    more = -features % width
     unsigned = F.pad(q, (0, 0, 0, more)).view(torch.uint8) ^ 128
-    panels = torch.unflatten(torch.unflatten(unsigned, 1, (-1, 4)), 0, (-1, GROUP))
-    scales = torch.unflatten(F.pad(scales, (0, 0, 0, more)), 0, (-1, GROUP))
+    panels = torch.unflatten(torch.unflatten(unsigned, 1, (-1, 4)), 0, (-1, width))
+    scales = torch.unflatten(F.pad(scales, (0, 0, 0, more)), 0, (-1, width))
     return Int8Weight(panels.transpose(1, 2).contiguous(), scales.transpose(1, 2).contiguous(), features, inputs)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertfast.ops.int8 import GROUP, Int8Weight, in_groups, pad_to_groups, rotate, unpack_int8
+from bertfast.ops.int8 import GROUP, Int8Weight, dequantize, in_groups, pad_to_groups, rotate, unpack_int8
 
 INT8_ZERO = 2.0**-100  # inputs that are all smaller in magnitude count as zeros: their scale could not be divided by
 
@@ -102,8 +102,7 @@ def quantize_inputs(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
 
 def int8_embed_layer_norm(
     input_ids: Tensor,
-    word_weight: Tensor,
-    word_scales: Tensor,
+    words: Int8Weight,
     position_ids: Tensor,
     position_weight: Tensor,
     token_type_ids: Tensor | None,
@@ -112,8 +111,8 @@ def int8_embed_layer_norm(
     bias: Tensor,
     eps: float,
 ) -> Tensor:
-    words = word_weight.to(weight.dtype) * word_scales[:, None].to(weight.dtype)
-    return embed_layer_norm(input_ids, words, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps)
+    table = dequantize(*unpack_int8(words), words.inputs, weight.dtype)
+    return embed_layer_norm(input_ids, table, position_ids, position_weight, token_type_ids, token_type_weight, weight, bias, eps)
 
 
 def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

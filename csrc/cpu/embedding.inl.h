@@ -2,6 +2,7 @@
 // anyway: no row outside of a table is ever touched.
 #pragma once
 
+#include "int8_quantize.inl.h"
 #include "layernorm.inl.h"
 #include "vec.h"
 
@@ -10,13 +11,21 @@ namespace {
 
 inline bool outside(int64_t id, int64_t rows) { return static_cast<uint64_t>(id) >= static_cast<uint64_t>(rows); }
 
-// A piece of a word's row, as numbers.
+// The row of a word, as floats. Those of int8 are made in `room`, [hidden].
 template <class Number>
-inline Vec load_word(const Number* row, const float*, int64_t, int64_t i, int64_t lanes) {
-  return Vec::load(row + i, lanes);
+inline const Number* word_row(const EmbeddingOf<Number>& op, int64_t id, Number*) {
+  return op.word_table + id * op.hidden;
 }
-inline Vec load_word(const int8_t* row, const float* scales, int64_t id, int64_t i, int64_t lanes) {
-  return Vec::load(row + i, lanes) * Vec::all(scales[id]);
+inline const float* word_row(const EmbeddingOf<float, uint8_t>& op, int64_t id, float* room) {
+  const int64_t groups = (op.hidden + int8_group - 1) / int8_group, panel = id / op.word_width, word = id % op.word_width;
+  const uint8_t* q = op.word_table + panel * groups * int8_group * op.word_width + 4 * word;
+  const float* scales = op.word_scales + panel * groups * op.word_width + word;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t left = op.hidden - g * int8_group;
+    turn_back(q + g * int8_group * op.word_width, 4 * op.word_width, scales[g * op.word_width], room + g * int8_group,
+              left < int8_group ? left : int8_group);
+  }
+  return room;
 }
 
 template <class Number, class Word = Number>
@@ -24,12 +33,11 @@ bool embed_layer_norm(const EmbeddingOf<Number, Word>& op, int64_t first, int64_
   for (int64_t t = first; t < last; ++t) {
     const int64_t word_id = op.input_ids[t], position_id = op.position_ids[t], type_id = op.type_ids ? op.type_ids[t] : 0;
     if (outside(word_id, op.word_rows) || outside(position_id, op.position_rows) || outside(type_id, op.type_rows)) return false;
-    const Word* word = op.word_table + word_id * op.hidden;
+    const Number* word = word_row(op, word_id, op.out + t * op.hidden);
     const Number* position = op.position_table + position_id * op.hidden;
     const Number* type = op.type_table + type_id * op.hidden;
-    const float* scales = op.word_scales;
     normalise_row(op.out + t * op.hidden, op.weight, op.bias, op.hidden, op.eps, [=](int64_t i, int64_t lanes) {
-      return load_word(word, scales, word_id, i, lanes) + Vec::load(type + i, lanes) + Vec::load(position + i, lanes);
+      return Vec::load(word + i, lanes) + Vec::load(type + i, lanes) + Vec::load(position + i, lanes);
     });
   }
   return true;

@@ -85,6 +85,29 @@ inline void quantize_group(const float* x, int64_t count, int8_t* q, float* scal
   *start = -128 * total.sum();
 }
 
+// The first `count` numbers that a group of 64 quantized weights stands for. Four of them lie side by side, 128 too large, and the next
+// four `stride` bytes on. Sums of whole numbers are exact, so a number is rounded once.
+inline void turn_back(const uint8_t* q, int64_t stride, float scale, float* out, int64_t count) {
+  alignas(64) int8_t bytes[int8_group];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < int8_group / 4; ++i) {
+    uint32_t four;
+    __builtin_memcpy(&four, q + i * stride, sizeof four);
+    four ^= 0x80808080u;
+    __builtin_memcpy(bytes + 4 * i, &four, sizeof four);
+  }
+  Vec v[group_vectors];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < group_vectors; ++i) v[i] = Vec::load(bytes + i * Vec::width);
+  turn_vectors<group_vectors / 2>(v);
+  turn_lanes<Vec::width / 2>(v);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < group_vectors; ++i) {
+    const int64_t left = count - i * Vec::width;
+    if (left > 0) (v[i] * Vec::all(0.125f) * Vec::all(scale)).store(out + i * Vec::width, left < Vec::width ? left : Vec::width);
+  }
+}
+
 // Group `group` of a row: where its int8 lie, its scale and its start.
 inline void quantize_into(char* row, int64_t groups, int64_t group, const float* x, int64_t count) {
   float* scales = reinterpret_cast<float*>(row + groups * int8_group);
@@ -93,10 +116,12 @@ inline void quantize_into(char* row, int64_t groups, int64_t group, const float*
 }
 
 inline void int8_quantize(const Int8Quantize& op, int64_t first, int64_t last) {
+  int64_t row = first / op.groups, group = first % op.groups;
   for (int64_t i = first; i < last; ++i) {
-    const int64_t row = i / op.groups, group = i % op.groups, left = op.inputs - group * int8_group;
+    const int64_t left = op.inputs - group * int8_group;
     quantize_into(op.out + row * op.groups * int8_group_bytes, op.groups, group, op.x + row * op.x_stride + group * int8_group,
                   left < int8_group ? left : int8_group);
+    if (++group == op.groups) group = 0, ++row;
   }
 }
 

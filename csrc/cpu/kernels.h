@@ -17,14 +17,16 @@ enum class Activation : int { none, gelu, gelu_tanh, relu, silu, tanh };
 
 // The operands of each op, of float or of bfloat16; sums, statistics and softmax are in float either way.
 
-// out = LayerNorm(word[ids] + type[types] + position[positions]) * weight + bias. All tables are [rows, hidden]; words may be int8.
+// out = LayerNorm(word[ids] + type[types] + position[positions]) * weight + bias. All tables are [rows, hidden]; words may be int8, in
+// panels of word_width words, [panels, groups, 16, word_width, 4] and scales [panels, groups, word_width], as products read them too.
 template <class Number, class Word = Number>
 struct EmbeddingOf {
   const int64_t* input_ids;     // [T]
   const int64_t* position_ids;  // [T]
   const int64_t* type_ids;      // [T], or null: type 0 everywhere
   const Word* word_table;
-  const float* word_scales;  // [word_rows] of int8 words; others have none
+  const float* word_scales;  // of int8 words, which have them and a width; others have neither
+  int64_t word_width;
   const Number *position_table, *type_table;
   int64_t word_rows, position_rows, type_rows;
   const Number *weight, *bias;  // [hidden]
@@ -123,7 +125,7 @@ struct Int8Kernels {
   // Rows [row0, row1) of one panel of features.
   void (*linear)(const Int8Linear&, int64_t row0, int64_t row1, int64_t panel);
   // As that of KernelsOf.
-  bool (*embed_layer_norm)(const EmbeddingOf<float, int8_t>&, int64_t first, int64_t last);
+  bool (*embed_layer_norm)(const EmbeddingOf<float, uint8_t>&, int64_t first, int64_t last);
 };
 
 template <class Number>

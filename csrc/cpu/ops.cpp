@@ -55,7 +55,7 @@ template <class Number, class Word>
 void EmbeddingOpOf<Number, Word>::run(int64_t item) const {
   const Range r = rows_of(item, args.tokens, args.hidden);
   bool good;
-  if constexpr (std::is_same_v<Word, int8_t>)
+  if constexpr (std::is_same_v<Word, uint8_t>)
     good = kernels.of_int8.embed_layer_norm(args, r.first, r.last);
   else
     good = of<Number>(kernels).embed_layer_norm(args, r.first, r.last);
@@ -200,7 +200,7 @@ void check_boundaries(const char* name, const int32_t* bounds, int64_t sequences
 
 template struct EmbeddingOpOf<float>;
 template struct EmbeddingOpOf<bfloat16>;
-template struct EmbeddingOpOf<float, int8_t>;
+template struct EmbeddingOpOf<float, uint8_t>;
 template struct LayerNormOpOf<float>;
 template struct LayerNormOpOf<bfloat16>;
 template class LinearOpOf<float>;

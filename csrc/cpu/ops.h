@@ -99,7 +99,7 @@ struct UnpackOpOf {
 };
 
 using EmbeddingOp = EmbeddingOpOf<float>;
-using Int8EmbeddingOp = EmbeddingOpOf<float, int8_t>;
+using Int8EmbeddingOp = EmbeddingOpOf<float, uint8_t>;
 using LayerNormOp = LayerNormOpOf<float>;
 using LinearOp = LinearOpOf<float>;
 using AttentionOp = AttentionOpOf<float>;

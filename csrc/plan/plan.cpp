@@ -61,7 +61,7 @@ class Binder {
     if (n.word_scales.kind == Ref::Kind::none)
       embed<Number>(n, ops.embeddings);
     else if constexpr (of_float)
-      embed<int8_t>(n, ops.int8_embeddings);
+      embed<uint8_t>(n, ops.int8_embeddings);
     else
       fail(no_int8);
   }
@@ -205,6 +205,7 @@ class Binder {
                                                  get<const int64_t>(n.type_ids),
                                                  get<const Word>(n.words),
                                                  get<const float>(n.word_scales),
+                                                 n.word_width,
                                                  get<const Number>(n.positions),
                                                  get<const Number>(n.types),
                                                  word_rows,

@@ -32,7 +32,8 @@ struct Buffer {
 
 struct Embed {
   Ref input_ids, words, word_scales, position_ids, positions, type_ids, types, weight, bias, out, quantized;  // scales: words are int8
-  int64_t word_rows;  // of a constant table; where the table is a slot, the row count named by rows
+  int64_t word_width;  // of int8 words: how many in a panel
+  int64_t word_rows;   // of a constant table; where the table is a slot, the row count named by rows
   int64_t position_rows, type_rows, rows, hidden;
   float eps;
 };

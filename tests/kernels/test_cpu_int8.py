@@ -1,5 +1,7 @@
 """int8 on the CPU: the integers are those of the definition, to the last one, and what is float is as accurate as it in float32."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,6 +125,15 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_on_any_threads(inputs, f
         assert torch.equal(parts, together), f"in batches of {size} on {threads} threads"
 
 
+def test_gelu_is_exact_to_a_rounding_beside_two():
+    """Of nothing but the bias, from far below 0 to far above."""
+    x = torch.cat([torch.linspace(-20, 20, 100_001), torch.tensor([-1e30, 1e30, -0.0])])
+    weight = ops.pack_int8(torch.zeros(len(x), 64, dtype=torch.int8), torch.zeros(len(x), 1), 64)
+    out = cpu.int8_linear(torch.zeros(1, 64), [weight], [x], "gelu")[0]
+    truth = torch.nn.functional.gelu(x.double())
+    assert ((out - truth).abs() <= torch.finfo(torch.float32).eps * truth.abs().clamp(min=2)).all()
+
+
 def test_rows_that_neither_start_nor_end_on_a_cache_line():
     x = torch.randn(11, 101)[1:]
     assert x.data_ptr() % 64
@@ -130,10 +141,10 @@ def test_rows_that_neither_start_nor_end_on_a_cache_line():
 
 
 class TestEmbedding:
-    def make_inputs(self, tokens: int, hidden: int, with_types: bool = True) -> list[Tensor | None]:
-        words = ops.quantize_rows_int8(torch.randn(50, hidden))
+    def make_inputs(self, tokens: int, hidden: int, with_types: bool = True, width: int = 1) -> list[Any]:
+        words = ops.pack_int8(*ops.quantize_weight(torch.randn(150, hidden)), hidden, width)
         return [
-            torch.randint(0, 50, (tokens,)), *words,
+            torch.randint(0, 150, (tokens,)), words,
             torch.randint(0, 12, (tokens,)), torch.randn(12, hidden),
             torch.randint(0, 2, (tokens,)) if with_types else None, torch.randn(2, hidden),
             torch.randn(hidden), torch.randn(hidden),
@@ -141,16 +152,23 @@ class TestEmbedding:
 
     @pytest.mark.parametrize(("tokens", "hidden"), [(1, 768), (37, 100), (500, 312), (3, 1), (0, 64)])
     @pytest.mark.parametrize("with_types", [True, False], ids=["types", "type-0"])
-    def test_matches_definition(self, tokens, hidden, with_types):
-        args = self.make_inputs(tokens, hidden, with_types)
-        double = [a.double() if a is not None and a.is_floating_point() else a for a in args]
+    @pytest.mark.parametrize("width", [1, 64])
+    def test_matches_definition(self, tokens, hidden, with_types, width):
+        args = self.make_inputs(tokens, hidden, with_types, width)
+        double = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
         assert_as_accurate(
             cpu.int8_embed_layer_norm(*args, 1e-12),
             yardstick=reference.int8_embed_layer_norm(*args, 1e-12),
             truth=reference.int8_embed_layer_norm(*double, 1e-12),
         )
 
-    @pytest.mark.parametrize(("argument", "name", "rows"), [(0, "input_ids", 50), (3, "position_ids", 12), (5, "token_type_ids", 2)])
+    def test_both_widths_give_the_same_bits(self):
+        rows, *others = self.make_inputs(200, 312)[1:]
+        ids = torch.arange(150)[torch.randint(0, 150, (200,))]
+        wide = ops.pack_int8(*ops.unpack_int8(rows), 312)
+        assert torch.equal(cpu.int8_embed_layer_norm(ids, rows, *others, 1e-12), cpu.int8_embed_layer_norm(ids, wide, *others, 1e-12))
+
+    @pytest.mark.parametrize(("argument", "name", "rows"), [(0, "input_ids", 150), (2, "position_ids", 12), (4, "token_type_ids", 2)])
     @pytest.mark.parametrize("bad", [-1, 2**62])
     def test_an_id_out_of_range_is_named(self, argument, name, rows, bad):
         args = self.make_inputs(20, 100)

@@ -183,6 +183,7 @@ void check_embedding() {
                                type_ids.data(),
                                words.data(),
                                nullptr,
+                               0,
                                positions.data(),
                                types.data(),
                                V,
