@@ -128,6 +128,8 @@ REF_CONSTANT: int
 REF_SLOT: int
 REF_BUFFER: int
 
+def cut_into_bands(cu_seqlens: list[int], threads: int) -> list[int]: ...
+
 class Plan:
     """A recorded forward; its methods add an op each, under the names of the op contract. Operands are (kind, value, column)."""
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.h"
+#include "plan/bands.h"
 #include "plan/plan.h"
 
 namespace py = pybind11;
@@ -95,6 +96,14 @@ void cached_attention(Plan& self, const PyRef& q, int64_t q_stride, const PyRef&
 
 void bind_plan(py::module_& m) {
   using py::arg;
+  m.def(
+      "cut_into_bands",
+      [](const std::vector<int32_t>& cu_seqlens, int threads) {
+        BF_CHECK(!cu_seqlens.empty() && threads > 0, "cut_into_bands: ", cu_seqlens.size(), " boundaries, ", threads, " threads");
+        return plan::cut_into_bands(cu_seqlens.data(), static_cast<int64_t>(cu_seqlens.size()) - 1, threads);
+      },
+      arg("cu_seqlens"), arg("threads"),
+      "How a replay cuts a batch between sequences: the first of each band, and their number; empty where it does not.");
   py::class_<Plan>(
       m, "Plan",
       "A recorded forward. Operands are (kind, value, column): kind REF_NONE, REF_CONSTANT (an address), REF_SLOT or REF_BUFFER.")

@@ -1,5 +1,6 @@
 """Recorded forwards: a replay gives the bits of the op-by-op forward, for other sizes too, and notices what moved."""
 
+import itertools
 import threading
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from transformers import BertConfig
 
 import bertfast
-from bertfast import graphs, modeling, repeats
+from bertfast import _C, graphs, modeling, repeats
 
 HEADS = [cls.__name__ for cls in modeling.THEIRS]
 
@@ -68,6 +69,75 @@ def test_a_replay_has_the_bits_of_the_ops(name, padded, dtype, op_by_op):
                 for key, value in op_by_op(model, **arguments).items():
                     assert got[key].dtype == value.dtype, key
                     assert torch.equal(got[key], value), (key, B, S)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = _C.get_num_threads()
+    _C.set_num_threads(request.param)
+    yield request.param
+    _C.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", graphs.PLANNED, ids=str)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("BertModel", {}),
+        ("BertForTokenClassification", {"token_type_ids": torch.arange(40 * 32).view(40, 32) % 2}),
+        ("BertForSequenceClassification", {"position_ids": torch.arange(31, -1, -1)[None]}),
+        ("BertLMHeadModel", {"input_ids": None, "inputs_embeds": torch.linspace(-1, 1, 40 * 32 * 24).view(40, 32, 24)}),
+    ],
+)
+def test_full_batches_are_replayed_in_bands(name, more, dtype, threads, op_by_op):
+    model = make(name, is_decoder=name == "BertLMHeadModel").to(dtype)
+    for padded in (False, True):
+        arguments = inputs(name, 40, 32, padded, **more)
+        if arguments["input_ids"] is None:
+            arguments["inputs_embeds"] = arguments["inputs_embeds"].to(dtype)
+        lengths = arguments["attention_mask"].sum(1) if padded else torch.full((40,), 32)
+        assert len(_C.cut_into_bands([0, *lengths.cumsum(0).tolist()], threads)) > 2
+        with torch.no_grad():
+            got = [model(**arguments) for _ in range(3)]
+        assert {type(plan) for plan in plans(model).values()} == {graphs.Recorded}
+        for key, value in op_by_op(model, **arguments).items():
+            assert all(torch.equal(each[key], value) for each in got), key
+
+
+def test_a_bad_id_in_a_band_is_named(threads):
+    model = make("BertModel")
+    ids = torch.zeros(40, 32, dtype=torch.long)
+    with torch.no_grad():
+        good = model(ids).last_hidden_state
+        ids[27, 3] = 50
+        with pytest.raises(ValueError, match="input_ids: got 50, expected 0 <= input_ids < 50"):
+            model(ids)
+        ids[27, 3] = 0
+        assert torch.equal(model(ids).last_hidden_state, good)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[128] * 8, [45, 90, 3, 128, 17, 30, 60, 22] * 4, [512] * 4, [1] * 5000, [0, 200, 0, 200, 0, 0, 200, 200, 0]]
+)
+def test_bands_are_even(lengths, threads):
+    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    cuts = _C.cut_into_bands(bounds, threads)
+    if not cuts:  # too few sequences for them all
+        assert len([n for n in lengths if n]) % threads
+        return
+    assert (cuts[0], cuts[-1]) == (0, len(lengths))
+    assert cuts == sorted(set(cuts))
+    sizes = [bounds[b] - bounds[a] for a, b in itertools.pairwise(cuts)]
+    assert min(sizes) > 0
+    assert max(sizes) <= 256 + max(lengths)
+
+
+def test_what_is_not_cut_into_bands():
+    for lengths in ([], [0], [1000], [120, 120], [500, 3, 3]):
+        assert _C.cut_into_bands([0, *torch.tensor(lengths).cumsum(0).tolist()], 2) == []
+    for bounds, threads in (([], 1), ([0, 1], 0)):
+        with pytest.raises(ValueError, match="cut_into_bands"):
+            _C.cut_into_bands(bounds, threads)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ void EmbeddingOpOf<Number, Word>::run(int64_t item) const {
 }
 
 template <class Number, class Word>
-void EmbeddingOpOf<Number, Word>::check() const {
-  if (!bad_id.load(std::memory_order_relaxed)) return;
+void EmbeddingOpOf<Number, Word>::check(bool bad) const {
+  if (!bad && !bad_id.load(std::memory_order_relaxed)) return;
   check_ids("input_ids", args.input_ids, args.tokens, args.word_rows);
   check_ids("position_ids", args.position_ids, args.tokens, args.position_rows);
   check_ids("token_type_ids", args.type_ids, args.tokens, args.type_rows);

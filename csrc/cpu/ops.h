@@ -25,7 +25,8 @@ struct EmbeddingOpOf {
 
   int64_t items() const;
   void run(int64_t item) const;
-  void check() const;  // after the run: throws std::invalid_argument if an id was outside of its table
+  // After the run: throws std::invalid_argument if an id was outside of its table. bad: one was, found by an op on some of the tokens.
+  void check(bool bad = false) const;
 };
 
 template <class Number>
