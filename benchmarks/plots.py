@@ -110,13 +110,13 @@ def _steps(result: dict[str, Any], plt: Any) -> Any:
             axis.plot(at, [1e3 * row["steps"][i] for i in at], color=colour, linewidth=0.5, alpha=0.5)
             line = row["line"]
             ends = [0, len(row["steps"])]
-            label = f"{name}: {1e3 * line['first']:.3g} ms + {1e6 * line['slope']:.2g} us a token"
+            label = f"{name}: {1e3 * line['first']:.3g} ms + {1e6 * line['slope']:.3g} us a token"
             axis.plot(ends, [1e3 * (line["first"] + line["slope"] * n) for n in ends], color=colour, linestyle=style, label=label)
             if name == "bertfast" and result["peaks"]:
                 model = MODELS[workload["model"]]
                 each = 2 * model.L * model.H * 4 * workload["B"] / result["peaks"]["bandwidth"]
                 floor = [1e3 * (line["first"] + each * n) for n in ends]
-                axis.plot(ends, floor, color="black", linestyle=":", label=f"reading its float32 cache: {1e6 * each:.2g} us a token")
+                axis.plot(ends, floor, color="black", linestyle=":", label=f"reading its float32 cache: {1e6 * each:.3g} us a token")
         axis.set_xlabel(f"tokens generated, after a prompt of {max(workload['lengths'])}")
         axis.set_ylabel(f"milliseconds a step, batch {workload['B']}")
         axis.set_ylim(bottom=0)

@@ -153,7 +153,7 @@ def _remark(row: dict[str, Any], workload: dict[str, Any]) -> str:
     if best := row.get("best_peer"):
         parts.append(f"{_times(best)} the best peer, {best['to']}")
     if line := row.get("line"):
-        parts.append(f"{line['first'] * 1e3:.3g} ms a step, and {line['slope'] * 1e6:.2g} us more for each token before it")
+        parts.append(f"{line['first'] * 1e3:.3g} ms a step, and {line['slope'] * 1e6:.3g} us more for each token before it")
     per_second = (workload["B"] if workload["task"] == "embed" else workload["tokens"]) / row["seconds"]["median"]
     parts.append(f"{per_second:,.0f} {'sentences' if workload['task'] == 'embed' else 'tokens'}/s")
     return "; ".join(parts)

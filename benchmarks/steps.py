@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import checks, machine
 from benchmarks.client import WorkerError
 from benchmarks.group import Calls, in_order, reference_of
-from benchmarks.stats import PLACEMENT, Spread
+from benchmarks.stats import FEWEST, PLACEMENT, Spread
 from benchmarks.workloads import Workload
 
 STRETCH = 25  # tokens; 1 s of the slowest
@@ -68,7 +68,7 @@ class StepTimes(Calls):
         peak_after = self.state.meter.rate() if self.state.meter else 0.0
         for name, row in rows.items():
             if row["status"] == "timed":
-                row.update(summary(generations[name], workload.B))
+                row.update(summary(generations[name]))
                 if reference in generations and rows[reference]["status"] == "timed":
                     row["ratio"] = {"to": reference, **ratio(generations[reference], generations[name], same=name == reference)}
         quality = {"rounds": wanted, "disturbed": disturbed, "disturbed_kept": disturbed, "noisy": disturbed > 0}
@@ -102,14 +102,13 @@ class StepTimes(Calls):
         return {name: steps for name, steps in found.items() if name in self.clients}
 
 
-def summary(generations: Steps, B: int) -> dict[str, Any]:
+def summary(generations: Steps) -> dict[str, Any]:
     """`steps`: the median over generations, in seconds, None where none was timed; `seconds` of all of them, as a generation's time is told
-    elsewhere; and the straight line through them: `first`, seconds of a step with nothing generated yet, and `slope`, seconds more for
-    each token generated."""
+    elsewhere; and the straight line through the stretches' medians: `first`, seconds of a step with nothing generated yet, and `slope`,
+    seconds more for each token generated."""
     steps = medians(generations)
-    at = np.array([i for i, step in enumerate(steps) if step is not None])
-    known = np.array([step for step in steps if step is not None])
-    slope, first = np.polyfit(at, known, 1)
+    known = [[i for i in range(at, min(at + STRETCH, len(steps))) if steps[i] is not None] for at in range(0, len(steps), STRETCH)]
+    slope, first = np.polyfit([np.mean(part) for part in known if part], _stretches(steps), 1)
     totals = [float(np.mean([s for s in steps if s is not None])) * len(steps) for steps in generations]
     spread = Spread.of(totals)
     return {
@@ -129,7 +128,9 @@ def ratio(slower: Steps, faster: Steps, same: bool = False) -> dict[str, float]:
     each = [[_stretches(a)[i] / _stretches(b)[i] for a, b in zip(slower, faster, strict=True)] for i in range(len(_stretches(slower[0])))]
     value = float(np.median(each))
     residuals = Spread.of([r / float(np.median(stretch)) for stretch in each for r in stretch])
-    return {"value": value, "band": 0.0 if same else max(residuals.relative, PLACEMENT)}
+    if same:
+        return {"value": value, "band": 0.0}
+    return {"value": value, "band": max(residuals.relative, PLACEMENT) if len(slower) >= FEWEST else 1.0}
 
 
 def _stretches(steps: list[float | None]) -> list[float]:

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from benchmarks import compare, readme, report, results
+from benchmarks import compare, readme, report, results, steps
 from benchmarks.stats import PLACEMENT, Ratio, Spread, change, ratio_of, verdict
 
 
@@ -212,3 +212,19 @@ def test_readme_table_is_written_between_the_markers_only(result, tmp_path):
     page.write_text("no markers")
     with pytest.raises(ValueError, match="no place for the table"):
         readme.update(page, [result])
+
+
+def test_a_generation_of_steps_is_summed_up_by_stretches():
+    """10 ms and 4 us more a token, with a spike in every generation, on a machine that slows down in the middle of each."""
+    base = [None if i % steps.STRETCH == 0 else 0.010 + 4e-6 * i for i in range(400)]
+    spiked = [[step if step is None or i != at else 1.0 for i, step in enumerate(base)] for at in (30, 200, 333)]
+    found = steps.summary(spiked)
+    assert found["steps"] == base
+    assert found["line"] == {"first": pytest.approx(0.010), "slope": pytest.approx(4e-6)}
+    slowed = [[step if step is None or i < 200 else 1.25 * step for i, step in enumerate(one)] for one in spiked]
+    slower = [[None if step is None else 4 * step for step in one] for one in slowed]
+    assert steps.ratio(slower, slowed) == {"value": pytest.approx(4.0), "band": PLACEMENT}
+    assert steps.ratio(slower[:1], slowed[:1])["band"] == 1.0  # one generation shows no band
+    assert steps.ratio(slower, slower, same=True) == {"value": 1.0, "band": 0.0}
+    unlike = [[None if step is None else step * (1 + 0.2 * g) for step in one] for g, one in enumerate(slower)]
+    assert steps.ratio(unlike, slowed)["band"] > 0.05
