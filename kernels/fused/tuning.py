@@ -56,7 +56,7 @@ _ATTENTION_FLOAT32: dict[int, AttentionEntries] = {  # IEEE products run on the 
         (_ANY, _ANY, attention.Tile(32, 16, 8, 1)),
     ],
     128: [
-        (_ANY, 16, attention.Tile(16, 16, 4, 1)),
+        (_ANY, 16, attention.Tile(16, 16, 8, 1)),
         (_ANY, _ANY, attention.Tile(32, 32, 8, 1)),
     ],
 }
