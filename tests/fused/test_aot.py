@@ -70,9 +70,9 @@ def test_products_in_half_precision_run_on_the_tensor_cores(rows):
 
 
 def test_rows_move_sixteen_bytes_at_a_time(rows):
-    """The matrices do. Narrower are only the three ids of an embedding row, the place of a row in a cache, and the bias of an
-    activation tile, read once for its rows."""
-    narrow_loads = {"embedding": 3, "activation": 1, "activation_fp8": 1, "write_cache": 2}
+    """The matrices do. Narrower are only the three ids of an embedding row, the place of a row in a cache, the places of the two rows
+    that are moved at once, and the bias of an activation tile, read once for its rows."""
+    narrow_loads = {"embedding": 3, "activation": 1, "activation_fp8": 1, "write_cache": 2, "pack": 2, "unpack": 2}
     by_tiles = ("attention", "gemm", "decode", "join")  # their matrices do; what there is for a row or a program is as wide as it is
     elementwise = [row for row in rows if row["op"] not in (*by_tiles, "stage", "ones")]
 
