@@ -132,7 +132,7 @@ class Calls(Group):
             client.convert(self.weights(), self.task, self.settings.cache)
             client.ask("load")
             client.pause()
-        except (WorkerError, RuntimeError, OSError) as error:
+        except Exception as error:  # whatever it is, it costs this subject's rows and nobody else's
             self.drop(spec, error)
 
     def measure(self, workload: Workload) -> dict[str, Any]:
