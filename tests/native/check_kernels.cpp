@@ -246,8 +246,10 @@ void check_attention() {
             attend(q, k, v, cu[b], last, D, stride, truth.data() + i * H + n * D);
           }
       const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-      run_op(cpu::AttentionOp(cpu::kernels(), {qkv.data(), qkv.data() + H, qkv.data() + 2 * H, out.data(), stride, stride, stride,
-                                               cu.data(), cu.data(), static_cast<int64_t>(cu.size()) - 1, N, D, scale, causal}));
+      run_op(cpu::AttentionOp(cpu::kernels(),
+                              {qkv.data(), qkv.data() + H, qkv.data() + 2 * H, out.data(), stride, stride, stride, cu.data(), cu.data(),
+                               static_cast<int64_t>(cu.size()) - 1, N, D, scale, causal},
+                              2));
       compare("varlen_attention of D=" + std::to_string(D), out, yardstick, truth);
     }
 }
