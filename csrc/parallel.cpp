@@ -7,11 +7,13 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace bertfast {
@@ -58,10 +60,30 @@ struct alignas(64) Progress {  // of one step; on a cache line of its own
   std::atomic<int64_t> finished{0};
 };
 
+// The first exception of an item, on whichever thread: the caller's, once nobody works for it any more.
+class Failure {
+ public:
+  bool any() const { return any_.load(std::memory_order_relaxed); }
+  void keep(std::exception_ptr thrown) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!any()) thrown_ = std::move(thrown);
+    any_.store(true, std::memory_order_relaxed);
+  }
+  void rethrow() const {
+    if (any()) std::rethrow_exception(thrown_);
+  }
+
+ private:
+  std::atomic<bool> any_{false};
+  std::mutex mutex_;
+  std::exception_ptr thrown_;
+};
+
 struct Job {
   const Step* steps;
   int64_t count;
   Progress* progress;
+  Failure* failure;
 
   // Any thread may enter at any time: steps that are complete cost it two loads each.
   void work() const {
@@ -72,11 +94,21 @@ struct Job {
       while (at.taken.load(std::memory_order_relaxed) < step.items) {
         const int64_t item = at.taken.fetch_add(1, std::memory_order_relaxed);
         if (item >= step.items) break;
-        step.run(step.op, item);
+        run(step, item);
         ++mine;
       }
       if (mine != 0) at.finished.fetch_add(mine, std::memory_order_acq_rel);
       wait_until([&] { return at.finished.load(std::memory_order_acquire) == step.items; });
+    }
+  }
+
+ private:
+  void run(const Step& step, int64_t item) const {  // after a failure items only count: others may wait for them
+    if (failure->any()) return;
+    try {
+      step.run(step.op, item);
+    } catch (...) {
+      failure->keep(std::current_exception());
     }
   }
 };
@@ -111,11 +143,13 @@ class Pool {
         progress_[s].finished.store(0, std::memory_order_relaxed);
       }
     }
-    const Job job{steps, count, progress_.get()};
+    Failure failure;
+    const Job job{steps, count, progress_.get(), &failure};
     start(&job);
     job.work();
     job_ = nullptr;  // a thread that wakes from here on finds nothing
     wait_until([this] { return inside_ == 0; });
+    failure.rethrow();
   }
 
   int size() const { return size_; }

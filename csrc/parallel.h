@@ -19,6 +19,7 @@ struct Step {
 // Runs the steps in order on all threads of the pool, the caller among them. Safe from any number of threads at
 // once: the pool serves one caller, the others compute alone meanwhile. Safe in a forked child, which starts its
 // own threads when it first needs them.
+// What an item throws, on whichever thread, is thrown here, when no thread is at work any more; later items are left out then.
 void run_steps(const Step* steps, int64_t count);
 
 // One step over an object with `int64_t items() const` and `void run(int64_t item) const`.

@@ -337,10 +337,43 @@ void check_int8() {
     }
 }
 
+struct Fails {  // where `thrower` is among its items
+  int64_t thrower;
+  std::vector<int>& ran;
+  int64_t items() const { return 64; }
+  void run(int64_t item) const {
+    if (item == thrower) throw std::runtime_error("item " + std::to_string(item));
+    ran[static_cast<size_t>(item)] = 1;
+  }
+};
+
+void check_threads() {
+  for (const int threads : {1, 2, 5}) {
+    set_num_threads(threads);
+    for (const int64_t thrower : {0, 17, 63, 64}) {
+      std::vector<int> ran(64, 0), ran_later(64, 0);
+      const Fails first{thrower, ran}, later{64, ran_later};
+      const Step steps[] = {step_of(first), step_of(later)};
+      std::string said = "item 64";
+      try {
+        run_steps(steps, 2);
+      } catch (const std::runtime_error& error) {
+        said = error.what();
+      }
+      const bool all = std::count(ran.begin(), ran.end(), 1) == 64, after = std::count(ran_later.begin(), ran_later.end(), 1) == 64;
+      const bool whole = thrower == 64, none_after = std::count(ran_later.begin(), ran_later.end(), 0) == 64;
+      report(said == "item " + std::to_string(thrower) && (whole ? all && after : none_after),
+             "what an item throws on " + std::to_string(threads) + " threads: " + said);
+    }
+  }
+  set_num_threads(2);
+}
+
 }  // namespace
 
 int main() {
   set_num_threads(2);
+  check_threads();
   for (const cpu::Isa& isa : cpu::isas()) {
     if (isa.table == nullptr || !isa.runs_here) continue;
     cpu::use_kernels(*isa.table);
