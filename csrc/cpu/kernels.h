@@ -57,6 +57,13 @@ struct LinearOf {
   Activation activation;
 };
 
+// Rows of a weight, one after the other; null and 0 where there are none.
+template <class Number>
+struct WeightsOf {
+  const Number* rows;
+  int64_t count;
+};
+
 // out = softmax(q k^T scale) v for every head of every sequence. Rows are [heads * head_size], strides apart; sequence b
 // owns rows cu_seqlens[b] : cu_seqlens[b + 1]. causal: query i sees keys 0 .. i + keys - queries.
 template <class Number>
@@ -134,8 +141,10 @@ struct KernelsOf {
   bool (*embed_layer_norm)(const EmbeddingOf<Number>&, int64_t first, int64_t last);
   // Rows [first, last).
   void (*add_layer_norm)(const LayerNormOf<Number>&, int64_t first, int64_t last);
-  // Rows [row0, row1), at most linear_rows, of columns [col0, col1); scratch: linear_scratch floats.
-  void (*linear)(const LinearOf<Number>&, int64_t row0, int64_t row1, int64_t col0, int64_t col1, float* scratch);
+  // Rows [row0, row1), at most linear_rows, of columns [col0, col1), while the weights of the thread's next piece are fetched: rows as
+  // long as these. scratch: linear_scratch floats.
+  void (*linear)(const LinearOf<Number>&, int64_t row0, int64_t row1, int64_t col0, int64_t col1, const WeightsOf<Number>& next,
+                 float* scratch);
   // A piece of at most attention_rows queries, while what `next` reads is fetched; scratch: attention_scratch floats.
   void (*attention)(const AttentionOf<Number>&, const AttentionPiece& piece, const AttentionPiece& next, float* scratch);
   // One query and head; scratch: as many floats as the query reads cells.

@@ -41,6 +41,8 @@ struct LinearPass {
   float* out;
   int64_t x_stride, weight_stride, start_stride, out_stride;
   int64_t rows, cols, depth;
+  const W* soon;  // rows of weight that the next pass reads, as far apart; fetched meanwhile
+  int64_t soon_rows;
 };
 
 // What a tile fetches into L2 while it computes: some rows of weight that are needed soon.
@@ -125,11 +127,13 @@ void linear_few(const LinearPass<X, W>& at) {
   constexpr int64_t step = Tile::cols;
   const int64_t tiles = (at.rows + Tile::rows - 1) / Tile::rows;
   for (int64_t n = 0; n < at.cols; n += step) {
-    const int64_t end = n + step < at.cols ? n + step : at.cols, next = end + step < at.cols ? step : at.cols - end;
+    const int64_t end = n + step < at.cols ? n + step : at.cols, left = end < at.cols ? at.cols - end : at.soon_rows;
+    const int64_t next = left < step ? left : step;
+    const W* ahead = end < at.cols ? at.weight + end * at.weight_stride : at.soon;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t from = next * tile / tiles, to = next * (tile + 1) / tiles;
       linear_corner<Tile, true>(at, at.rows * tile / tiles, at.rows * (tile + 1) / tiles, n, end,
-                                Ahead<W>{at.weight + (end + from) * at.weight_stride, to - from});
+                                Ahead<W>{ahead + from * at.weight_stride, to - from});
     }
   }
 }
@@ -164,18 +168,43 @@ void fetch_rows(const LinearPass<X, W>& at, int64_t part, int64_t parts) {
     for (int64_t k = first; k < last; k += 64 / sizeof(X)) prefetch(at.x + m * at.x_stride + k);
 }
 
+// Fetches the weights of the next pass into L2, a share of them with every tile: all at once, when its first rows need them, they would
+// come at no more than what memory gives.
+template <class X, class W>
+class Soon {
+ public:
+  Soon(const LinearPass<X, W>& at, int64_t tiles) : at_(at) {
+    const int64_t lines = (at.depth + line - 1) / line * at.soon_rows;
+    share_ = (lines + tiles - 1) / tiles;
+  }
+  void fetch() {
+    for (int64_t i = 0; i < share_ && row_ < at_.soon_rows; ++i) {
+      prefetch(at_.soon + row_ * at_.weight_stride + k_);
+      k_ += line;
+      if (k_ >= at_.depth) k_ = 0, ++row_;
+    }
+  }
+
+ private:
+  static constexpr int64_t line = 64 / sizeof(W);
+  const LinearPass<X, W>& at_;
+  int64_t share_, row_ = 0, k_ = 0;
+};
+
 // Many rows: all columns of the block for one tile's rows, which stay in L1, then the next tile's. Rows that collide are copied as they
 // come, and nothing would hide their way from memory then: they are fetched while the tile before them is computed.
 template <class X, class W>
 void linear_many(const LinearPass<X, W>& all, X* room) {
   const int64_t tiles = (all.rows + Wide::rows - 1) / Wide::rows, steps = (all.cols + Wide::cols - 1) / Wide::cols;
   const auto first = [&](int64_t tile) { return all.rows * tile / tiles; };  // tiles of nearly the same height
+  Soon<X, W> weights(all, tiles * steps);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const LinearPass<X, W> at = apart(some_rows(all, first(tile), first(tile + 1)), room);
     const LinearPass<X, W> soon = some_rows(all, first(tile + 1), tile + 1 < tiles ? first(tile + 2) : all.rows);
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t n = step * Wide::cols, end = n + Wide::cols < at.cols ? n + Wide::cols : at.cols, left = at.cols - end;
       if (at.x == room) fetch_rows(soon, step, steps);
+      weights.fetch();
       const Ahead<W> next = {at.weight + end * at.weight_stride, left < Wide::cols ? left : Wide::cols};
       linear_corner<Wide, Vec::room_to_prefetch>(at, 0, at.rows, n, end, next);
     }
@@ -202,8 +231,10 @@ inline void linear_pass_widened(const LinearPass<bfloat16, bfloat16>& at, float*
         Vec::load(at.x + (row + m) * at.x_stride + k, lanes).store(room + m * wide_stride + k, lanes);
       });
     const LinearPass<bfloat16, bfloat16> some = some_rows(at, row, row + rows);
+    const bool last = row + rows == at.rows;
     const LinearPass<float, bfloat16> wide = {
-        room, at.weight, some.start, some.out, wide_stride, at.weight_stride, at.start_stride, at.out_stride, rows, at.cols, at.depth};
+        room,          at.weight, some.start, some.out, wide_stride, at.weight_stride,       at.start_stride,
+        at.out_stride, rows,      at.cols,    at.depth, at.soon,     last ? at.soon_rows : 0};
     linear_pass(wide, room);  // which has no reason to copy them again
   }
 }
@@ -213,7 +244,8 @@ inline float* sums_of(float* out, float*) { return out; }
 inline float* sums_of(bfloat16*, float* scratch) { return scratch; }
 
 template <class Number>
-void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0, int64_t col1, float* scratch) {
+void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0, int64_t col1, const WeightsOf<Number>& next,
+            float* scratch) {
   constexpr bool in_place = sizeof(Number) == sizeof(float);
   constexpr int64_t most = !in_place && multiplies_bfloat16 ? 2 * block_depth : block_depth;
   const int64_t rows = row1 - row0;
@@ -228,7 +260,12 @@ void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0
     const Number *x = op.x + row0 * op.x_stride, *weight = op.weight + n0 * op.inputs;
     for (int64_t k = 0; k == 0 || k < op.inputs; k += most) {  // once for no inputs too: the bias alone
       const int64_t depth = k + most < op.inputs ? most : op.inputs - k;
-      LinearPass<Number, Number> at = {x + k, weight + k, sums, sums, op.x_stride, op.inputs, stride, stride, rows, cols, depth};
+      const bool last = k + most >= op.inputs;
+      const WeightsOf<Number> soon = !last                    ? WeightsOf<Number>{weight + k + most, cols}
+                                     : n0 + block_cols < col1 ? WeightsOf<Number>{weight + block_cols * op.inputs, col1 - n0 - block_cols}
+                                                              : next;
+      LinearPass<Number, Number> at = {x + k,  weight + k, sums, sums,  op.x_stride, op.inputs, stride,
+                                       stride, rows,       cols, depth, soon.rows,   soon.count};
       if (k == 0) at.start = bias, at.start_stride = 0;
       float* room = scratch + linear_rows * block_cols;
       if constexpr (in_place || multiplies_bfloat16)

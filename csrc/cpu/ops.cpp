@@ -86,7 +86,7 @@ void LayerNormOpOf<Number>::run(int64_t item) const {
 
 template <class Number>
 LinearOpOf<Number>::LinearOpOf(const Kernels& kernels, std::vector<LinearOf<Number>> parts, int threads)
-    : kernels_(kernels), parts_(std::move(parts)) {
+    : kernels_(kernels), parts_(std::move(parts)), threads_(threads) {
   int64_t rows = parts_[0].rows, columns = 0;
   for (const LinearOf<Number>& part : parts_) columns += part.features;
   // A block of weights stays in L2 while the rows pass it; few columns for many cores make narrower blocks.
@@ -100,14 +100,25 @@ LinearOpOf<Number>::LinearOpOf(const Kernels& kernels, std::vector<LinearOf<Numb
 }
 
 template <class Number>
-void LinearOpOf<Number>::run(int64_t item) const {
+typename LinearOpOf<Number>::Piece LinearOpOf<Number>::piece(int64_t item) const {
   const int64_t block = item % column_blocks_, row_block = item / column_blocks_;
   size_t p = 0;
   while (first_block_[p + 1] <= block) ++p;
   const LinearOf<Number>& part = parts_[p];
   const int64_t column = (block - first_block_[p]) * block_columns_;
-  of<Number>(kernels_).linear(part, row_block * block_rows_, std::min(part.rows, (row_block + 1) * block_rows_), column,
-                              std::min(part.features, column + block_columns_), scratch(kernels_.linear_scratch));
+  return {part, row_block * block_rows_, std::min(part.rows, (row_block + 1) * block_rows_), column,
+          std::min(part.features, column + block_columns_)};
+}
+
+template <class Number>
+void LinearOpOf<Number>::run(int64_t item) const {
+  const Piece now = piece(item);
+  WeightsOf<Number> next = {nullptr, 0};
+  if (item + threads_ < items()) {  // which this thread takes next, if all are alike
+    const Piece then = piece(item + threads_);
+    next = {then.part.weight + then.col0 * then.part.inputs, then.col1 - then.col0};
+  }
+  of<Number>(kernels_).linear(now.part, now.row0, now.row1, now.col0, now.col1, next, scratch(kernels_.linear_scratch));
 }
 
 template <class Number>

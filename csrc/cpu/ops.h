@@ -48,8 +48,15 @@ class LinearOpOf {
   void run(int64_t item) const;
 
  private:
+  struct Piece {
+    const LinearOf<Number>& part;
+    int64_t row0, row1, col0, col1;
+  };
+  Piece piece(int64_t item) const;
+
   const Kernels& kernels_;
   std::vector<LinearOf<Number>> parts_;
+  int threads_;
   std::vector<int64_t> first_block_;  // of each part, and their sum
   int64_t block_rows_, block_columns_, row_blocks_, column_blocks_;
 };
