@@ -168,7 +168,9 @@ def calls(draw: st.DrawFn) -> Call:
     attentions = draw(st.sampled_from([False, False, False, True]))
     if (config["attn_implementation"] == "eager" or attentions) and "4-D bool" in masks:
         masks.remove("4-D bool")  # eager attention adds True as 1
-    selections = [[0, -1], [1], -1] if hasattr(output_capturing, "selected_hidden_states") else []
+    states = [None, None, True, *([[0, -1], [1], -1] if hasattr(output_capturing, "selected_hidden_states") else [])]
+    if config["num_hidden_layers"] == 0 and not hasattr(output_capturing, "selected_hidden_states"):
+        states = [None]  # transformers then took them from its layers, and has none, not even the embeddings, of a model without any
     return Call(
         head=head,
         config=config,
@@ -176,7 +178,7 @@ def calls(draw: st.DrawFn) -> Call:
         S=S,
         mask=draw(st.sampled_from(masks)),
         pass_=tuple(chosen),
-        output_hidden_states=draw(st.sampled_from([None, None, True, *selections])),
+        output_hidden_states=draw(st.sampled_from(states)),
         output_attentions=attentions,
         return_dict=draw(st.sampled_from([None, True, False])),
         keep_padding=draw(st.booleans()),
