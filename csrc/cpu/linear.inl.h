@@ -142,7 +142,7 @@ void linear_few(const LinearPass<X, W>& at) {
 template <class X, class W>
 LinearPass<X, W> apart(const LinearPass<X, W>& at, X* room) {
   constexpr int64_t size = sizeof(X), stride = wide_stride * static_cast<int64_t>(sizeof(float)) / size;
-  if (at.x_stride * size % 4096 != 0 || at.rows < 4) return at;
+  if (at.x_stride * size % 4096 != 0 || at.rows < 4 || at.depth == 0) return at;
   for (int64_t m = 0; m < at.rows; ++m) __builtin_memcpy(room + m * stride, at.x + m * at.x_stride, static_cast<size_t>(at.depth * size));
   LinearPass<X, W> copied = at;
   copied.x = room;
