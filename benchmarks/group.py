@@ -135,14 +135,18 @@ class Calls(Group):
         except Exception as error:  # whatever it is, it costs this subject's rows and nobody else's
             self.drop(spec, error)
 
+    def without_reference(self, error: Exception) -> dict[str, Any]:
+        reference = reference_of(self.task)
+        why = self.failed.get(reference, {}).get("reason", str(error))
+        return self.unchecked(f"nothing to check against: {reference} failed ({why})")
+
     def measure(self, workload: Workload) -> dict[str, Any]:
         path, arrays = self.inputs(workload)
         reference = reference_of(self.task)
         try:
             expected, gaps, first = self.expected(workload, path)
         except (WorkerError, KeyError) as error:
-            why = self.failed.get(reference, {}).get("reason", str(error))
-            return self.unchecked(f"nothing to check against: {reference} failed ({why})")
+            return self.without_reference(error)
         rows: dict[str, dict[str, Any]] = dict(self.failed)
 
         def checked(spec: Spec, again: bool) -> tuple[Check, float]:
