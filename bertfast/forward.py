@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 from bertfast import gradients, graphs, kv_cache, ops, repeats, roads
-from bertfast.attention import probabilities_of
-from bertfast.batch import Needs, PackedBatch, make_batch
-from bertfast.cached import make_cached_batch, open_cache
-from bertfast.heads import HEADS, Encoded, Head, Logits
-from bertfast.model import Trace, encode
-from bertfast.ops import reference
+from bertfast.call import Arguments, Call
+from bertfast.heads import HEADS, Head, Logits
 from bertfast.settings import setting
-
-Arguments = dict[str, Any]
 
 FIELDS = {head.output: tuple(field.name for field in fields(head.output)) for head in HEADS.values()}  # in order
 
@@ -56,12 +50,12 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments, cached: bo
         tensors = recomputed(model, base, head, arguments, inputs, call)
     else:
         with torch.no_grad() if recording and not differentiated else nullcontext():
-            tensors = plain_outputs(model, head, inputs)[0] if call is None else call.outputs()
+            tensors = plain_outputs(model, head, inputs)[0] if call is None else outputs_of(call)
     loss = head.loss(model, tensors, inputs)
     return make_output(model, head, call, tensors, loss, hidden, bool(attentions), return_dict(arguments, config))
 
 
-def plain_outputs(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], "Call | None"]:
+def plain_outputs(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], Call | None]:
     """The outputs of a call of which nothing else is wanted, in the shapes that transformers returns; and how it was computed: None
     where an earlier call was repeated, which had no padding."""
     key = repeats.key_of(inputs, getattr(model, "bert", model).config)
@@ -70,20 +64,20 @@ def plain_outputs(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, 
         tensors = repeat(inputs)
         return (tensors if head.finish is None else head.finish(tensors, inputs)), None
     call = Call(model, head, inputs)
-    tensors = call.outputs()
+    tensors = outputs_of(call)
     if key is not None:
         repeats.keep(call, key)
     return tensors, call
 
 
-def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: Arguments, call: "Call | None") -> dict[str, Tensor]:
+def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: Arguments, call: Call | None) -> dict[str, Tensor]:
     """The fast forward as one autograd node; its backward differentiates transformers' forward. call: where there is one already."""
     names: list[str] = []
     blanks: list[Tensor | None] = []
     cache = None if call is None else call.cache
 
     def run() -> list[Tensor]:
-        tensors, ran = plain_outputs(model, head, inputs) if call is None else (call.outputs(), call)
+        tensors, ran = plain_outputs(model, head, inputs) if call is None else (outputs_of(call), call)
         names.extend(tensors)
         blanks.extend([None] * len(tensors) if ran is None else ran.blanks(tensors))
         return list(tensors.values())
@@ -109,76 +103,19 @@ def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: 
     return dict(zip(names, tensors, strict=True))
 
 
-class Call:
-    """One forward on our own graph."""
+def outputs_of(call: Call) -> dict[str, Tensor]:
+    """The outputs of a call on our own graph, in the shapes that transformers returns."""
+    if call.model.batch_invariant:
+        with ops.batch_invariant(call.bert.embeddings.position_embeddings.weight):
+            call.logits = recorded_or_plain(call)
+    else:
+        call.logits = recorded_or_plain(call)
+    return call.tensors()
 
-    def __init__(
-        self, model: Any, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
-        cached: bool = False,
-    ) -> None:  # fmt: skip
-        self.model, self.head = model, head
-        self.inputs = inputs  # as the caller passed them, the choices of a question laid out as a batch
-        self.bert = getattr(model, "bert", model)
-        self.O = reference if differentiable else ops
-        self.trace = Trace(hidden_states=[]) if hidden else None
-        pooled = head.pooled and self.bert.pooler is not None
-        keep = model.keep_padding or padding_counts(head, inputs)
-        needs = Needs(keep, pooled, attentions, differentiable)
-        self.cache = open_cache(inputs, self.bert.config) if cached else None
-        self.store = None
-        with torch.set_grad_enabled(differentiable):
-            if self.cache is None:
-                self.batch = make_batch(inputs, self.bert, needs)
-            else:
-                self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
 
-    def run(self) -> dict[str, Logits]:
-        if not self.model.batch_invariant:
-            return self.run_recorded()
-        with ops.batch_invariant(self.bert.embeddings.position_embeddings.weight):
-            return self.run_recorded()
-
-    def run_recorded(self) -> dict[str, Logits]:
-        reason = self.reason_against_recording()
-        return graphs.run(self) if reason is None else graphs.run_plainly(self, reason)
-
-    def run_ops(self, batch: PackedBatch, O: Any) -> dict[str, Logits]:
-        """The forward as calls of the ops O: what graphs.py records, and what everything else runs."""
-        first = self.only_first()
-        rows = encode(self.bert, batch.rows, O, self.trace, batch.first_rows if first else None)
-        if self.store is not None:
-            self.store.finish()
-        return self.head.compute(self.model, Encoded(rows, batch, self.inputs, O, first))
-
-    def only_first(self) -> bool:
-        return self.head.only_first and self.trace is None
-
-    def reason_against_recording(self) -> str | None:
-        if self.O is not ops:
-            return "the plain definitions run, under autograd"
-        if self.trace is not None:
-            return "hidden states are wanted"
-        keep = self.inputs.get("logits_to_keep", 0)
-        return None if isinstance(keep, int) and keep == 0 else "logits_to_keep"
-
-    def outputs(self) -> dict[str, Tensor]:
-        """The outputs in the shapes that transformers returns."""
-        self.logits = logits = self.run()
-        tensors = {name: self.batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
-        return tensors if self.head.finish is None else self.head.finish(tensors, self.inputs)
-
-    def blanks(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """Where each of these outputs is a fill: bool over its leading dimensions; None: nowhere."""
-        # What is finished further (start and end logits) comes from one output.
-        sources = [self.logits.get(name) or next(iter(self.logits.values())) for name in tensors]
-        return [self.batch.padding() if each.cells else each.blank for each in sources]
-
-    def hidden_states(self) -> list[Tensor]:
-        states = None if self.trace is None else self.trace.hidden_states
-        return [self.batch.cells(self.batch.unpack(x, self.O)) for x in states or ()]
-
-    def probabilities(self, attention: Any) -> tuple[Tensor, ...]:
-        return tuple(map(self.batch.unpack_probabilities, probabilities_of(attention)))
+def recorded_or_plain(call: Call) -> dict[str, Logits]:
+    reason = call.reason_against_recording()
+    return graphs.run(call) if reason is None else graphs.run_plainly(call, reason)
 
 
 # What a recomputed forward does without: its outputs are logits alone, and the loss is taken outside.
@@ -217,20 +154,6 @@ def reason_of_cache(model: Any, arguments: Arguments) -> str | None:
         return "hidden states or attentions under grad mode, and a KV cache"
     given = kv_cache.given_cache(arguments)
     return None if given is None else kv_cache.reason_to_leave(kv_cache.from_legacy(given), model.config)
-
-
-def padding_counts(head: Head, inputs: Mapping[str, Any]) -> bool:
-    """Whether the loss reads logits of padded cells, which then must be what transformers computes there."""
-    if head.span_labels and all(inputs.get(name) is not None for name in head.span_labels):
-        return True
-    mask = inputs.get("attention_mask")
-    for name in head.token_labels:
-        labels = inputs.get(name)
-        if labels is not None and mask is not None and mask.dim() == 2 and labels.shape == mask.shape:
-            padded, counts = mask.eq(0), labels.ne(-100)
-            if (padded & counts).any() or (head.shifted and (padded[:, :-1] & counts[:, 1:]).any()):
-                return True
-    return False
 
 
 def flatten_choices(arguments: Arguments) -> Arguments:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,11 +33,9 @@ from torch import Tensor
 from bertfast import ops, roads
 from bertfast.attention import Varlen
 from bertfast.batch import PackedBatch
+from bertfast.call import Call
 from bertfast.heads import Logits
 from bertfast.model import Rows
-
-if TYPE_CHECKING:
-    from bertfast.forward import Call
 
 logger = logging.getLogger("bertfast")
 

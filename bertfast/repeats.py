@@ -7,28 +7,25 @@ addresses in their places: laying out a small call takes longer than half of wha
 A repeat lives and dies with the plan it replays: with the model's guard, which is asked before every call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from bertfast import graphs
 from bertfast.batch import nothing_padded
+from bertfast.call import Call
+from bertfast.recorder import SLOTS, Recorded
 from bertfast.settings import is_causal
-
-if TYPE_CHECKING:
-    from bertfast.forward import Call
 
 Key = tuple[int, int, bool, bool, bool]
 
 KEPT = 64  # kinds of call, each a shape
 
-# What such a call brings itself, and in which of graphs.SLOTS the plan reads it.
-BROUGHT = {name: [slot.name for slot in graphs.SLOTS].index(name) for name in ("input_ids", "token_type_ids", "position_ids")}
+# What such a call brings itself, and in which of SLOTS the plan reads it.
+BROUGHT = {name: [slot.name for slot in SLOTS].index(name) for name in ("input_ids", "token_type_ids", "position_ids")}
 # What it may not bring: it changes the rows, or what they attend to.
 OTHERS = ("inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "head_mask")
 
@@ -37,7 +34,7 @@ OTHERS = ("inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "h
 class Repeat:
     plan: Any
     counts: list[int]
-    addresses: list[int]  # of graphs.SLOTS; those of what a call brings are put in
+    addresses: list[int]  # of SLOTS; those of what a call brings are put in
     brought: list[tuple[str, int]]
     outputs: list[tuple[str, Tensor]]  # of what shape and dtype each is, padded where it is cells: without values
     kept: list[Tensor | None]  # what lies at the other addresses
@@ -91,7 +88,7 @@ def keep(call: Call, key: Key) -> None:
         return
     plans = graphs.plans_of(call.model)
     recorded = plans.find(kind)
-    if not isinstance(recorded, graphs.Recorded):
+    if not isinstance(recorded, Recorded):
         return
     inputs, counts = graphs.inputs_of(call.batch), graphs.counts_of(call.batch)
     brought = [(name, slot) for name, slot in BROUGHT.items() if call.inputs.get(name) is not None]

@@ -26,6 +26,7 @@ LAYERS = [
     ["bertfast.repeats"],
     ["bertfast.graphs", "bertfast.steps_cuda"],
     ["bertfast.graphs_cuda"],
+    ["bertfast.call", "bertfast.recorder"],
     ["bertfast.gradients", "bertfast.heads", "bertfast.losses", "bertfast.roads"],
     ["bertfast.cached"],
     ["bertfast.batch", "bertfast.kv_cache"],
@@ -45,7 +46,7 @@ EXTERNAL = {  # what only the named modules may import
     "bertfast._C": {
         "bertfast.ops.cpu",
         "bertfast.batch",
-        "bertfast.graphs",
+        "bertfast.recorder",
         "bertfast.roads",
         "bertfast.generation",
         "bertfast.planner",

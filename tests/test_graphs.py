@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig
 
 import bertfast
-from bertfast import _C, graphs, modeling, repeats
+from bertfast import _C, graphs, modeling, recorder, repeats
 
 HEADS = [cls.__name__ for cls in modeling.THEIRS]
 
@@ -60,7 +60,7 @@ def test_a_replay_has_the_bits_of_the_ops(name, padded, dtype, op_by_op):
     with torch.no_grad():
         model(**inputs(name, 1, 1, False))  # records the kind of batch without padding, from a single row
         model(**inputs(name, 3, 7, padded))
-        assert {type(plan) for plan in plans(model).values()} == {graphs.Recorded}
+        assert {type(plan) for plan in plans(model).values()} == {recorder.Recorded}
         assert len(plans(model)) == 1 + padded
         for B, S in [(3, 7), (1, 1), (5, 32), (2, 3)]:
             arguments = inputs(name, B, S, padded and S > 1, seed=S)
@@ -99,7 +99,7 @@ def test_full_batches_are_replayed_in_bands(name, more, dtype, threads, op_by_op
         assert len(_C.cut_into_bands([0, *lengths.cumsum(0).tolist()], threads)) > 2
         with torch.no_grad():
             got = [model(**arguments) for _ in range(3)]
-        assert {type(plan) for plan in plans(model).values()} == {graphs.Recorded}
+        assert {type(plan) for plan in plans(model).values()} == {recorder.Recorded}
         for key, value in op_by_op(model, **arguments).items():
             assert all(torch.equal(each[key], value) for each in got), key
 
@@ -212,7 +212,7 @@ def test_a_generation_replays_its_step(dtype, monkeypatch):
     ids = inputs("BertLMHeadModel", 3, 5, False)["input_ids"]
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = []
-    monkeypatch.setattr(graphs, "Recorded", lambda *fields, kind=graphs.Recorded: made.append(kind(*fields)) or made[-1])
+    monkeypatch.setattr(recorder, "Recorded", lambda *fields, kind=recorder.Recorded: made.append(kind(*fields)) or made[-1])
     replayed = model.generate(ids, **options)
     assert [recorded.dtype for recorded in made if recorded.outputs[0].name == "logits"] == [dtype]
     monkeypatch.setattr(graphs.StepPlan, "__call__", lambda self, given: self.run(graphs.ops))
@@ -251,8 +251,8 @@ def test_threads_share_a_plan(op_by_op):
 
 
 def test_results_that_live_at_once_never_share_a_place():
-    results = [graphs.Result(rows=i % 2, columns=8 * (i % 5 + 1), first=i, last=i + i % 7) for i in range(60)]
-    given = list(graphs.places(results))
+    results = [recorder.Result(rows=i % 2, columns=8 * (i % 5 + 1), first=i, last=i + i % 7) for i in range(60)]
+    given = list(recorder.places(results))
     for i, (a, at) in enumerate(given):
         for b, bt in given[:i]:
             together = a.rows == b.rows and a.first <= b.last and b.first <= a.last

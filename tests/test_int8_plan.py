@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bertfast import _C, graphs, ops
+from bertfast import _C, ops
 from bertfast.heads import Logits
+from bertfast.recorder import MAKERS, SLOTS, Recorded, Recorder
 
 H, N, INNER, EPS = 96, 3, 200, 1e-12  # neither a multiple of 64
 
@@ -57,17 +58,17 @@ def make_inputs(lengths: list[int]) -> list[Tensor]:
     return [torch.randint(0, 40, (T,)), torch.cat([torch.arange(n) for n in lengths]), torch.tensor([0, *lengths]).cumsum(0).int()]
 
 
-def record(layer: Layer, ids: Tensor, positions: Tensor, cu: Tensor) -> tuple[graphs.Recorder, graphs.Recorded]:
+def record(layer: Layer, ids: Tensor, positions: Tensor, cu: Tensor) -> tuple[Recorder, Recorded]:
     names = {"input_ids": ids, "position_ids": positions, "cu_seqlens_q": cu, "cu_seqlens_k": cu}
-    recorder = graphs.Recorder([names.get(slot.name) for slot in graphs.SLOTS], layer.weights())
+    recorder = Recorder([names.get(slot.name) for slot in SLOTS], layer.weights())
     out = layer.run(recorder, ids, positions, cu)
     return recorder, recorder.finish({"logits": Logits(out)})
 
 
-def replay(recorded: graphs.Recorded, ids: Tensor, positions: Tensor, cu: Tensor) -> Tensor:
+def replay(recorded: Recorded, ids: Tensor, positions: Tensor, cu: Tensor) -> Tensor:
     out = torch.full((len(ids), recorded.outputs[0].columns), torch.nan)
     addresses = {"input_ids": ids, "position_ids": positions, "cu_seqlens_q": cu, "cu_seqlens_k": cu}
-    slots = [addresses[s.name].data_ptr() if s.name in addresses else 0 for s in graphs.SLOTS]
+    slots = [addresses[s.name].data_ptr() if s.name in addresses else 0 for s in SLOTS]
     recorded.plan.run([len(ids), len(cu) - 1, 0, 0, 0, 0], [*slots, out.data_ptr()])
     return out
 
@@ -86,7 +87,7 @@ def test_rows_are_quantized_where_they_are_made():
     recorder, recorded = record(Layer(), *make_inputs([4, 2]))
     names = [op for op, _ in recorder.calls]
     assert names.count("int8_rows") == 1, "only attention leaves floats alone"
-    assert [ops["quantized"] is not None for name, ops in recorder.calls if name in graphs.MAKERS] == [
+    assert [ops["quantized"] is not None for name, ops in recorder.calls if name in MAKERS] == [
         *(True, False, False, True),  # embeddings; QKV; the output product; LayerNorm
         *(True, False, True, False),  # up; down; LayerNorm; the head
     ]

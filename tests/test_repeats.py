@@ -6,7 +6,7 @@ from transformers import BertConfig
 from transformers.utils import ModelOutput
 
 import bertfast
-from bertfast import batch, forward, graphs, modeling, repeats, roads
+from bertfast import batch, call, forward, graphs, modeling, repeats, roads
 from bertfast.heads import HEADS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def laid_out(monkeypatch):
     """The calls that were laid out, one entry each."""
     made = []
     real = batch.make_batch
-    monkeypatch.setattr(forward, "make_batch", lambda *args: made.append(None) or real(*args))
+    monkeypatch.setattr(call, "make_batch", lambda *args: made.append(None) or real(*args))
     return made
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from bertfast import ops, roads
 from bertfast.attention import Attention
 from bertfast.batch import Needs, PackedBatch, integer_range, make_batch
+from bertfast.call import Call
 from bertfast.compat.dense import Dense, Dropout, DroppingOps
-from bertfast.forward import Call, plain_outputs
+from bertfast.forward import outputs_of, plain_outputs
 from bertfast.heads import HEADS, Encoded
 from bertfast.model import Trace, encode
 
@@ -50,7 +51,7 @@ class Engine:
         if not hidden_states:
             return Result(plain_outputs(self.module, self.head, arguments)[0])
         call = Call(self.module, self.head, arguments, hidden=True)
-        return Result(call.outputs(), tuple(call.hidden_states()))
+        return Result(outputs_of(call), tuple(call.hidden_states()))
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> Result:
         """The graph over a batch; head_dropout: the rate before the head's own layer."""
