@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import bertfast.quantization
@@ -14,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # one of them saves a model
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -26,6 +27,8 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     assert names["vectors"].shape == (2, 384)
     assert type(names["encoder"][0].model).__module__ == "transformers.models.bert.modeling_bert"  # restored
     assert isinstance(hidden, torch.Tensor)
+    assert names["states"].shape == (1, 7, 384)
+    assert isinstance(names["states"], np.ndarray)
 
 
 def test_every_folder_of_the_house_is_there():
