@@ -7,6 +7,7 @@ and out memory is shared wherever DLPack or the buffer protocol allows it.
 import sys
 from collections.abc import Collection, Iterable
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,12 @@ def to_torch(value: Any, name: str) -> Tensor:
 
 def through_numpy(value: Any, device: torch.device) -> Any:
     """Ids or a mask of JAX's as NumPy's, where the model is on the CPU: they are small, are converted in any case, and JAX's exchange by
-    DLPack takes longer than that (TensorFlow's does not)."""
-    return np.asarray(value) if is_jax(value) and device.type == "cpu" else value
+    DLPack takes longer than that (TensorFlow's does not). int32 becomes int64, which lookups take: one copy for that and for memory
+    that may be written to, which JAX's may not."""
+    if not is_jax(value) or device.type != "cpu":
+        return value
+    array = np.asarray(value)
+    return array.astype(np.int64) if array.dtype.type is np.int32 else array
 
 
 def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
@@ -137,36 +142,37 @@ def from_torch(tensor: Tensor, kind: Kind) -> Any:
     """The tensor as an array of the kind, sharing its memory where that can be."""
     if kind is Kind.NUMPY:
         return to_numpy(tensor)
+    if kind is Kind.JAX:
+        return _to_jax(tensor, sys.modules["jax"])
     if tensor.requires_grad:
         tensor = tensor.detach()
     if kind is Kind.TORCH:
         return tensor
-    if kind is Kind.JAX:
-        jax: Any = sys.modules["jax"]
-        # JAX has no 0-d or empty DLPack exchange on every version, and keeps 64-bit numbers only where it is told to.
-        if tensor.numel() < 2:
-            return jax.numpy.asarray(to_numpy(tensor))
-        return jax.dlpack.from_dlpack(_OnCpu(tensor.contiguous()) if tensor.is_cpu else tensor.contiguous())
     tf: Any = sys.modules["tensorflow"]
     if tensor.numel() == 0:
         return tf.constant(to_numpy(tensor))
     return tf.experimental.dlpack.from_dlpack(to_dlpack(tensor.contiguous()))
 
 
-class _OnCpu:
-    """A tensor on the CPU, as DLPack's consumers ask it. torch's own methods look for subclasses, streams and versions first: a fifth of
-    what JAX takes for an import."""
+def _to_jax(tensor: Tensor, jax: Any) -> Any:
+    if not tensor.is_cpu and tensor.numel() > 1:
+        return jax.dlpack.from_dlpack(tensor.detach().contiguous())
+    array = to_numpy(tensor)
+    # JAX has no 0-d or empty DLPack exchange on every version, and keeps 64-bit numbers only where it is told to.
+    if array.size < 2:
+        return jax.numpy.asarray(array)
+    # An import by DLPack asks a device for its stream, and the CPU has none: JAX raises and catches an error at each. This gives the
+    # same array on the same memory, and keeps that for itself: nobody else has a way to write to it.
+    try:
+        return jax.make_array_from_callback(array.shape, _on_device(jax.local_devices(backend="cpu")[0]), lambda _: array)
+    except RuntimeError:  # under jax.transfer_guard this counts as a transfer, which an import does not
+        return jax.dlpack.from_dlpack(tensor.detach().contiguous())
 
-    __slots__ = ("_tensor",)
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0  # kDLCPU
-
-    def __dlpack__(self, **_: Any) -> Any:
-        return to_dlpack(self._tensor)
+@lru_cache(maxsize=1)
+def _on_device(device: Any) -> Any:
+    """One object for all calls: JAX remembers by it what it has found out about it."""
+    return sys.modules["jax"].sharding.SingleDeviceSharding(device)
 
 
 def tree_from_torch(value: Any, kind: Kind) -> Any:

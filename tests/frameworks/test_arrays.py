@@ -54,6 +54,71 @@ def test_scalars_and_arrays_of_nothing_come_back_too(kind, shape):
     np.testing.assert_array_equal(np.asarray(given), np.full(shape, 2.5, np.float32))
 
 
+@pytest.mark.parametrize("dtype", [*FLOATS, "int32"])
+def test_an_array_of_jax_is_placed_as_an_import_by_dlpack_places_it(dtype):
+    tensor = torch.arange(6).reshape(2, 3).to(getattr(torch, dtype))
+    mine, imported = arrays.from_torch(tensor, Kind.JAX), jax.dlpack.from_dlpack(tensor)
+    for name in ("shape", "dtype", "weak_type", "committed", "sharding"):
+        assert getattr(mine, name) == getattr(imported, name), name
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(12.0).reshape(3, 4).T,
+        torch.arange(12.0).reshape(3, 4)[:, 1:3],
+        torch.arange(100.0)[1:],  # begins where JAX lets no memory of its own begin
+        torch.arange(4.0).requires_grad_(),
+        torch.arange(4),  # int64, which is int32 in JAX unless it is told otherwise
+        torch.arange(4.0, dtype=torch.float64),
+        torch.arange(12).to(torch.bfloat16).reshape(3, 4).T,
+    ],
+)
+def test_what_jax_cannot_share_it_copies(tensor):
+    given = arrays.from_torch(tensor, Kind.JAX)
+    assert isinstance(given, jax.Array)
+    np.testing.assert_array_equal(np.asarray(given).astype(np.float64), tensor.detach().double().numpy())
+
+
+@pytest.mark.parametrize("guard", ["disallow", "disallow_explicit"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_result_is_no_transfer_that_a_guard_forbids(guard, dtype):
+    tensor = torch.arange(6).reshape(2, 3).to(getattr(torch, dtype))
+    with jax.transfer_guard(guard):
+        given = arrays.from_torch(tensor, Kind.JAX)
+    assert address(given) == tensor.data_ptr()
+    np.testing.assert_array_equal(np.asarray(given).astype(np.float32), tensor.float().numpy())
+
+
+def test_a_result_made_while_a_program_is_traced_is_an_array_and_no_tracer():
+    made = []
+
+    def traced(x):
+        made.append(arrays.from_torch(torch.arange(3.0), Kind.JAX))
+        return x + made[0]
+
+    assert jax.jit(traced)(jax.numpy.ones(3)).tolist() == [1.0, 2.0, 3.0]
+    assert made[0].tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int16", "uint8", "bool", "float32", "bfloat16"])
+def test_ids_and_masks_of_jax_are_read_into_memory_of_our_own(dtype):
+    given = jax.numpy.array([[0, 1, 3], [5, 0, 1]]).astype(dtype)
+    read = arrays.to_torch(arrays.through_numpy(given, torch.device("cpu")), "x")
+    assert read.dtype is {"int32": torch.int64, "uint32": torch.int64}.get(dtype, getattr(torch, dtype))
+    expected = np.asarray(given).astype(np.float32).tolist()
+    assert read.float().tolist() == expected
+    read.zero_()
+    assert np.asarray(given).astype(np.float32).tolist() == expected
+
+
+def test_through_numpy_leaves_alone_what_is_not_jaxs_or_goes_to_another_device():
+    for given in (tf.constant([1]), np.zeros(1), torch.zeros(1)):
+        assert arrays.through_numpy(given, torch.device("cpu")) is given
+    given = jax.numpy.zeros(1)
+    assert arrays.through_numpy(given, torch.device("cuda")) is given
+
+
 def test_a_result_outlives_the_tensor_it_came_from():
     for kind in (Kind.TF, Kind.JAX):
         given = arrays.from_torch(torch.arange(1000.0), kind)
