@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import amount
-from benchmarks.stats import Ratio, change, verdict
+from benchmarks.stats import PLACEMENT, Ratio, change, verdict
 
 OTHER_MACHINE = "other machine class"
 
@@ -48,7 +48,8 @@ def _row(name: str, subject: str, a: Any, b: Any, comparable: bool) -> Row:
         return Row(name, subject, *shown, "", which)
     if not comparable:
         return Row(name, subject, *shown, "", OTHER_MACHINE)
-    ratios = [Ratio(row["ratio"]["value"], row["ratio"]["band"]) for row in (left, right)]
+    # Memory is read once and has no band of its own; two starts of one process differ all the same.
+    ratios = [Ratio(row["ratio"]["value"], max(row["ratio"]["band"], PLACEMENT)) for row in (left, right)]
     moved = change(*ratios)
     noisy = any(w.get("quality", {}).get("noisy", False) for w in (a, b))
     said = "noisy" if noisy else verdict(*ratios)

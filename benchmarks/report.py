@@ -29,6 +29,10 @@ def headline(result: dict[str, Any]) -> list[str]:
         rates = [f"{name} {peaks[name] / 1e9:.0f}" for name in ("float32", "bfloat16", "int8") if peaks[name]]
         lines.append(f"peaks measured in this run: {', '.join(rates)} GFLOP/s (GOP/s), memory {peaks['bandwidth'] / 1e9:.1f} GB/s")
     lines.append(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    older = [(name, w) for name, w in result["workloads"].items() if w.get("build") != result.get("build")]
+    if older:  # --add and --resume keep them
+        dated = ", ".join(name + (f" ({w['measured'][:10]})" if "measured" in w else "") for name, w in older)
+        lines.append(f"note: measured with another build of bertfast than the rest: {dated}")
     return lines + [f"note: {note}" for note in result["notes"]]
 
 

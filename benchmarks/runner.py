@@ -4,6 +4,7 @@ whoever stops it keeps what is done."""
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ def run(specs: list[Spec], workloads: list[Workload], settings: Settings) -> dic
                             found = timer.measure(workload)
                         except Exception as error:  # its inputs cannot be made, say: the hours before it must not be lost
                             found = timer.unchecked(f"{type(error).__name__}: {error}")
-                        state.workloads[workload.name] = {**workload.as_dict(), **found}
+                        for spec in invited if settings.named else ():  # who was asked for by name is not passed over in silence
+                            if spec not in taking_part and spec.missing is None:
+                                reason = f"it takes no part in {task if task not in spec.tasks else kind!r}"
+                                found["rows"].setdefault(spec.name, {"status": "absent", "reason": reason})
+                        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                        state.workloads[workload.name] = {**workload.as_dict(), "measured": now, "build": machine.build(), **found}
                         _against_the_peaks(state, specs)
                         settings.advance(state.as_dict())
     except KeyboardInterrupt:

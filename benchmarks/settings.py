@@ -49,6 +49,7 @@ class Run:
             "threads": self.settings.threads,
             "peaks": self.peaks.as_dict() if self.peaks else None,
             "versions": machine.versions(),
+            "build": machine.build(),
             "notes": self.notes,
             "interrupted": self.interrupted,
             "subjects": self.subjects,

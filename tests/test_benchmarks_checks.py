@@ -74,6 +74,15 @@ def test_no_dtype_excuses_what_is_no_answer(reference, mask, dtype):
         assert "inf or nan" in check(changed(reference, "pooler_output", (0, 0), value), reference, mask, dtype).refused
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nothing_agrees_with_a_reference_that_is_no_answer(reference, mask, value):
+    assert (
+        "the reference's pooler_output holds"
+        in check(reference, changed(reference, "pooler_output", (0, 0), value), mask, "float32").refused
+    )
+    assert "no outputs" in check(reference, {}, mask, "float32").refused
+
+
 def test_large_outputs_are_judged_relative_to_their_size(reference, mask):
     large = {name: array * 1000 for name, array in reference.items()}
     assert check(changed(large, "last_hidden_state", (0, 0, 0), 0.1), large, mask, "float32").refused is None

@@ -175,6 +175,29 @@ def test_a_workload_for_some_subjects_takes_others_by_name_only(settings):
     assert set(named["subjects"]) == {"transformers", "bertfast"}
 
 
+def test_who_was_asked_for_by_name_and_takes_no_part_is_said_so(settings):
+    specs = [subjects.SUBJECTS["bertfast.optimize"], subjects.SUBJECTS["flax437"]]
+    wanting = [replace(spec, modules=(), environment="") for spec in specs]  # whatever is installed here
+    result = runner.run(wanting[:1], [WORKLOADS["tiny/2x8"]], replace(settings, named=True))
+    rows = result["workloads"]["tiny/2x8"]["rows"]
+    assert rows["bertfast.optimize"] == {"status": "absent", "reason": "it takes no part in 'encoder'"}
+    assert rows["transformers"]["status"] == "timed"
+    rows = runner.run(wanting[1:], [WORKLOADS["tiny/memory"]], replace(settings, named=True))["workloads"]["tiny/memory"]["rows"]
+    assert rows["flax437"] == {"status": "absent", "reason": "it takes no part in 'memory'"}
+
+
+@pytest.mark.parametrize("name", ["tiny/cold", "tiny/memory"])
+def test_a_wrong_answer_has_no_cold_start_and_no_memory(settings, name):
+    result = runner.run([wrong("offset", "offset"), wrong("raises", "raises")], [WORKLOADS[name]], settings)
+    rows = result["workloads"][name]["rows"]
+    assert rows["offset"]["status"] == "refused"
+    assert not {"seconds", "mib"} & set(rows["offset"])
+    assert rows["raises"]["status"] == "failed"
+    assert rows["transformers"]["status"] == "timed"
+    assert rows["transformers"]["check"]["largest"] == 0.0
+    report.markdown(result)
+
+
 def test_the_quick_selection_leaves_nobody_out_in_silence(result):
     said = report.missing(result)
     assert any(line.startswith("left out: torch.compile (") for line in said)

@@ -116,6 +116,21 @@ def test_compare_says_faster_slower_same(result):
     assert verdicts(after, result)["bertfast"] == "slower"
 
 
+def test_a_hundredth_more_memory_is_no_verdict(result):
+    """Its ratio has no band of its own: it is read once."""
+
+    def file(mib):
+        rows = {
+            name: {"status": "timed", "mib": m, "ratio": {"to": "transformers", "value": 500 / m, "band": 0.0}} for name, m in mib.items()
+        }
+        workload = {**result["workloads"]["minilm/1x128"], "kind": "memory", "rows": rows}
+        return {**result, "workloads": {"minilm/memory": workload}}
+
+    before = file({"transformers": 500.0, "bertfast": 250.0})
+    assert verdicts(before, file({"transformers": 500.0, "bertfast": 252.0}))["bertfast"] == "same"
+    assert verdicts(before, file({"transformers": 500.0, "bertfast": 290.0}))["bertfast"] == "slower"
+
+
 def test_compare_gives_no_verdict_on_a_noisy_machine(result):
     after = copy.deepcopy(result)
     after["workloads"]["minilm/1x128"]["rows"]["bertfast"] = row(4.0, 5.0)
@@ -168,6 +183,17 @@ def test_files_of_one_machine_and_one_set_of_versions_may_be_joined(result):
     for what, value in (("versions", {"torch": "2.12.0"}), ("threads", 4), ("machine", {**new["machine"], "key": "other"})):
         with pytest.raises(ValueError, match="file"):
             results.merged(result, {**new, what: value})
+
+
+def test_what_another_build_of_bertfast_was_measured_with_is_said(result):
+    assert "another build" not in report.markdown(result)
+    old = {**result["workloads"]["minilm/1x128"], "build": "11111111", "measured": "2024-01-02T03:04:05+00:00"}
+    new = {**result["workloads"]["minilm/1x128"], "build": "22222222", "measured": "2024-01-03T03:04:05+00:00"}
+    joined = results.merged(
+        {**result, "build": "11111111", "workloads": {"minilm/1x128": old, "minilm/1x16": old}},
+        {**result, "build": "22222222", "workloads": {"minilm/1x128": new}},
+    )
+    assert "note: measured with another build of bertfast than the rest: minilm/1x16 (2024-01-02)  \n" in report.markdown(joined)
 
 
 def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):

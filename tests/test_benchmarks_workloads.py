@@ -10,7 +10,7 @@ import pytest
 from benchmarks import machine, models, runner, subjects, workloads
 from benchmarks.machine import Usage, disturbance
 from benchmarks.peaks import NoCompilerError, PeakMeter, Peaks
-from benchmarks.subjects.base import once
+from benchmarks.subjects.base import converted, once
 from benchmarks.workloads import WORKLOADS, Workload, ragged
 
 
@@ -62,6 +62,27 @@ def test_floors_count_real_tokens():
     generate = WORKLOADS["bert-base/generate-1"]
     assert generate.tokens == 64
     assert generate.weights_read() == 64 * (layers + 768 * (768 + 30522))
+
+
+def test_weights_written_by_other_lines_are_written_again(tmp_path):
+    folder = models.folder("tiny", "encoder", tmp_path)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(b"of yesterday")
+    assert models.folder("tiny", "encoder", tmp_path) == folder
+    assert (folder / "model.safetensors").read_bytes() == b"of yesterday"  # ready, as far as anybody can see
+    (folder / "ready").write_text("0" * 8)
+    models.folder("tiny", "encoder", tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_what_is_converted_lies_under_the_versions_and_the_lines_that_made_it(tmp_path):
+    source = tmp_path / "adapter.py"
+    source.write_text("fuse = True\n")
+    first = converted(tmp_path, str(source), "numpy")
+    assert first == converted(tmp_path, str(source), "numpy")
+    assert first.name.startswith(f"numpy-{np.__version__}-")
+    source.write_text("fuse = False\n")
+    assert converted(tmp_path, str(source), "numpy") != first
 
 
 def test_selection():

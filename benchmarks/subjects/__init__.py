@@ -168,7 +168,7 @@ SUBJECTS = {
             _ONNXRUNTIME,
             "float32",
             ("onnx", "onnxruntime"),
-            "onnxruntime.transformers.optimizer, model_type bert, attention and LayerNorm fused",
+            "onnxruntime.transformers.optimizer, model_type bert, without SkipLayerNormalization, which is slower",
             _EXPORTED,
         ),
         Spec(
@@ -176,7 +176,7 @@ SUBJECTS = {
             _ONNXRUNTIME,
             "int8",
             ("onnx", "onnxruntime"),
-            "the same, then quantize_dynamic with int8 weights (7 bits where the CPU has no VNNI)",
+            "the same, without Attention, then quantize_dynamic with int8 weights (7 bits where the CPU has no VNNI)",
             _EXPORTED,
         ),
         Spec("openvino", _OPENVINO, "float32", ("openvino",), "latency hint, one stream, dynamic shapes", _EXPORTED),

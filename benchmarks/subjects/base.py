@@ -4,10 +4,14 @@ workload."""
 import fcntl
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import models
+from benchmarks.subjects import export
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,6 +55,13 @@ def once(target: Path, write: Callable[[Path], None]) -> Path:
                 write(unfinished)
                 unfinished.rename(target)
     return target
+
+
+def converted(cache: Path, source: str, *packages: str) -> Path:
+    """Where files lie that these packages made by the lines of `source` (a module's __file__), of weights by those of models.py: other
+    versions, or a line changed, are another folder, so that nothing is timed that today's set-up would not have made."""
+    made_by = "-".join(f"{package}-{version(package)}" for package in packages)
+    return cache / f"{made_by}-{models.recipe(source, export.__file__, models.__file__)}"
 
 
 def attended(inputs: Arrays) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.base import Adapter, Arrays, attended, once
+from benchmarks.subjects.base import Adapter, Arrays, attended, converted, once
 from benchmarks.subjects.text import Batch, Embedder
 
 
@@ -57,10 +57,8 @@ class CTranslate2(Adapter):
 
     @staticmethod
     def _folder(folder: Path, cache: Path) -> Path:
-        from importlib.metadata import version
-
         name = folder.name if folder.parent.name == "models" else "minilm"
-        return cache / f"ctranslate2-{version('ctranslate2')}" / name
+        return converted(cache, __file__, "ctranslate2") / name
 
 
 def _convert(folder: Path, target: Path) -> None:

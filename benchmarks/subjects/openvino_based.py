@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.models import HEADS
-from benchmarks.subjects.base import AbsentError, Adapter, Arrays, once
+from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, once
 from benchmarks.subjects.export import INPUTS, named, quiet, traceable
 from benchmarks.subjects.text import Batch, Embedder
 from benchmarks.workloads import LONGEST, ragged, sentences
@@ -76,11 +76,8 @@ class OpenVino(Adapter):
 
     @staticmethod
     def _folder(folder: Path, task: str, cache: Path, kind: str) -> Path:
-        from importlib.metadata import version
-
         name = folder.name if folder.parent.name == "models" else "minilm"
-        made_by = f"openvino-{version('openvino')}-torch-{version('torch')}-transformers-{version('transformers')}"
-        return cache / made_by / f"{name}-{task}-{kind}"
+        return converted(cache, __file__, "openvino", "torch", "transformers") / f"{name}-{task}-{kind}"
 
 
 def _int8() -> str:
