@@ -1,7 +1,8 @@
 """generate(): transformers' own, with a loop of ours inside for greedy decoding and sampling.
 
 GenerationMixin does all of the preparation (lengths, processors, criteria, expansion) and then calls `_sample`, which is where ours
-takes over, by the rule of `reason_for_their_loop`. Beam search and everything else is transformers' code on the cached forward.
+takes over, by the rule of `reason_for_their_loop`. Beam search takes the same steps (bertfast.beams); everything else is transformers'
+code on the cached forward.
 
 What the loop saves: padding leaves before the first token; keys and values lie in buffers that were made once, for the longest
 sequence; a step is one row a sequence from end to end; the language-model head sees the last position of the prompt only; rows that
@@ -97,23 +98,21 @@ def reason_for_their_loop(model: Any, own: type, input_ids: Tensor, config: Any,
     mask = arguments.get("attention_mask")
     if input_ids.shape[1] == 0 or (mask is not None and (mask.dim() != 2 or mask.shape != input_ids.shape or not mask[:, -1].all())):
         return "no prompt, or one that is padded on the right"
-    padded = mask is not None and not mask.all()
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states or padded):
-        return "attentions, hidden states or the cache of padded prompts were asked for"
+    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states or model.keep_padding):
+        return "attentions, hidden states or a cache in which padding counts were asked for"
     return None
 
 
 class Cells:
-    """The loop's own KV cache: one buffer a layer for keys and one for values, [slots, N, C, D], and whose slot is whose."""
+    """The loop's own KV cache: for each layer keys and values, [slots, N, C, D], and whose slot is whose."""
 
     def __init__(self, bert: Any, slots: int, cells: int) -> None:
         weight = bert.embeddings.position_embeddings.weight
         heads = bert.config.num_attention_heads
-        shape = (slots, heads, cells, bert.config.hidden_size // heads)
+        shape = (2, len(bert.encoder.layer), slots, heads, cells, bert.config.hidden_size // heads)
         with torch.inference_mode(False):  # on a GPU they outlive the call
-            self.keys, self.values = (
-                [torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in bert.encoder.layer] for _ in range(2)
-            )
+            self.buffer = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+            self.keys, self.values = (list(part.unbind()) for part in self.buffer)
         self.table = _C.SlotTable(slots, cells)
 
     def store(self, rows: Tensor, cells: Tensor) -> Write:
@@ -128,14 +127,25 @@ class Cells:
 
         return write
 
-    def as_cache(self, ours: bool) -> DynamicCache:
-        """What was cached, as transformers' object: sequences of one length, in the order of the batch. ours: the buffers stay in use, so
-        the caller gets copies."""
-        length, rows = self.table.lengths[0], self.table.running
-        whole = not ours and rows == list(range(len(self.keys[0])))
-        picked = [tuple((t if whole else t[rows])[:, :, :length] for t in pair) for pair in zip(self.keys, self.values, strict=True)]
+    def reorder(self, parents: list[int]) -> None:
+        """Sequence i becomes a copy of what was sequence parents[i]; one without a child ends."""
+        for source, target, first, last in self.table.reorder(parents):
+            cells = self.buffer[:, :, :, :, first:last]
+            cells[:, :, target].copy_(cells[:, :, source])
+
+    def as_cache(self, ours: bool, columns: int) -> DynamicCache:
+        """What was cached, as transformers' object: [A, N, columns, D] a layer, in the order of the batch; a sequence ends in the last
+        column, before it stands nothing (zeros). ours: the buffers stay in use, so the caller gets copies."""
+        lengths, rows = self.table.lengths, self.table.running
+        if any(length != columns for length in lengths):
+            cells = self.buffer.new_zeros(*self.buffer.shape[:2], len(rows), self.buffer.shape[3], columns, self.buffer.shape[5])
+            for i, (slot, length) in enumerate(zip(rows, lengths, strict=True)):
+                cells[:, :, i, :, columns - length :] = self.buffer[:, :, slot, :, :length]
+        else:
+            whole = not ours and rows == list(range(self.buffer.shape[2]))
+            cells = (self.buffer if whole else self.buffer[:, :, rows])[:, :, :, :, :columns]
         cache = DynamicCache()
-        for keys, values in picked:
+        for keys, values in zip(*cells, strict=True):
             layer = kv_cache.Layer()
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
@@ -162,19 +172,21 @@ class Prompt:
 class Running:
     """The sequences that are not done, a row each."""
 
-    def __init__(self, model: Any, batch: PackedBatch, inner: Varlen, most: int) -> None:
+    def __init__(self, model: Any, batch: PackedBatch, inner: Varlen, most: int, beams: int = 1) -> None:
+        """most: how long a sequence may get, padding included. beams: how many sequences each prompt may become, by `reorder`."""
         self.model, self.bert = model, model.bert
         rows, S = batch.rows, batch.columns
         lengths = inner.cu_seqlens_q.diff()
         host = lengths.tolist()
+        self.blank = S - max(host)  # columns in which every prompt is padded
         room = max(host) + max(most - S - 1, 0)
         self.steps: steps_cuda.Steps | None = None
         if steps_cuda.covers(model):
-            self.steps = steps_cuda.take(model, batch.batch, room, lambda slots, cells: Cells(self.bert, slots, cells))
+            self.steps = steps_cuda.take(model, batch.batch * beams, room, lambda slots, cells: Cells(self.bert, slots, cells))
             self.cells = self.steps.cells
             self.cells.table = _C.SlotTable(self.steps.slots, self.steps.room)
         else:
-            self.cells = Cells(self.bert, batch.batch, room)
+            self.cells = Cells(self.bert, batch.batch * beams, room)
         device = lengths.device
         self.slots = torch.tensor(self.cells.table.admit(host), device=device)  # [A] int64
         self.members = torch.arange(batch.batch, device=device)  # [A] int64: which row of the batch
@@ -225,15 +237,26 @@ class Running:
             stay = sorted([*stay, *ended][:size])
         if len(stay) == len(self.member_list):
             return
-        self.cells.table.reorder(stay)
-        self.member_list = [self.member_list[i] for i in stay]
-        kept = torch.tensor(stay, device=self.slots.device)
+        self.reorder(stay)
+
+    def reorder(self, parents: list[int]) -> None:
+        """Sequence i goes on from what was sequence parents[i]; one that is nobody's parent is done."""
+        if parents == list(range(len(self.member_list))):
+            return
+        self.cells.reorder(parents)
+        self.member_list = [self.member_list[i] for i in parents]
+        device = self.slots.device
+        kept, self.slots = torch.tensor(parents, device=device), torch.tensor(self.cells.table.running, device=device)
         self.members = self.members.index_select(0, kept)
         if self.steps is not None:
-            self.steps.leave(kept)
+            self.steps.reorder(kept, self.slots)
             return
-        self.slots, self.length, self.position = (t.index_select(0, kept) for t in (self.slots, self.length, self.position))
+        self.length, self.position = self.length.index_select(0, kept), self.position.index_select(0, kept)
         self.token_types = None if self.token_types is None else self.token_types.index_select(0, kept)
+
+    def cache(self) -> DynamicCache:
+        """What was cached, padding included, for the caller to keep."""
+        return self.cells.as_cache(ours=self.steps is not None, columns=self.blank + max(self.cells.table.lengths))
 
     def finish(self) -> None:
         if self.steps is not None:
@@ -321,7 +344,7 @@ def sample(
     running.cells.table.crop(len(alive) - steps)
     cut = {"scores": scores, "logits": logits_kept}
     known = {field.name for field in fields(GenerateDecoderOnlyOutput)}
-    cache = {name: running.cells.as_cache(ours=running.steps is not None) for name in kv_cache.NAMES if name in known}
+    cache = {name: running.cache() for name in kv_cache.NAMES if name in known}
     running.finish()
     return GenerateDecoderOnlyOutput(
         sequences=input_ids, attentions=None, hidden_states=None,

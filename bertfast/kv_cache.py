@@ -116,6 +116,27 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
         else:
             self._lengths = [max(0, length + tokens_to_remove) for length in self._lengths]
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:  # int64, as many as there are to be sequences
+        """transformers' interface: sequence i becomes what sequence beam_idx[i] was. The room to spare stays; and on the CPU, where asking
+        costs nothing, so do the sequences that do not change, in buffers that nobody has seen."""
+        length, (keys, values) = self._lengths[0], self._buffers
+        if keys is None or values is None or length == 0:
+            return
+        if keys.requires_grad or values.requires_grad:
+            super().reorder_cache(beam_idx)
+            return
+        order = beam_idx.to(keys.device)
+        if self._seen or len(order) != len(keys) or order.device.type != "cpu":
+            with torch.inference_mode(False):  # the buffers outlive the call
+                self._buffers = [t.index_select(0, order) for t in (keys, values)]
+            self._written, self._seen = length, False
+            return
+        moved = (order != torch.arange(len(order))).nonzero().view(-1)
+        parents = order.index_select(0, moved)
+        for t in (keys, values):
+            cells = t[:, :, :length]
+            cells.index_copy_(0, moved, cells.index_select(0, parents))
+
     def __copy__(self) -> "Layer":
         """Two layers must not write into the same buffers."""
         other = Layer.of(self)

@@ -18,7 +18,7 @@ from transformers import GenerationMixin
 from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import output_capturing
 
-from bertfast import fp8, generation
+from bertfast import beams, fp8, generation
 from bertfast import quantization as quantizing
 from bertfast.forward import forward as run_forward
 from bertfast.heads import HEADS
@@ -125,10 +125,14 @@ class BertForPreTraining(Fast, theirs.BertForPreTraining):
 # transformers looks for GenerationMixin among the direct bases.
 @overrides_forward
 class BertLMHeadModel(Fast, theirs.BertLMHeadModel, GenerationMixin):
-    """generate() is GenerationMixin's; greedy decoding and sampling run in a loop of ours (bertfast.generation says when)."""
+    """generate() is GenerationMixin's; greedy decoding and sampling run in a loop of ours, beam search over its steps (bertfast.generation
+    says when)."""
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         return generation.sample_or_leave(self, BertLMHeadModel, GenerationMixin._sample, *args, **kwargs)
+
+    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+        return beams.search_or_leave(self, BertLMHeadModel, GenerationMixin._beam_search, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
         generation.check_length(self, generation_config, model_kwargs)

@@ -80,9 +80,12 @@ class Steps:
         """Sequences that a step has if `count` of them are to go on: a power of two, or all that there were."""
         return min(self.most, 1 << max(count - 1, 0).bit_length())
 
-    def leave(self, kept: Tensor) -> None:  # [A'] int64
-        self.state[:, : len(kept)] = self.state[:, : self.count].index_select(1, kept)
-        self.count = len(kept)
+    def reorder(self, parents: Tensor, slots: Tensor) -> None:  # [A'] int64 each
+        """Sequence i goes on from sequence parents[i], in a slot of its own."""
+        self.state[:, : len(parents)] = self.state[:, : self.count].index_select(1, parents)
+        self.state[SLOTS, : len(slots)] = slots
+        self.count = len(parents)
+        self.most = max(self.most, self.count)
 
     def __call__(self, tokens: Tensor) -> Tensor:  # [A] int64 -> [A, V] float32, the caller's own
         """Reads one token of each sequence."""

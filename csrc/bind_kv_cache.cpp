@@ -104,8 +104,16 @@ void bind_kv_cache(py::module_& m) {
       .def("admit", &SlotTable::admit, arg("lengths"), "New sequences with so many cells filled; returns their slots.")
       .def("extend", &SlotTable::extend, arg("count"), "So many more cells filled in every running sequence.")
       .def("crop", &SlotTable::crop, arg("count"), "The last so many cells of every running sequence are free again.")
-      .def("reorder", &SlotTable::reorder, arg("parents"),
-           "Sequence i becomes a copy of sequence parents[i]; those without a child end. Returns the (from, to) slots to copy.")
+      .def(
+          "reorder",
+          [](SlotTable& table, const std::vector<int64_t>& parents) {
+            std::vector<std::array<int64_t, 4>> copies;
+            for (const auto& [from, to, first, last] : table.reorder(parents)) copies.push_back({from, to, first, last});
+            return copies;
+          },
+          arg("parents"),
+          "Sequence i becomes a copy of sequence parents[i]; those without a child end. Returns what is to be copied, each\n"
+          "[from slot, to slot, first cell, one past the last].")
       .def("check_integrity", &SlotTable::check_integrity, "RuntimeError unless every slot is free or running, once.");
 }
 

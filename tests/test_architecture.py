@@ -22,7 +22,7 @@ LAYERS = [
     ["bertfast.modeling"],
     ["bertfast.quantization"],
     ["bertfast.checkpoints"],
-    ["bertfast.generation", "bertfast.forward"],
+    ["bertfast.beams", "bertfast.generation", "bertfast.forward"],
     ["bertfast.repeats"],
     ["bertfast.graphs", "bertfast.steps_cuda"],
     ["bertfast.graphs_cuda"],

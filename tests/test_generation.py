@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
-from bertfast import generation, roads
+from bertfast import beams, generation, roads
 from bertfast.kv_cache import FIELD
 
 V, LIMIT = 80, 64
@@ -45,17 +45,22 @@ def loops(monkeypatch):
     """Which loop each generate() took, and how many rows each of our steps had."""
     taken: list[str] = []
     rows: list[int] = []
-    sample, step = generation.sample, generation.Running.step
+    sample, step, searched = generation.sample, generation.Running.step, beams.Searched
 
     def noted(*args, **kwargs):
         taken.append("ours")
         return sample(*args, **kwargs)
+
+    def noted_search(*args):
+        taken.append("beams")
+        return searched(*args)
 
     def counted(self, tokens):
         rows.append(len(tokens))
         return step(self, tokens)
 
     monkeypatch.setattr(generation, "sample", noted)
+    monkeypatch.setattr(beams, "Searched", noted_search)
     monkeypatch.setattr(generation.Running, "step", counted)
     return taken, rows
 
@@ -140,16 +145,161 @@ def test_weights_that_move_between_steps_are_found_again(pair):
     assert torch.equal(model.generate(**prompts, max_new_tokens=15, eos_token_id=ENDS, streamer=Mover(model)), expected)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_beam_search_of_ragged_prompts(pair, loops, seed):
-    torch.manual_seed(seed)
-    prompts = make_prompts(5)
-    expected, actual = generate_both(
-        pair, prompts, max_new_tokens=15, num_beams=3, eos_token_id=ENDS, output_scores=True, return_dict_in_generate=True
-    )
-    assert loops[0] == [], "beam search is transformers' own, on the cached forward"
+def assert_same_beams(expected, actual) -> None:
+    """The same tokens, scores and origins; where tokens differ, the scores must have been as good as equal."""
+    assert type(actual) is type(expected)
+    assert list(actual.keys()) == list(expected.keys())
+    torch.testing.assert_close(actual.sequences_scores, expected.sequences_scores, rtol=0, atol=NEAR)
+    if torch.equal(expected.sequences, actual.sequences):
+        assert torch.equal(expected.beam_indices, actual.beam_indices)
     for a, b, score in zip(expected.sequences, actual.sequences, expected.sequences_scores - actual.sequences_scores, strict=True):
         assert torch.equal(a, b) or abs(score) <= NEAR
+
+
+def assert_same_cells(expected, actual, mask: Tensor) -> Tensor:
+    """The same keys and values wherever the prompts are not padded, and in all that followed. Returns where that is, [B, P] bool."""
+    P = expected.get_seq_length()
+    assert actual.get_seq_length() == P
+    seen = torch.nn.functional.pad(mask.bool(), (0, P - mask.shape[1]), value=True)
+    for a, b in zip(actual.layers, expected.layers, strict=True):
+        for one, other in ((a.keys, b.keys), (a.values, b.values)):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one.transpose(1, 2)[seen], other.transpose(1, 2)[seen], rtol=0, atol=NEAR)
+            assert not one.transpose(1, 2)[~seen].any()
+    return seen
+
+
+RETURNED = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
+
+
+@pytest.mark.parametrize("seed", range(10))  # ten batches of five: 50 prompts
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+def test_beam_search(pair, loops, seed, ragged):
+    torch.manual_seed(seed)
+    prompts = make_prompts(5, ragged=ragged)
+    expected, actual = generate_both(pair, prompts, max_new_tokens=15, num_beams=3, eos_token_id=ENDS, **RETURNED)
+    assert_same_beams(expected, actual)
+    assert loops[0] == ["beams"]
+    assert set(loops[1]) == {15}
+
+
+BEAMS = {
+    "one-end": {"eos_token_id": 2},
+    "no-end": {"eos_token_id": None},
+    "early": {"early_stopping": True},
+    "never": {"early_stopping": "never", "length_penalty": 1.5},
+    "short": {"length_penalty": -0.5},
+    "long": {"length_penalty": 2.0, "early_stopping": True},
+    "returned": {"num_return_sequences": 4, "length_penalty": 0.5},
+    "many": {"num_beams": 9, "num_return_sequences": 2},
+    "sampled": {"do_sample": True, "temperature": 1.5, "top_k": 20, "num_return_sequences": 2},
+    "penalty": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    "bad-words": {"bad_words_ids": [[7], [8, 9]], "min_new_tokens": 5},
+    "all-hidden": {"renormalize_logits": True, "forced_eos_token_id": 3},
+}
+
+
+@pytest.mark.parametrize("options", BEAMS.values(), ids=BEAMS)
+def test_beam_search_with(pair, loops, options):
+    prompts = make_prompts(4)
+    given = {"max_new_tokens": 15, "num_beams": 4, "eos_token_id": ENDS, **options}
+    models = [copy.deepcopy(m) for m in pair]
+    if given["eos_token_id"] is None:
+        for m in models:
+            m.generation_config.eos_token_id = None
+    assert torch.equal(*generate_both(models, prompts, **given))
+    assert loops[0] == ["beams"]
+    assert_same_beams(*generate_both(models, make_prompts(4, ragged=False), **given, **RETURNED))
+    assert loops[0] == ["beams", "beams"]
+
+
+def test_beams_move_and_copy_no_more_than_differs(pair, monkeypatch):
+    """What would make a step copy the cache: beams do change places here, and cells of the prompt are copied once for each beam."""
+    moves: list[list[list[int]]] = []
+    orders: list[list[int]] = []
+
+    class Noted(generation._C.SlotTable):
+        def reorder(self, parents):
+            orders.append(parents)
+            moves.append(super().reorder(parents))
+            return moves[-1]
+
+    monkeypatch.setattr(generation._C, "SlotTable", Noted)
+    prompts = make_prompts(2, ragged=False)
+    expected, actual = generate_both(pair, prompts, max_new_tokens=20, num_beams=4, eos_token_id=ENDS)
+    assert torch.equal(expected, actual)
+    assert moves[0] == [[slot, other, 0, 10] for slot, others in ((0, (2, 3, 4)), (1, (5, 6, 7))) for other in others]
+    assert any(order != sorted(order) for order in orders), "beams change places, or this shows nothing"
+    later = [move for copies in moves[1:] for move in copies]
+    assert later
+    assert all(first >= 10 for _, _, first, _ in later)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_cache_of_a_beam_search(pair, loops, ragged):
+    prompts = make_prompts(3, ragged=ragged)
+    expected, actual = generate_both(pair, prompts, max_new_tokens=12, num_beams=3, eos_token_id=ENDS, **RETURNED)
+    cache = actual[FIELD]
+    seen = assert_same_cells(expected[FIELD], cache, prompts["attention_mask"].repeat_interleave(3, dim=0))
+    assert loops[0] == ["beams"]
+    order = torch.tensor([4, 0, 0, 8, 3, 3, 6, 7, 7])  # the caller goes on with it, by transformers' own interface
+    for found in (expected[FIELD], cache):
+        found.reorder_cache(order)
+        found.batch_select_indices(torch.tensor([0, 1, 5]))
+        found.batch_repeat_interleave(2)
+        found.crop(-2)
+    seen = seen[order][[0, 0, 1, 1, 5, 5], :-2]
+    mask = torch.cat([seen, seen.new_ones(6, 1)], dim=1).long()
+    new = torch.randint(10, V, (6, 1))
+    positions = mask.sum(dim=1, keepdim=True) - 1
+    with torch.no_grad():
+        outputs = [
+            model(new, attention_mask=mask, position_ids=positions, **{FIELD: found}).logits
+            for model, found in zip(pair, (expected[FIELD], cache), strict=True)
+        ]
+    torch.testing.assert_close(*outputs, rtol=0, atol=NEAR)
+
+
+@pytest.mark.parametrize("name", ["prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_reorder_cache"])
+def test_what_a_subclass_answers_itself_is_asked_of_it(pair, loops, name):
+    asked = []
+
+    def own(self, *args, **kwargs):
+        asked.append(name)
+        if name == "_reorder_cache":
+            args[0].reorder_cache(args[1])
+            return args[0]
+        return getattr(super(type(self), self), name)(*args, **kwargs)
+
+    model = copy.deepcopy(pair[1])
+    model.__class__ = type("BertSubclass", (type(model),), {name: own})
+    prompts = make_prompts(2)
+    expected = pair[0].generate(**prompts, max_new_tokens=6, num_beams=3, eos_token_id=ENDS)
+    assert torch.equal(model.generate(**prompts, max_new_tokens=6, num_beams=3, eos_token_id=ENDS), expected)
+    assert asked
+    assert loops[0] == []
+
+
+def test_beams_whose_prompts_differ_are_transformers_own_affair(pair, loops):
+    """As a caller may arrange who calls the search itself."""
+    prompts = make_prompts(2, ragged=False)
+    prompts["token_type_ids"] = torch.zeros_like(prompts["input_ids"])
+
+    def differ(model):
+        search = type(model)._beam_search
+
+        def altered(self, input_ids, *args, **kwargs):
+            input_ids = input_ids.clone()
+            input_ids[1, 0] += 1
+            return search(self, input_ids, *args, **kwargs)
+
+        return type(type(model).__name__, (type(model),), {"_beam_search": altered})
+
+    models = [copy.deepcopy(m) for m in pair]
+    for m in models:
+        m.__class__ = differ(m)
+    assert torch.equal(*generate_both(models, prompts, max_new_tokens=6, num_beams=3, eos_token_id=ENDS))
+    assert loops[0] == []
 
 
 STRATEGIES = {
@@ -215,12 +365,28 @@ def test_scores_logits_and_the_cache_are_returned(pair, loops, ragged, do_sample
         assert len(actual[name]) == len(expected[name])
         for a, b in zip(actual[name], expected[name], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=NEAR)
-    assert actual[FIELD].get_seq_length() == expected[FIELD].get_seq_length()
-    if not ragged:
-        assert loops[0] == ["ours"]
-        for a, b in zip(actual[FIELD].layers, expected[FIELD].layers, strict=True):
-            torch.testing.assert_close(a.keys, b.keys, rtol=0, atol=NEAR)
-            torch.testing.assert_close(a.values, b.values, rtol=0, atol=NEAR)
+    assert loops[0] == ["ours"]
+    assert_same_cells(expected[FIELD], actual[FIELD], prompts["attention_mask"])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_columns_in_which_every_prompt_is_padded(pair, loops, num_beams):
+    prompts = {name: torch.nn.functional.pad(t, (3, 0)) for name, t in make_prompts(3).items()}
+    expected, actual = generate_both(pair, prompts, max_new_tokens=5, num_beams=num_beams, eos_token_id=ENDS, **RETURNED)
+    assert torch.equal(expected.sequences, actual.sequences)
+    assert len(loops[0]) == 1
+    assert_same_cells(expected[FIELD], actual[FIELD], prompts["attention_mask"].repeat_interleave(num_beams, dim=0))
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_cache_in_which_padding_counts_is_transformers_own_affair(pair, loops, num_beams):
+    model = copy.deepcopy(pair[1])
+    model.keep_padding = model.bert.keep_padding = True
+    expected, actual = generate_both(
+        (pair[0], model), make_prompts(3), max_new_tokens=5, num_beams=num_beams, eos_token_id=ENDS, **RETURNED
+    )
+    assert torch.equal(expected.sequences, actual.sequences)
+    assert loops[0] == []
 
 
 def test_attentions_and_hidden_states_are_returned(pair):

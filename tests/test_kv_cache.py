@@ -72,13 +72,20 @@ class Slots(RuleBasedStateMachine):
             self.refused(self.table.reorder, parents)
             return
         before = [self.table.running[p] for p in parents]
+        old, lengths = dict(self.cells), [len(self.sequences[p]) for p in parents]
         copies = self.table.reorder(parents)
-        assert not {source for source, _ in copies} & {target for _, target in copies}
-        assert len(copies) == len(parents) - len(set(parents)), "only a second child costs a copy"
-        for source, target in copies:
-            self.cells.update({(target, cell): self.cells[source, cell] for cell in range(CELLS) if (source, cell) in self.cells})
-        for slot, parent in zip(self.table.running, before, strict=True):
-            assert slot == parent or (parent, slot) in copies
+        assert not {source for source, *_ in copies} & {target for _, target, *_ in copies}
+        for source, target, first, last in copies:
+            self.cells.update({(target, cell): self.cells[source, cell] for cell in range(first, last)})
+        ranges = {(source, target): (first, last) for source, target, first, last in copies}
+        for i, (slot, parent) in enumerate(zip(self.table.running, before, strict=True)):
+            if slot == parent:
+                assert parents.index(parents[i]) == i, "a first child stays where it is"
+                continue
+            alike = (old[parent, cell] == old.get((slot, cell)) for cell in range(lengths[i]))
+            common = next((cell for cell, same in enumerate(alike) if not same), lengths[i])
+            assert ranges.pop((parent, slot), None) == ((common, lengths[i]) if common < lengths[i] else None), "no more than differs"
+        assert not ranges
         self.sequences = [list(self.sequences[p]) for p in parents]
 
     @invariant()
@@ -91,6 +98,20 @@ class Slots(RuleBasedStateMachine):
 
 TestSlots = Slots.TestCase
 TestSlots.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_beams_of_one_prompt_copy_what_came_after_it():
+    table = SlotTable(3, 9)
+    table.admit([4])
+    assert table.reorder([0, 0, 0]) == [[0, 1, 0, 4], [0, 2, 0, 4]]
+    assert table.reorder([2, 1, 1]) == [], "all of them hold the prompt"
+    table.extend(2)
+    assert table.running == [2, 1, 0]
+    assert table.reorder([1, 1, 2]) == [[1, 2, 4, 6]]
+    table.extend(1)
+    assert table.running == [1, 2, 0]
+    assert table.reorder([1, 1, 2]) == [[2, 1, 6, 7]], "the two parted one cell ago"
+    assert table.reorder([0, 1, 1]) == [[1, 0, 4, 7]]
 
 
 def test_what_a_refusal_says():
@@ -143,8 +164,9 @@ class Growth(RuleBasedStateMachine):
         self.expected = self.expected[:, :, : self.expected.shape[2] - count]
 
     @precondition(lambda self: self.expected.shape[2] > 0)
-    @rule(order=st.lists(st.integers(0, 1), min_size=2, max_size=2))
+    @rule(order=st.lists(st.integers(0, 2), min_size=1, max_size=3))
     def reorder(self, order: list[int]) -> None:
+        order = [i % len(self.expected) for i in order]
         self.layer.reorder_cache(torch.tensor(order))
         self.expected = self.expected[order]
 
@@ -163,6 +185,25 @@ class Growth(RuleBasedStateMachine):
                     assert torch.equal(buffer[:, :, : expected.shape[2]], expected)
         for view, value in self.read:
             assert torch.equal(view, value)
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_reordering_keeps_the_room_and_what_does_not_change(looked: bool):
+    layer, start = Layer(), torch.rand(3, 2, 4, 5)
+    layer.update(start, -start)
+    layer.update(start[:, :, :1], start[:, :, :1])
+    before = layer.room_for(0, start)[0]
+    room, held = before.shape[2], layer.keys if looked else None
+    if not looked:
+        layer._seen = False  # as of a layer that only the graph has read
+    for order in ([0, 1, 2], [1, 0, 0]):
+        layer.reorder_cache(torch.tensor(order))
+        assert layer._buffers[0].shape[2] == room > 5
+        assert (layer._buffers[0] is before) == (not looked)
+    expected = torch.cat([start, start[:, :, :1]], dim=2)
+    assert torch.equal(layer.keys, expected[[1, 0, 0]])
+    if looked:
+        assert torch.equal(held, expected)
 
 
 TestGrowth = Growth.TestCase

@@ -1,6 +1,7 @@
 #include "slot_table.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -19,6 +20,7 @@ SlotTable::SlotTable(int64_t slots, int64_t cells) : cells_(cells) {
   BF_CHECK(slots >= 0, "slots: got ", slots, ", expected 0 or more");
   BF_CHECK(cells >= 0, "cells: got ", cells, ", expected 0 or more");
   lengths_.assign(static_cast<size_t>(slots), 0);
+  labels_.assign(static_cast<size_t>(slots) * static_cast<size_t>(cells), 0);
   for (int64_t slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   running_.reserve(lengths_.size());
 }
@@ -27,6 +29,14 @@ std::vector<int64_t> SlotTable::lengths() const {
   std::vector<int64_t> found;
   for (const int64_t slot : running_) found.push_back(lengths_[static_cast<size_t>(slot)]);
   return found;
+}
+
+void SlotTable::fill(int64_t slot, int64_t count) {
+  int64_t& length = lengths_[static_cast<size_t>(slot)];
+  const auto start = labels_.begin() + slot * cells_ + length;
+  std::iota(start, start + count, last_label_ + 1);
+  last_label_ += count;
+  length += count;
 }
 
 std::vector<int64_t> SlotTable::admit(const std::vector<int64_t>& lengths) {
@@ -38,7 +48,7 @@ std::vector<int64_t> SlotTable::admit(const std::vector<int64_t>& lengths) {
   const size_t before = running_.size();
   for (const int64_t length : lengths) {
     running_.push_back(free_.back());
-    lengths_[static_cast<size_t>(free_.back())] = length;
+    fill(free_.back(), length);
     free_.pop_back();
   }
   return {running_.begin() + static_cast<std::ptrdiff_t>(before), running_.end()};
@@ -51,7 +61,7 @@ void SlotTable::extend(int64_t count) {
     BF_CHECK(count <= cells_ - length, "extend: a sequence has ", length, " cells and needs ", count, " more, but the cache holds ",
              cells_);
   }
-  for (const int64_t slot : running_) lengths_[static_cast<size_t>(slot)] += count;
+  for (const int64_t slot : running_) fill(slot, count);
 }
 
 void SlotTable::crop(int64_t count) {
@@ -63,7 +73,7 @@ void SlotTable::crop(int64_t count) {
   for (const int64_t slot : running_) lengths_[static_cast<size_t>(slot)] -= count;
 }
 
-std::vector<std::pair<int64_t, int64_t>> SlotTable::reorder(const std::vector<int64_t>& parents) {
+std::vector<SlotTable::Copy> SlotTable::reorder(const std::vector<int64_t>& parents) {
   const int64_t before = static_cast<int64_t>(running_.size());
   for (const int64_t parent : parents)
     BF_CHECK(parent >= 0 && parent < before, "reorder: got parent ", parent, ", expected 0 <= parent < ", before,
@@ -78,7 +88,7 @@ std::vector<std::pair<int64_t, int64_t>> SlotTable::reorder(const std::vector<in
       free_.push_back(slot);
     }
   std::vector<int64_t> after;
-  std::vector<std::pair<int64_t, int64_t>> copies;
+  std::vector<Copy> copies;
   after.reserve(lengths_.size());
   for (const int64_t parent : parents) {
     const int64_t from = running_[static_cast<size_t>(parent)];
@@ -87,10 +97,19 @@ std::vector<std::pair<int64_t, int64_t>> SlotTable::reorder(const std::vector<in
       after.push_back(from);
       continue;
     }
-    const int64_t to = free_.back();
-    free_.pop_back();
-    lengths_[static_cast<size_t>(to)] = lengths_[static_cast<size_t>(from)];
-    copies.emplace_back(from, to);
+    const auto labels = labels_.begin() + from * cells_;
+    const int64_t length = lengths_[static_cast<size_t>(from)];
+    int64_t first = -1;
+    auto found = free_.rbegin();
+    for (auto each = free_.rbegin(); each != free_.rend() && first < length; ++each) {
+      const int64_t alike = std::mismatch(labels, labels + length, labels_.begin() + *each * cells_).first - labels;
+      if (alike > first) first = alike, found = each;
+    }
+    const int64_t to = *found;
+    free_.erase(std::next(found).base());
+    lengths_[static_cast<size_t>(to)] = length;
+    if (first < length) copies.push_back({from, to, first, length});
+    std::copy(labels + first, labels + length, labels_.begin() + to * cells_ + first);
     after.push_back(to);
   }
   running_ = std::move(after);

@@ -1,17 +1,23 @@
 // Which rows of a KV cache are taken, how many of their cells are filled, and in which order the running sequences stand
 // in the batch. Holds no keys and values: those lie in tensors [slots, heads, cells, head_size] that the caller owns.
 //
-// A BERT has 512 positions at most, so a slot is one row with room for the longest sequence: no blocks, no page table.
+// A BERT has 512 positions at most, so a slot is one row with room for the longest sequence: no blocks, no page table. Each cell
+// has a label instead, a number for the write that filled it: beams of one prompt are copied to and fro, and labels tell how far
+// two slots hold the same anyway.
 #pragma once
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace bertfast {
 
 class SlotTable {
  public:
+  // Cells first .. last - 1 of a slot that another slot must take over.
+  struct Copy {
+    int64_t from, to, first, last;
+  };
+
   // Throws std::invalid_argument for a negative size.
   SlotTable(int64_t slots, int64_t cells);
 
@@ -32,15 +38,20 @@ class SlotTable {
   void crop(int64_t count);
 
   // Sequence i of the batch becomes a copy of what was sequence parents[i]; a sequence that is nobody's parent ends. A parent's
-  // first child stays in its slot. Returns which slots the caller must copy, (from, to), before the next write; no slot is both.
-  std::vector<std::pair<int64_t, int64_t>> reorder(const std::vector<int64_t>& parents);
+  // first child stays in its slot; another gets the free slot that holds most of its cells already. Returns what the caller must
+  // copy before the next write: the cells from the first one on that differs. No slot is copied both from and to.
+  std::vector<Copy> reorder(const std::vector<int64_t>& parents);
 
   // Throws std::logic_error, naming what is wrong, unless every slot is either free or running, once, and no sequence is
   // longer than its slot.
   void check_integrity() const;
 
  private:
+  void fill(int64_t slot, int64_t count);  // the next cells of a slot, each with a label that no cell has
+
   int64_t cells_;
+  int64_t last_label_ = 0;
+  std::vector<int64_t> labels_;   // [slots, cells]: of what lies there, in free slots too; 0: nothing yet
   std::vector<int64_t> lengths_;  // by slot; 0 where free
   std::vector<int64_t> running_;
   std::vector<int64_t> free_;  // the next one to hand out last

@@ -268,6 +268,23 @@ def test_a_step_that_cuda_cannot_record_is_launched_plainly(pair, monkeypatch, c
     assert len([r for r in caplog.records if "no CUDA graph for a step of 3 sequences" in r.getMessage()]) == 1
 
 
+def test_beams_share_steps_of_one_size(pair, recorder, sizes, device):
+    """Beams change places between replays: slots are part of the state."""
+    given = {**prompts(device), "token_type_ids": torch.tensor([[0, 0, 1, 1, 1], [0] * 5, [1] * 5], device=device)}
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True}
+    for _ in range(2):
+        theirs_, ours = both(pair, given, do_sample=False, **options)
+        assert torch.equal(ours.sequences, theirs_.sequences)
+        assert torch.equal(ours.beam_indices, theirs_.beam_indices)
+        torch.testing.assert_close(ours.sequences_scores, theirs_.sequences_scores, rtol=1e-4, atol=1e-4)
+    places = ours.beam_indices[:, :6]
+    assert (places[places >= 0] % 3).unique().numel() == 3, "beams are to change places: choose other prompts"
+    assert set(sizes) == {9}
+    assert recorder.captures == 1
+    theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=10, eos_token_id=None)
+    assert torch.equal(ours, theirs_), "three sequences in what was made for nine"
+
+
 def test_a_step_that_replays_other_values_is_not_used(pair, monkeypatch, recorder, device):
     def forgetful(run, device):
         replay, logits = recorder(run, device)
