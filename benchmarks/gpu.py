@@ -86,6 +86,14 @@ def first(outputs: Any, real: Tensor) -> Tensor:
 
 # --- time ------------------------------------------------------------------------------------------------------------------------
 
+COSINE = 0.99  # of a token's hidden states with transformers' sdpa in the same dtype: less is another function, not another rounding
+
+
+def hidden_states(outputs: Any, real: Tensor) -> Tensor:
+    """[T, H] of the real tokens in float32, of a model that pads or of one that does not."""
+    states: Tensor = outputs["hidden"] if "hidden" in outputs else outputs["last_hidden_state"][real]
+    return states.float()
+
 
 def graphed(call: Callable[[Inputs], Any], given: Inputs) -> Callable[[Inputs], Any]:
     """call under a CUDA graph for inputs of this shape: copied in, replayed, copied out."""
@@ -186,6 +194,8 @@ def subjects(options: argparse.Namespace, dtype: torch.dtype, given: Inputs, len
         "varlen": lambda: varlen(False),
         "varlen-compiled": lambda: varlen(True),
     }
+    real = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
+    want = hidden_states(sdpa(**given), real)
     found = []
     for name in options.subject or makers:
         begin = time.monotonic()
@@ -195,8 +205,9 @@ def subjects(options: argparse.Namespace, dtype: torch.dtype, given: Inputs, len
             continue
         try:
             subject = makers[name]()
-            subject.call(given)
-            synchronise(device)
+            subject.cosine = F.cosine_similarity(hidden_states(subject.call(given), real), want, dim=-1).min().item()
+            if not subject.cosine >= COSINE:
+                raise RuntimeError(f"its hidden states are not transformers': worst cosine {subject.cosine:.5f}, expected {COSINE} or more")
         except Exception as error:  # a rival that does not run is reported, and the others are timed
             if name in ("bertfast", "launches"):
                 raise
@@ -239,6 +250,7 @@ def time_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "ms": statistics.median(rival.latencies),
                 "ms_stream": statistics.median(rival.stream),
                 "calls": len(rival.latencies),
+                "worst_cosine": rival.cosine,
                 "note": rival.note,
             }
             rows.append(row)

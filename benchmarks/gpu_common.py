@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Subject:
     name: str
     call: Callable[[Inputs], Any]
     note: str = ""
+    cosine: float = math.nan  # worst of its first call's tokens, with the reference's
     latencies: list[float] = field(default_factory=list)
     stream: list[float] = field(default_factory=list)
 

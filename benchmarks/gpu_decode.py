@@ -20,7 +20,7 @@ PROMPT, FEW, MANY = 32, 16, 80  # tokens of a prompt; new tokens of a short and 
 
 
 def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Milliseconds a step: what the 64 more steps of a long generation take, over 64. Checked first: the same tokens as transformers'."""
+    """Milliseconds a step: what the 64 more steps of a long generation take, over 64; and the share of tokens that are transformers'."""
     rows: list[dict[str, Any]] = []
     few, many = (min(n, MODELS[options.model].P - PROMPT) for n in (FEW, MANY))
     for dtype, B in itertools.product(options.dtype, options.batch):
@@ -55,6 +55,7 @@ def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
             ),
         }
         found: dict[str, dict[int, list[float]]] = {}
+        equal: dict[str, float] = {}
         want = generate(theirs_, few)
         for key in options.subject or makers:
             name, call = makers[key]
@@ -70,7 +71,7 @@ def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
                 print(f"  {name}: not timed: {reason}", flush=True)
                 continue
             print(f"  {name}: {same:.1%} of the tokens are transformers'", flush=True)
-            found[key] = {few: [], many: []}
+            found[key], equal[key] = {few: [], many: []}, same
         for _ in range(options.rounds):
             for key, times in found.items():
                 for tokens, measured in times.items():
@@ -90,6 +91,7 @@ def decode(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "subject": makers[key][0],
                 "ms": ms,
                 "ms_generation": statistics.median(times[many]),
+                "equal_tokens": equal[key],  # share that is transformers', of the short generation
             }
             rows.append(row)
             print(f"  {row['subject']:44} {ms:9.3f} ms a step, {B / ms * 1e3:9.0f} tokens a second", flush=True)

@@ -190,7 +190,7 @@ def gemm_wins(rows: list[dict[str, Any]], device_name: str) -> list[str]:
         for T in sorted({row["T"] for row in here}, reverse=True):
             ms = {row["tile"]: row["ms"] for row in here if row["T"] == T}
             used = str(tuning.gemm_tile(DTYPES[dtype], T))
-            if used not in ms or ms[used] >= ms["cuBLAS"]:
+            if used not in ms or "cuBLAS" not in ms or ms[used] >= ms["cuBLAS"]:
                 break
             least = T
         if least is not None:
@@ -199,5 +199,8 @@ def gemm_wins(rows: list[dict[str, Any]], device_name: str) -> list[str]:
 
 
 def report_best(here: list[dict[str, Any]], shape: str) -> None:
-    default, best = next(row for row in here if row["default"]), min(here, key=lambda row: row["ms"])
-    print(f"  {shape}: in use {default['ms']:.4f} ms ({default['tile']}); best {best['ms']:.4f} ms ({best['tile']})", flush=True)
+    """`here`: what ran of one problem's candidates; what is in use may be among those that did not."""
+    default = next((f"{row['ms']:.4f} ms ({row['tile']})" for row in here if row["default"]), "did not run")
+    best = min(here, key=lambda row: row["ms"], default=None)
+    said = f"{best['ms']:.4f} ms ({best['tile']})" if best else "nothing ran"
+    print(f"  {shape}: in use {default}; best {said}", flush=True)

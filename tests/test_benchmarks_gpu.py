@@ -1,5 +1,6 @@
 """benchmarks/gpu.py and its plain-torch peer, as far as they go without a GPU: a dry run on the CPU, whose times mean nothing."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_decode
+from benchmarks import gpu, gpu_common, gpu_decode, gpu_tune
 from bertfast.ops import reference
 
 ROOT = Path(__file__).parents[1]
@@ -41,15 +42,32 @@ def test_time_and_the_roofline_that_reads_it(tmp_path):
     assert {"device", "python", "torch", "transformers", "bertfast"} <= result["environment"].keys()
     timed = {"bertfast", "bertfast, plain launches", "transformers eager", "transformers sdpa"}
     assert {(row["batch"], row["subject"]) for row in rows} == {(batch, name) for batch in ("1x16", "padded32") for name in timed}
-    assert all(row["ms"] > 0 and row["ms_stream"] > 0 for row in rows)
+    assert all(row["ms"] > 0 and row["ms_stream"] > 0 and row["worst_cosine"] > 0.99999 for row in rows)
     assert "| bertfast, plain launches |" in (tmp_path / "time.md").read_text()
     command = [sys.executable, "-m", "benchmarks.roofline", "--results", str(tmp_path / "time.json")]
     assert len(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()) == 2 + len(rows)
 
 
+def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch):
+    def built(*arguments, **config):
+        model = gpu_common.build(*arguments, **config)
+        if config["attn_implementation"] == "eager":
+            model.encoder.layer[1].output.dense.weight.neg_()
+        return model
+
+    monkeypatch.setattr(gpu, "build", built)
+    options = argparse.Namespace(model="tiny", device="cpu", subject=["sdpa", "eager"], time_is_up=lambda: False)
+    given, absent = gpu_common.make_inputs([8, 5], 1000, "cpu"), {}
+    with torch.no_grad():
+        found = gpu.subjects(options, torch.float32, given, [8, 5], absent)
+    assert [subject.name for subject in found] == ["transformers sdpa"]
+    assert "its hidden states are not transformers': worst cosine" in absent["eager"]
+
+
 def test_decode_and_the_roofline_that_reads_it(tmp_path):
     rows = run("decode", tmp_path, "--batch", "2", "--rounds", "1", "--subject", "bertfast", "launches", "dynamic")["rows"]
     assert {row["subject"] for row in rows} == {"bertfast", "bertfast, plain launches", "transformers, dynamic cache"}
+    assert [row["equal_tokens"] for row in rows] == [1.0] * 3
     assert all(row["ms_generation"] > 0 and row["cached"] > gpu_decode.PROMPT for row in rows)
     assert "milliseconds a step" in (tmp_path / "decode.md").read_text()
     command = [sys.executable, "-m", "benchmarks.roofline", "--results", str(tmp_path / "decode.json")]
@@ -169,3 +187,15 @@ def test_what_the_search_writes_for_the_table():
     for T in (16, 128, 512, 1024, 4096, 16384):  # the tile in use is among those measured
         candidates = next(p for p in gpu_tune.problems(torch.float16, "meta") if p.where.get("T") == T).candidates()
         assert str(tuning.gemm_tile(torch.float16, T)) in {candidate.tile for candidate in candidates}
+
+
+def test_the_search_goes_on_where_the_tile_in_use_does_not_run(capsys):
+    ran = {"tile": "Tile(16)", "default": False, "ms": 2.0}
+    gpu_tune.report_best([ran], "D=64")
+    gpu_tune.report_best([{**ran, "tile": "Tile(64)", "default": True, "ms": 3.0}, ran], "D=64")
+    gpu_tune.report_best([], "D=64")
+    assert capsys.readouterr().out.splitlines() == [
+        "  D=64: in use did not run; best 2.0000 ms (Tile(16))",
+        "  D=64: in use 3.0000 ms (Tile(64)); best 2.0000 ms (Tile(16))",
+        "  D=64: in use did not run; best nothing ran",
+    ]
