@@ -15,15 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
 
 from bertfast import kv_cache, ops
 from bertfast.attention import Varlen
 from bertfast.generation import Running, pack_prompts, reason_for_their_loop
-
-# What `Searched` answers in the model's place: of a model that has its own, it is not ours to answer.
-ANSWERED = ("_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 
 
 class Searched:
@@ -55,7 +51,7 @@ class Searched:
         return cache
 
 
-def prompts_of(model: Any, input_ids: Tensor, arguments: dict[str, Any], beams: int) -> tuple[Tensor, dict[str, Any]] | None:
+def prompts_of(input_ids: Tensor, arguments: dict[str, Any], beams: int) -> tuple[Tensor, dict[str, Any]] | None:
     """One row for each K alike of input_ids, [A, S], and of the tensors beside them; None where they are not alike."""
     names = [name for name in ("attention_mask", "position_ids", "token_type_ids") if arguments.get(name) is not None]
     alone = {}
@@ -75,9 +71,8 @@ def search_or_leave(
     """What `_beam_search` of our class does: `theirs`, over our steps where they cover the call, else over the model's forward."""
     rest = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus)
     beams, batch = generation_config.num_beams, None
-    if all(getattr(type(model), name) is getattr(GenerationMixin, name) and name not in vars(model) for name in ANSWERED):
-        reason = reason_for_their_loop(model, own, input_ids, generation_config, synced_gpus, model_kwargs)
-        alone = prompts_of(model, input_ids, model_kwargs, beams) if reason is None else None
+    if reason_for_their_loop(model, own, input_ids, generation_config, synced_gpus, model_kwargs) is None:
+        alone = prompts_of(input_ids, model_kwargs, beams)
         batch = None if alone is None else pack_prompts(model, *alone)
     if batch is None or hasattr(model, "_reorder_cache"):
         return theirs(model, *rest, **model_kwargs)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
-from transformers.generation import logits_process
+from transformers.generation import GenerationMixin, logits_process
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from bertfast import _C, kv_cache, ops, roads, steps_cuda
@@ -47,6 +47,9 @@ def is_row_by_row(processor: Any, B: int) -> bool:
 
 
 READ = frozenset(("attention_mask", "position_ids", "token_type_ids", "use_cache", "logits_to_keep", *kv_cache.NAMES))
+
+# What a loop of ours does in the model's place: of a model that does it in its own way, it is asked.
+ASKED = ("_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 
 LOOK_EVERY = 8  # steps between looks at which rows have ended, where looking means waiting for the device
 
@@ -83,6 +86,8 @@ def reason_for_their_loop(model: Any, own: type, input_ids: Tensor, config: Any,
         return reason
     if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]
         return "hooks on the model, or a forward of a subclass"
+    if any(getattr(type(model), name) is not getattr(GenerationMixin, name) or name in vars(model) for name in ASKED):
+        return "the model prepares its inputs in a way of its own"
     if not is_causal(model.config):
         return "the model is no causal decoder"
     if synced_gpus or config.is_assistant or config.prefill_chunk_size is not None or config.compile_config is not None:

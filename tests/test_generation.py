@@ -260,8 +260,14 @@ def test_the_cache_of_a_beam_search(pair, loops, ragged):
     torch.testing.assert_close(*outputs, rtol=0, atol=NEAR)
 
 
-@pytest.mark.parametrize("name", ["prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_reorder_cache"])
-def test_what_a_subclass_answers_itself_is_asked_of_it(pair, loops, name):
+@pytest.mark.parametrize(("name", "num_beams"), [
+    ("prepare_inputs_for_generation", 1),
+    ("prepare_inputs_for_generation", 3),
+    ("_update_model_kwargs_for_generation", 1),
+    ("_update_model_kwargs_for_generation", 3),
+    ("_reorder_cache", 3),
+])  # fmt: skip
+def test_what_a_subclass_answers_itself_is_asked_of_it(pair, loops, name, num_beams):
     asked = []
 
     def own(self, *args, **kwargs):
@@ -274,8 +280,23 @@ def test_what_a_subclass_answers_itself_is_asked_of_it(pair, loops, name):
     model = copy.deepcopy(pair[1])
     model.__class__ = type("BertSubclass", (type(model),), {name: own})
     prompts = make_prompts(2)
-    expected = pair[0].generate(**prompts, max_new_tokens=6, num_beams=3, eos_token_id=ENDS)
-    assert torch.equal(model.generate(**prompts, max_new_tokens=6, num_beams=3, eos_token_id=ENDS), expected)
+    options = {"max_new_tokens": 6, "num_beams": num_beams, "eos_token_id": ENDS}
+    assert torch.equal(*generate_both((pair[0], model), prompts, **options))
+    assert asked
+    assert loops[0] == []
+
+
+def test_what_is_set_on_the_model_itself_is_asked(pair, loops):
+    """As peft does for the time of a generation."""
+    model, asked = copy.deepcopy(pair[1]), []
+    prepare = model.prepare_inputs_for_generation
+
+    def noted(*args, **kwargs):
+        asked.append(1)
+        return prepare(*args, **kwargs)
+
+    model.prepare_inputs_for_generation = noted
+    assert torch.equal(*generate_both((pair[0], model), make_prompts(2), max_new_tokens=6, eos_token_id=ENDS))
     assert asked
     assert loops[0] == []
 
