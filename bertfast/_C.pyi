@@ -68,6 +68,7 @@ def varlen_attention(
     head_size: int,
     causal: bool,
     scale: float,
+    bfloat16_products: bool,
     out: int,
     bfloat16: bool = False,
 ) -> None: ...

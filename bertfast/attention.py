@@ -6,7 +6,7 @@ Shape letters: Rq / Rk rows of queries / keys, B sequences, Sq / Sk padded lengt
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -66,6 +66,7 @@ class Varlen:
     causal: bool = False
     key_rows: Tensor | None = None  # [Tk] int64: the rows of k and v that are keys, where padding was kept; None: all
     first_cu: Tensor | None = None  # [B + 1] int32: 0, 1, 2, ...; None: made when asked for
+    bfloat16_products: bool = False  # allowed: see the op
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         if self.key_rows is not None:
@@ -74,13 +75,14 @@ class Varlen:
         context: Tensor = O.varlen_attention(
             q.view(shape), k.view(shape), v.view(shape),
             self.cu_seqlens_q, self.cu_seqlens_k, self.max_seqlen_q, self.max_seqlen_k, self.causal,
+            bfloat16_products=self.bfloat16_products,
         )  # fmt: skip
         return context.view(q.shape)
 
     def first_rows(self) -> "Varlen | None":
         if self.causal:
             return None
-        return Varlen(self.first_cu_seqlens(), self.cu_seqlens_k, 1, self.max_seqlen_k, False, self.key_rows)
+        return replace(self, cu_seqlens_q=self.first_cu_seqlens(), max_seqlen_q=1, first_cu=None)
 
     def first_cu_seqlens(self) -> Tensor:
         """The boundaries of one query a sequence."""

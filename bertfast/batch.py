@@ -16,6 +16,7 @@ from torch import Tensor
 from bertfast import _C, ops
 from bertfast.attention import Attention, Masked, Varlen, remembered, uniform_cu_seqlens, uniform_first_rows
 from bertfast.model import Rows
+from bertfast.quantized import Quantized
 from bertfast.settings import is_causal, setting
 
 Arguments = Mapping[str, Any]
@@ -189,6 +190,8 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
     cu_seqlens = packing.cu_seqlens if drop and packing is not None else uniform_cu_seqlens(B, S, device)
     longest = packing.longest if drop and packing is not None else S
     attention: Attention
+    # What attention reads and gives is coarser than bfloat16 in int8. A decoder's is not rounded: its steps on a cache agree with this.
+    rounded = isinstance(embeddings.word_embeddings, Quantized) and not causal
     blank = None
     if plain:
         real = mask.ne(0).to(device) if packing is not None and mask is not None else None
@@ -198,9 +201,9 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
         if real is not None and not keep:
             blank = ~real
     elif packing is not None and not drop:
-        attention = Varlen(cu_seqlens, packing.cu_seqlens, longest, packing.longest, key_rows=packing.indices)
+        attention = Varlen(cu_seqlens, packing.cu_seqlens, longest, packing.longest, key_rows=packing.indices, bfloat16_products=rounded)
     else:
-        attention = Varlen(cu_seqlens, cu_seqlens, longest, longest, causal)
+        attention = Varlen(cu_seqlens, cu_seqlens, longest, longest, causal, bfloat16_products=rounded)
 
     rows = Rows(row_ids, words, rows_of(arguments.get("token_type_ids"), "token_type_ids"), positions, attention)
     if encoder is not None and plain:

@@ -178,9 +178,9 @@ class Recorder:
 
     def varlen_attention(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-        max_seqlen_q: int, max_seqlen_k: int, causal: bool = False, scale: float | None = None,
+        max_seqlen_q: int, max_seqlen_k: int, causal: bool = False, scale: float | None = None, bfloat16_products: bool = False,
     ) -> Tensor:  # fmt: skip
-        out = ops.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
+        out = ops.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale, bfloat16_products)
         N, D = q.shape[1:]
         if D > 256:
             self.trouble = self.trouble or f"attention of head size {D}"
@@ -189,6 +189,7 @@ class Recorder:
             q=q, q_stride=self.stride_of(q), k=k, k_stride=self.stride_of(k), v=v, v_stride=self.stride_of(v),
             cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, q_rows=rows, k_rows=self.rows_of(k), sequences=SEQUENCES,
             heads=N, head_size=D, scale=D**-0.5 if scale is None else scale, causal=causal,
+            bfloat16_products=bfloat16_products,
         )  # fmt: skip
         return out
 

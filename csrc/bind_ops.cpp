@@ -60,7 +60,7 @@ void linear(Address x, const std::vector<std::tuple<Address, Address, int64_t>>&
 template <class Number>
 void varlen_attention(Address q, int64_t q_stride, Address k, int64_t k_stride, Address v, int64_t v_stride, Address cu_seqlens_q,
                       Address cu_seqlens_k, int64_t sequences, int64_t queries, int64_t keys, int64_t heads, int64_t head_size, bool causal,
-                      float scale, Address out) {
+                      float scale, bool bfloat16_products, Address out) {
   const cpu::AttentionOf<Number> args = {at<const Number>(q),
                                          at<const Number>(k),
                                          at<const Number>(v),
@@ -74,7 +74,8 @@ void varlen_attention(Address q, int64_t q_stride, Address k, int64_t k_stride, 
                                          heads,
                                          head_size,
                                          scale,
-                                         causal};
+                                         causal,
+                                         bfloat16_products};
   cpu::check_boundaries("cu_seqlens_q", args.cu_seqlens_q, sequences, queries);
   cpu::check_boundaries("cu_seqlens_k", args.cu_seqlens_k, sequences, keys);
   run_op(cpu::AttentionOpOf<Number>(cpu::kernels(), args, num_threads()));
@@ -109,7 +110,7 @@ void bind_ops(py::module_& m) {
         "out[rows, sum of features] = activation(x[rows, inputs] @ weight.T + bias) for parts of (weight, bias or 0, features).");
   m.def("varlen_attention", BERTFAST_EITHER(varlen_attention), arg("q"), arg("q_stride"), arg("k"), arg("k_stride"), arg("v"),
         arg("v_stride"), arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("sequences"), arg("queries"), arg("keys"), arg("heads"),
-        arg("head_size"), arg("causal"), arg("scale"), arg("out"), bfloat16,
+        arg("head_size"), arg("causal"), arg("scale"), arg("bfloat16_products"), arg("out"), bfloat16,
         "out[queries, heads, head_size] = softmax(q k^T scale) v within each sequence. ValueError for bad boundaries.");
   m.def("pack", pack, release(), arg("x"), arg("rows"), arg("indices"), arg("out"), arg("tokens"), arg("row_bytes"),
         "out[t] = x[indices[t]]. ValueError for an index outside of [0, rows).");

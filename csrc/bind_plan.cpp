@@ -66,9 +66,9 @@ void int8_linear(Plan& self, const PyRef& x, const std::vector<std::tuple<PyRef,
 
 void varlen_attention(Plan& self, const PyRef& q, int64_t q_stride, const PyRef& k, int64_t k_stride, const PyRef& v, int64_t v_stride,
                       const PyRef& cu_seqlens_q, const PyRef& cu_seqlens_k, int64_t q_rows, int64_t k_rows, int64_t sequences,
-                      int64_t heads, int64_t head_size, float scale, bool causal, const PyRef& out) {
+                      int64_t heads, int64_t head_size, float scale, bool causal, bool bfloat16_products, const PyRef& out) {
   self.add(plan::Attend{ref(q), ref(k), ref(v), ref(cu_seqlens_q), ref(cu_seqlens_k), ref(out), q_stride, k_stride, v_stride, q_rows,
-                        k_rows, sequences, heads, head_size, scale, causal});
+                        k_rows, sequences, heads, head_size, scale, causal, bfloat16_products});
 }
 
 using Shape = std::array<int64_t, 4>;    // of keys and of values: rows, heads, cells, head_size
@@ -122,7 +122,7 @@ void bind_plan(py::module_& m) {
       .def("int8_linear", int8_linear, arg("x"), arg("parts"), arg("activation"), arg("out"), arg("quantized"), arg("rows"), arg("inputs"))
       .def("varlen_attention", varlen_attention, arg("q"), arg("q_stride"), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"),
            arg("cu_seqlens_q"), arg("cu_seqlens_k"), arg("q_rows"), arg("k_rows"), arg("sequences"), arg("heads"), arg("head_size"),
-           arg("scale"), arg("causal"), arg("out"))
+           arg("scale"), arg("causal"), arg("bfloat16_products"), arg("out"))
       .def(
           "pack",
           [](Plan& self, const PyRef& x, const PyRef& indices, const PyRef& out, int64_t from_rows, int64_t rows, int64_t columns) {

@@ -225,12 +225,14 @@ def varlen_attention(
     max_seqlen_k: int,
     causal: bool = False,
     scale: float | None = None,  # None: D ** -0.5
+    bfloat16_products: bool = False,  # allowed
 ) -> Tensor:  # [Tq, N, D], contiguous
     """softmax(q k^T scale) v within each sequence, without an [Sq, Sk] matrix in memory.
 
     causal: query i of a sequence sees key j where j <= i + Sk - Sq (aligned at the end, as in flash-attn), so one query against
     a cache sees all of it. A query that sees no key gets zeros. The kernels take D up to 128 (CUDA) or 256 (CPU); larger runs on
-    the reference.
+    the reference. bfloat16_products: q, k, v and the softmax's weights may be rounded to bfloat16 before they are multiplied, which is
+    done where the CPU multiplies those; sums and softmax are float32 all the same.
     """
     op = "varlen_attention"
     _check(q.dim() == 3, op, "q must be [Tq, N, D], got {}", q.shape)
@@ -249,7 +251,7 @@ def varlen_attention(
     backend = _backend(q.device.type, q.dtype)
     if D > 256 or (D > 128 and q.is_cuda):
         backend = reference
-    return backend.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
+    return backend.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale, bfloat16_products)
 
 
 def write_cache(

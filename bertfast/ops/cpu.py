@@ -101,13 +101,14 @@ def varlen_attention(
     max_seqlen_k: int,
     causal: bool = False,
     scale: float | None = None,
+    bfloat16_products: bool = False,
 ) -> Tensor:
     Tq, N, D = q.shape
     out = q.new_empty(Tq, N, D)
     _C.varlen_attention(
         q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0),
         cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, Tq, len(k), N, D,
-        causal, D**-0.5 if scale is None else scale, out.data_ptr(), q.dtype is torch.bfloat16,
+        causal, D**-0.5 if scale is None else scale, bfloat16_products, out.data_ptr(), q.dtype is torch.bfloat16,
     )  # fmt: skip
     return out
 

@@ -195,6 +195,7 @@ def varlen_attention(
     max_seqlen_k: int,
     causal: bool = False,
     scale: float | None = None,
+    bfloat16_products: bool = False,
 ) -> Tensor:
     if q.shape[2] > attention.MAX_HEAD_SIZE:
         return reference.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)

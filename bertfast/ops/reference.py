@@ -133,6 +133,7 @@ def varlen_attention(
     max_seqlen_k: int,
     causal: bool = False,
     scale: float | None = None,
+    bfloat16_products: bool = False,
 ) -> Tensor:
     bounds_q, bounds_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     rows = []

@@ -75,6 +75,7 @@ struct AttentionOf {
   int64_t sequences, heads, head_size;
   float scale;
   bool causal;
+  bool bfloat16_products;  // allowed: q, k, v and the weights may be rounded first
 };
 
 // out = softmax(q k^T scale) v of single queries, each against a range of the cells of one row of a KV cache.
@@ -147,6 +148,8 @@ struct KernelsOf {
                  float* scratch);
   // A piece of at most attention_rows queries, while what `next` reads is fetched; scratch: attention_scratch floats.
   void (*attention)(const AttentionOf<Number>&, const AttentionPiece& piece, const AttentionPiece& next, float* scratch);
+  // The same where bfloat16_products are allowed: products of bfloat16 if the CPU has them.
+  void (*rounded_attention)(const AttentionOf<Number>&, const AttentionPiece& piece, const AttentionPiece& next, float* scratch);
   // One query and head; scratch: as many floats as the query reads cells.
   void (*cached_attention)(const CachedAttentionOf<Number>&, int64_t query, int64_t head, float* scratch);
 };

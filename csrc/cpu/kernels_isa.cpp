@@ -18,8 +18,10 @@ extern const Kernels table;
 const Kernels table = {
     BERTFAST_STRING(BERTFAST_ISA_NAME),
     multiplies_bfloat16,
-    {embed_layer_norm<float>, add_layer_norm<float>, linear<float>, attention<float>, cached_attention<float>},
-    {embed_layer_norm<bfloat16>, add_layer_norm<bfloat16>, linear<bfloat16>, attention<bfloat16>, cached_attention<bfloat16>},
+    {embed_layer_norm<float>, add_layer_norm<float>, linear<float>, attention<Floats, float>, attention<HalfWords, float>,
+     cached_attention<float>},
+    {embed_layer_norm<bfloat16>, add_layer_norm<bfloat16>, linear<bfloat16>, attention<HalfWords, bfloat16>, attention<HalfWords, bfloat16>,
+     cached_attention<bfloat16>},
     {int8_levels, int8_quantize, int8_linear, embed_layer_norm<float, uint8_t>},
     linear_scratch,
     attention_scratch,

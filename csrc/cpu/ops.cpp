@@ -149,7 +149,8 @@ AttentionPiece AttentionOpOf<Number>::piece(int64_t item) const {
 
 template <class Number>
 void AttentionOpOf<Number>::run(int64_t item) const {  // and this thread, if all are alike, will take the item after every other's next
-  of<Number>(kernels_).attention(args_, piece(item), piece(item + threads_), scratch(kernels_.attention_scratch));
+  const auto attention = args_.bfloat16_products ? of<Number>(kernels_).rounded_attention : of<Number>(kernels_).attention;
+  attention(args_, piece(item), piece(item + threads_), scratch(kernels_.attention_scratch));
 }
 
 int64_t PackOp::items() const { return divide_up(tokens, rows_per_item(row_bytes / 4)); }

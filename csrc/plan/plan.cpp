@@ -172,7 +172,8 @@ class Binder {
                                            n.heads,
                                            n.head_size,
                                            n.scale,
-                                           n.causal};
+                                           n.causal,
+                                           n.bfloat16_products};
     if (band_ == nullptr) {
       cpu::check_boundaries("cu_seqlens_q", args.cu_seqlens_q, args.sequences, count(n.q_rows));
       cpu::check_boundaries("cu_seqlens_k", args.cu_seqlens_k, args.sequences, count(n.k_rows));

@@ -77,7 +77,7 @@ struct Attend {
   Ref q, k, v, cu_seqlens_q, cu_seqlens_k, out;
   int64_t q_stride, k_stride, v_stride, q_rows, k_rows, sequences, heads, head_size;  // q_rows, k_rows, sequences: row counts
   float scale;
-  bool causal;
+  bool causal, bfloat16_products;
 };
 
 struct Pack {

@@ -5,8 +5,9 @@ import torch
 from cpu_checks import boundaries, check
 from torch import Tensor
 
+from accuracy import assert_as_accurate
 from bertfast import _C
-from bertfast.ops import cpu
+from bertfast.ops import cpu, reference
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -98,3 +99,31 @@ def test_boundaries_outside_of_the_rows_are_refused(bounds, message):
     q, k, v = make_inputs(5, 5, 1, 8)
     with pytest.raises(ValueError, match=message):
         cpu.varlen_attention(q, k, v, torch.tensor(bounds).int(), boundaries([2, 3]), 5, 5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 32, 64, 80, 256])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_products_of_bfloat16_where_they_are_allowed(size, causal):
+    """As accurate as the definition on operands in bfloat16, rounded to it once; and without a CPU that multiplies them the same bits as
+    ever."""
+    lengths = [33, 1, 0, 7, 140]
+    q, k, v = make_inputs(sum(lengths), sum(lengths), 5, size)
+    rest = (*[boundaries(lengths)] * 2, 140, 140, causal, None)
+    actual = cpu.varlen_attention(q, k, v, *rest, bfloat16_products=True)
+    if _C.multiplies_bfloat16():
+        yardstick = reference.varlen_attention(*(t.bfloat16().float() for t in (q, k, v)), *rest).bfloat16().float()
+        assert_as_accurate(actual, yardstick=yardstick, truth=reference.varlen_attention(*(t.double() for t in (q, k, v)), *rest))
+        assert not torch.equal(actual, cpu.varlen_attention(q, k, v, *rest))
+    else:
+        assert torch.equal(actual, cpu.varlen_attention(q, k, v, *rest))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_products_of_bfloat16_give_a_sequence_the_same_bits_in_any_batch(causal):
+    q, k, v = make_inputs(150 + 40, 150 + 40, 3, 24)
+    together = cpu.varlen_attention(q, k, v, *[boundaries([150, 40])] * 2, 150, 150, causal, None, True)
+    alone = [
+        cpu.varlen_attention(*(t[first:last] for t in (q, k, v)), *[boundaries([last - first])] * 2, 150, 150, causal, None, True)
+        for first, last in ((0, 150), (150, 190))
+    ]
+    assert torch.equal(together, torch.cat(alone))

@@ -248,7 +248,7 @@ void check_attention() {
       const float scale = 1.0f / std::sqrt(static_cast<float>(D));
       run_op(cpu::AttentionOp(cpu::kernels(),
                               {qkv.data(), qkv.data() + H, qkv.data() + 2 * H, out.data(), stride, stride, stride, cu.data(), cu.data(),
-                               static_cast<int64_t>(cu.size()) - 1, N, D, scale, causal},
+                               static_cast<int64_t>(cu.size()) - 1, N, D, scale, causal, false},
                               2));
       compare("varlen_attention of D=" + std::to_string(D), out, yardstick, truth);
     }
