@@ -55,12 +55,22 @@ struct Vec {
         lanes == width ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)) : _mm256_maskz_loadu_epi16(mask(lanes), p);
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
+#if defined(__AVX512BF16__)
+  void store(bfloat16* p, int64_t lanes = width) const {  // to nearest, ties to even; NaN stays NaN; subnormal numbers become 0
+    const __m256i kept = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+    if (lanes == width)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), kept);
+    else
+      _mm256_mask_storeu_epi16(p, mask(lanes), kept);
+  }
+#else
   void store(bfloat16* p, int64_t lanes = width) const {  // to nearest, ties to even; NaN stays NaN
     const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i kept = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
     _mm256_mask_storeu_epi16(p, mask(lanes), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
   }
+#endif
   static Vec load(const int8_t* p, int64_t lanes = width) {
     const __m128i bytes = lanes == width ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)) : _mm_maskz_loadu_epi8(mask(lanes), p);
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
