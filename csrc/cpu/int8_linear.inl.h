@@ -4,7 +4,7 @@
 // or memory once a block. What a row comes to depends on the row alone: integers have no order, and the float sums that of the groups.
 #pragma once
 
-#include "int8_activate.inl.h"
+#include "coarse_activate.inl.h"
 #include "int8_quantize.inl.h"
 #include "int8_vec.h"
 #include "vec.h"
@@ -129,7 +129,7 @@ inline void int8_linear(const Int8Linear& op, int64_t row0, int64_t row1, int64_
     for (int64_t m = 0; m < rows; ++m) {
       float* sum = sums + m * int8_group;
       if (op.groups == 0) __builtin_memcpy(sum, bias, sizeof bias);
-      activate_int8(op.activation, sum, int8_group);
+      coarse_activate(op.activation, sum, int8_group);
       if (op.out != nullptr)
         __builtin_memcpy(op.out + (top + m) * op.out_stride + column, sum, static_cast<size_t>(features) * sizeof(float));
       if (op.quantized != nullptr) {

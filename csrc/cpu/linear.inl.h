@@ -8,6 +8,7 @@
 // the tile, for rows of x that were widened before. Sums are float throughout and rounded once, after the activation.
 #pragma once
 
+#include "coarse_activate.inl.h"
 #include "math.inl.h"
 #include "vec.h"
 
@@ -274,10 +275,13 @@ void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0
         linear_pass_widened(at, room);
     }
     for (int64_t m = 0; m < rows; ++m) {
-      activate(op.activation, sums + m * stride, cols);
-      if constexpr (!in_place)
+      if constexpr (in_place) {
+        activate(op.activation, sums + m * stride, cols);
+      } else {
+        coarse_activate(op.activation, sums + m * stride, cols);
         for_each_block(
             cols, [&](int64_t n, int64_t lanes) { Vec::load(sums + m * stride + n, lanes).store(out + m * op.out_stride + n, lanes); });
+      }
     }
   }
 }
