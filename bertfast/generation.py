@@ -84,7 +84,7 @@ def reason_for_their_loop(model: Any, own: type, input_ids: Tensor, config: Any,
     reason = roads.reason_to_leave(model, {})
     if reason is not None:
         return reason
-    if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]
+    if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]  # own: a model's class
         return "hooks on the model, or a forward of a subclass"
     if any(getattr(type(model), name) is not getattr(GenerationMixin, name) or name in vars(model) for name in ASKED):
         return "the model prepares its inputs in a way of its own"
@@ -326,7 +326,7 @@ def sample(
         if members is not None:
             tokens = pad.expand(B).index_copy(0, members, tokens)  # type: ignore[union-attr]  # rows only leave where there is padding
         if pads:
-            tokens = torch.where(unfinished, tokens, pad)  # type: ignore[arg-type]
+            tokens = torch.where(unfinished, tokens, pad)  # type: ignore[arg-type]  # pads: there is one
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
         unfinished = unfinished & ~criteria(input_ids, scores)
         if streamer is not None:

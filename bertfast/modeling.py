@@ -84,7 +84,7 @@ class Fast:
             super()._init_weights(module)  # type: ignore[misc]  # the transformers class's
 
     def tie_weights(self, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
-        super().tie_weights(missing_keys=missing_keys, **kwargs)  # type: ignore[misc]
+        super().tie_weights(missing_keys=missing_keys, **kwargs)  # type: ignore[misc]  # as above
         if missing_keys:
             quantizing.tie(self, missing_keys)
 

@@ -136,7 +136,7 @@ class TestLeftAlone:
 
     def test_no_module_at_all(self) -> None:
         with pytest.raises(ValueError, match=r"module: got int.*nn.Module"):
-            bertfast.optimize(3)  # type: ignore[type-var]
+            bertfast.optimize(3)  # type: ignore[type-var]  # what is tested
 
     def test_a_report_needs_an_optimize(self, original: Any) -> None:
         with pytest.raises(ValueError, match="never passed to optimize"):

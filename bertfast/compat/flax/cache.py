@@ -197,8 +197,9 @@ def read_tree(given: Any, L: int, prefix: tuple[str, ...], dtype: torch.dtype, d
             raise ValueError(f"past_key_values: no {'/'.join((*prefix, 'encoder', 'layer', str(i), 'attention', 'self'))} in it")
         nodes.append(node)
     handles = [node.handle() if isinstance(node, LayerCache) else None for node in nodes]
-    if all(h is not None and (h[0], h[1], h[2]) == (handles[0][0], i, handles[0][2]) for i, h in enumerate(handles)):  # type: ignore[index]
-        buffers, _, index = handles[0]  # type: ignore[misc]
+    first = handles[0] if handles else None
+    if first is not None and all(h is not None and (h[0], h[1], h[2]) == (first[0], i, first[2]) for i, h in enumerate(handles)):
+        buffers, _, index = first
         if buffers.layers[0][0].dtype == dtype:
             return buffers, index
     layers: list[tuple[Tensor, Tensor]] = []
