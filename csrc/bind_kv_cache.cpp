@@ -3,9 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
-
 #include "bind.h"
+#include "bind_cache.h"
 #include "check.h"
 #include "cpu/cached_ops.h"
 #include "cpu/dispatch.h"
@@ -17,14 +16,9 @@ namespace py = pybind11;
 namespace bertfast {
 namespace {
 
-using Shape = std::array<int64_t, 4>;    // of keys and of values: rows, heads, cells, head_size
-using Strides = std::array<int64_t, 3>;  // of the first three, in elements
-
 template <class Number>
-void write_cache(Address k, int64_t k_stride, Address v, int64_t v_stride, int64_t tokens, Address keys, const Strides& key_strides,
-                 Address values, const Strides& value_strides, const Shape& shape, Address rows, Address cells) {
-  const auto [key_row, key_head, key_cell] = key_strides;
-  const auto [value_row, value_head, value_cell] = value_strides;
+void write_cache(Address k, int64_t k_stride, Address v, int64_t v_stride, int64_t tokens, Address keys, const CacheSteps& key_strides,
+                 Address values, const CacheSteps& value_strides, const CacheDims& shape, Address rows, Address cells) {
   const cpu::CacheWrite<Number> args = {at<const Number>(k),
                                         at<const Number>(v),
                                         at<Number>(keys),
@@ -33,12 +27,7 @@ void write_cache(Address k, int64_t k_stride, Address v, int64_t v_stride, int64
                                         at<const int64_t>(cells),
                                         k_stride,
                                         v_stride,
-                                        key_row,
-                                        key_head,
-                                        key_cell,
-                                        value_row,
-                                        value_head,
-                                        value_cell,
+                                        cache_strides(key_strides, value_strides),
                                         tokens,
                                         shape[1],
                                         shape[3]};
@@ -46,11 +35,9 @@ void write_cache(Address k, int64_t k_stride, Address v, int64_t v_stride, int64
 }
 
 template <class Number>
-void cached_attention(Address q, int64_t q_stride, int64_t queries, Address keys, const Strides& key_strides, Address values,
-                      const Strides& value_strides, const Shape& shape, Address rows, Address first, Address last, float scale,
+void cached_attention(Address q, int64_t q_stride, int64_t queries, Address keys, const CacheSteps& key_strides, Address values,
+                      const CacheSteps& value_strides, const CacheDims& shape, Address rows, Address first, Address last, float scale,
                       Address out) {
-  const auto [key_row, key_head, key_cell] = key_strides;
-  const auto [value_row, value_head, value_cell] = value_strides;
   const cpu::CachedAttentionOf<Number> args = {at<const Number>(q),
                                                at<const Number>(keys),
                                                at<const Number>(values),
@@ -59,12 +46,7 @@ void cached_attention(Address q, int64_t q_stride, int64_t queries, Address keys
                                                at<const int64_t>(last),
                                                at<Number>(out),
                                                q_stride,
-                                               key_row,
-                                               key_head,
-                                               key_cell,
-                                               value_row,
-                                               value_head,
-                                               value_cell,
+                                               cache_strides(key_strides, value_strides),
                                                queries,
                                                shape[1],
                                                shape[3],

@@ -1,12 +1,12 @@
-// Plan: what bertfast/graphs.py records and replays.
+// Plan: what bertfast/recorder.py writes down and bertfast/graphs.py replays.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <tuple>
 #include <vector>
 
+#include "bind_cache.h"
 #include "check.h"
 #include "plan/bands.h"
 #include "plan/plan.h"
@@ -71,23 +71,20 @@ void varlen_attention(Plan& self, const PyRef& q, int64_t q_stride, const PyRef&
                         k_rows, sequences, heads, head_size, scale, causal, bfloat16_products});
 }
 
-using Shape = std::array<int64_t, 4>;    // of keys and of values: rows, heads, cells, head_size
-using Strides = std::array<int64_t, 3>;  // of the first three, in floats
-
-plan::CacheShape cache_shape(const Shape& shape, const Strides& keys, const Strides& values) {
-  return {shape[0], shape[1], shape[2], shape[3], keys[0], keys[1], keys[2], values[0], values[1], values[2]};
+plan::CacheShape cache_shape(const CacheDims& shape, const CacheSteps& keys, const CacheSteps& values) {
+  return {shape[0], shape[1], shape[2], shape[3], cache_strides(keys, values)};
 }
 
 void write_cache(Plan& self, const PyRef& k, int64_t k_stride, const PyRef& v, int64_t v_stride, const PyRef& keys,
-                 const Strides& key_strides, const PyRef& values, const Strides& value_strides, const Shape& shape, const PyRef& cache_rows,
-                 const PyRef& cells, int64_t rows) {
+                 const CacheSteps& key_strides, const PyRef& values, const CacheSteps& value_strides, const CacheDims& shape,
+                 const PyRef& cache_rows, const PyRef& cells, int64_t rows) {
   self.add(plan::WriteCache{ref(k), ref(v), ref(keys), ref(values), ref(cache_rows), ref(cells), k_stride, v_stride, rows,
                             cache_shape(shape, key_strides, value_strides)});
 }
 
-void cached_attention(Plan& self, const PyRef& q, int64_t q_stride, const PyRef& keys, const Strides& key_strides, const PyRef& values,
-                      const Strides& value_strides, const Shape& shape, const PyRef& cache_rows, const PyRef& first, const PyRef& last,
-                      float scale, int64_t rows, const PyRef& out) {
+void cached_attention(Plan& self, const PyRef& q, int64_t q_stride, const PyRef& keys, const CacheSteps& key_strides, const PyRef& values,
+                      const CacheSteps& value_strides, const CacheDims& shape, const PyRef& cache_rows, const PyRef& first,
+                      const PyRef& last, float scale, int64_t rows, const PyRef& out) {
   self.add(plan::AttendCache{ref(q), ref(keys), ref(values), ref(cache_rows), ref(first), ref(last), ref(out), q_stride, rows, scale,
                              cache_shape(shape, key_strides, value_strides)});
 }

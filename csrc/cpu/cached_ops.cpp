@@ -61,11 +61,11 @@ void CacheWriteOp<Number>::run(int64_t item) const {
   const int64_t last = std::min(args_.tokens, (item + 1) * tokens_per_item_);
   for (int64_t t = item * tokens_per_item_; t < last; ++t) {
     const Number *k = args_.k + t * args_.k_stride, *v = args_.v + t * args_.v_stride;
-    Number* key = args_.keys + args_.rows[t] * args_.key_row + args_.cells[t] * args_.key_cell;
-    Number* value = args_.values + args_.rows[t] * args_.value_row + args_.cells[t] * args_.value_cell;
+    Number* key = args_.keys + args_.rows[t] * args_.strides.key_row + args_.cells[t] * args_.strides.key_cell;
+    Number* value = args_.values + args_.rows[t] * args_.strides.value_row + args_.cells[t] * args_.strides.value_cell;
     for (int64_t n = 0; n < args_.heads; ++n) {
-      std::memcpy(key + n * args_.key_head, k + n * args_.head_size, bytes);
-      std::memcpy(value + n * args_.value_head, v + n * args_.head_size, bytes);
+      std::memcpy(key + n * args_.strides.key_head, k + n * args_.head_size, bytes);
+      std::memcpy(value + n * args_.strides.value_head, v + n * args_.head_size, bytes);
     }
   }
 }

@@ -28,7 +28,8 @@ struct CacheWrite {
   const Number *k, *v;
   Number *keys, *values;
   const int64_t *rows, *cells;  // [tokens]
-  int64_t k_stride, v_stride, key_row, key_head, key_cell, value_row, value_head, value_cell;
+  int64_t k_stride, v_stride;
+  CacheStrides strides;
   int64_t tokens, heads, head_size;
 };
 

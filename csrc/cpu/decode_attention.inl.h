@@ -90,10 +90,10 @@ void cached_attention(const CachedAttentionOf<Number>& op, int64_t query, int64_
     for_each_block(D, [&](int64_t d, int64_t lanes) { Vec::all(0.0f).store(out + d, lanes); });
     return;
   }
-  const Number* keys = op.keys + row * op.key_row + head * op.key_head + first * op.key_cell;
-  const Number* values = op.values + row * op.value_row + head * op.value_head + first * op.value_cell;
-  const float highest =
-      score_keys(op.q + query * op.q_stride + head * D, keys, op.key_cell, values, op.value_cell, count, D, op.scale, scratch);
+  const Number* keys = op.keys + row * op.strides.key_row + head * op.strides.key_head + first * op.strides.key_cell;
+  const Number* values = op.values + row * op.strides.value_row + head * op.strides.value_head + first * op.strides.value_cell;
+  const float highest = score_keys(op.q + query * op.q_stride + head * D, keys, op.strides.key_cell, values, op.strides.value_cell, count,
+                                   D, op.scale, scratch);
   Vec total = Vec::all(0.0f);
   for_each_block(count, [&](int64_t j, int64_t lanes) {
     Vec weight = exp(Vec::load(scratch + j, lanes) - Vec::all(highest));
@@ -104,9 +104,10 @@ void cached_attention(const CachedAttentionOf<Number>& op, int64_t query, int64_
   const Vec scale = Vec::all(1.0f / total.sum());
   int64_t d = 0;
   for (; d + 4 * Vec::width <= D; d += 4 * Vec::width)
-    weigh_values<4>(scratch, values + d, op.value_cell, count, scale, out + d, Vec::width);
-  for_each_block(
-      D - d, [&](int64_t i, int64_t lanes) { weigh_values<1>(scratch, values + d + i, op.value_cell, count, scale, out + d + i, lanes); });
+    weigh_values<4>(scratch, values + d, op.strides.value_cell, count, scale, out + d, Vec::width);
+  for_each_block(D - d, [&](int64_t i, int64_t lanes) {
+    weigh_values<1>(scratch, values + d + i, op.strides.value_cell, count, scale, out + d + i, lanes);
+  });
 }
 
 }  // namespace

@@ -78,15 +78,21 @@ struct AttentionOf {
   bool bfloat16_products;  // allowed: q, k, v and the weights may be rounded first
 };
 
+// Where the cells of a KV cache lie: numbers from one row, head and cell to the next.
+struct CacheStrides {
+  int64_t key_row, key_head, key_cell, value_row, value_head, value_cell;
+};
+
 // out = softmax(q k^T scale) v of single queries, each against a range of the cells of one row of a KV cache.
 template <class Number>
 struct CachedAttentionOf {
   const Number* q;              // [queries, heads, head_size], rows q_stride apart
-  const Number *keys, *values;  // [rows, heads, cells, head_size], strides below
+  const Number *keys, *values;  // [rows, heads, cells, head_size]
   const int64_t* rows;          // [queries]: whose cells a query reads
   const int64_t *first, *last;  // [queries]: it reads cells first .. last - 1; first null: from 0
   Number* out;                  // [queries, heads, head_size], contiguous
-  int64_t q_stride, key_row, key_head, key_cell, value_row, value_head, value_cell;
+  int64_t q_stride;
+  CacheStrides strides;
   int64_t queries, heads, head_size;
   float scale;
 };

@@ -94,7 +94,7 @@ struct Unpack {
 // A KV cache: constants of a plan that lives as long as they do. [cache_rows, heads, cells, head_size], strides of the first three.
 struct CacheShape {
   int64_t cache_rows, heads, cells, head_size;
-  int64_t key_row, key_head, key_cell, value_row, value_head, value_cell;
+  cpu::CacheStrides strides;
 };
 
 struct WriteCache {

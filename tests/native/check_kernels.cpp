@@ -269,8 +269,19 @@ void check_cached_attention() {
     }
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
   run_op(cpu::CachedAttentionOp<float>(cpu::kernels(),
-                                       {q.data(), keys.data(), values.data(), rows.data(), first.data(), last.data(), out.data(), H,
-                                        N * C * D, C * D, D, N * C * D, C * D, D, T, N, D, scale},
+                                       {q.data(),
+                                        keys.data(),
+                                        values.data(),
+                                        rows.data(),
+                                        first.data(),
+                                        last.data(),
+                                        out.data(),
+                                        H,
+                                        {N * C * D, C * D, D, N * C * D, C * D, D},
+                                        T,
+                                        N,
+                                        D,
+                                        scale},
                                        R, C));
   compare("cached_attention", out, yardstick, truth);
 }
