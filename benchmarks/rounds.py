@@ -1,7 +1,7 @@
 """Who is timed after whom, what the rounds say, and when there are enough of them.
 
 A machine may change its speed for seconds on end. So ratios are of turns that lie side by side, and the order of a round sees to it that
-they do: the reference returns before it is far, each dtype's subjects stand together, the fastest of the others beside ours, a subject
+they do: the reference returns before it is far, what competes stands together, the fastest of the others beside ours, a subject
 that takes part twice beside itself. Every second round runs backwards, so that what drifts cancels.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.stats import Ratio, Round, Spread, pairs, ratio_of
 from benchmarks.subjects import Spec
 
-_FAR = 1.0  # seconds: the reference takes another turn when its last one is longer ago and another dtype begins
+_FAR = 1.0  # seconds: the reference takes another turn when its last one is longer ago and another rank begins
 
 
 def schedule(specs: Sequence[Spec], reference: str, seconds: dict[str, float], turn: float, backwards: bool = False) -> list[str]:
@@ -21,8 +21,8 @@ def schedule(specs: Sequence[Spec], reference: str, seconds: dict[str, float], t
     others = [s for s in here if s.name != reference]
     found = [reference] if reference in seconds else []
     since = 0.0
-    for dtype in dict.fromkeys(["float32", *(s.dtype for s in others)]):
-        group = _beside([s for s in others if s.dtype == dtype], seconds)
+    for rank in dict.fromkeys(["float32", *(s.rank for s in others)]):
+        group = _beside([s for s in others if s.rank == rank], seconds)
         if group and since > _FAR and found:
             found.append(reference)
             since = 0.0
@@ -32,7 +32,7 @@ def schedule(specs: Sequence[Spec], reference: str, seconds: dict[str, float], t
 
 
 def _beside(group: list[Spec], seconds: dict[str, float]) -> list[str]:
-    """One dtype's subjects: first ours, with the fastest of the others right after; a twin right before its original, or first of all where
+    """One rank's subjects: first ours, with the fastest of the others right after; a twin right before its original, or first of all where
     that is the reference."""
     here = {spec.name for spec in group}
     alone = [[spec] for spec in group if spec.twin and spec.twin not in here]
@@ -63,7 +63,7 @@ def ratios(specs: Sequence[Spec], reference: str, rounds: Sequence[Round]) -> di
             rows["ratio"] = _to(reference, spec.name, rounds)
         if spec.twin in present:
             rows["itself"] = _to(spec.twin, spec.name, rounds)
-        peers = [s.name for s in specs if not s.ours and s.dtype == spec.dtype and s.name in present]
+        peers = [s.name for s in specs if not s.ours and s.rank == spec.rank and s.name in present]
         if spec.ours and peers:
             rows["best_peer"] = _to(min(peers, key=lambda name: medians[name]), spec.name, rounds)
     return {name: {key: row for key, row in rows.items() if row} for name, rows in found.items()}

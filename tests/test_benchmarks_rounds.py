@@ -165,3 +165,11 @@ def test_wide_pairs_are_not_settled():
     own = replace(again(REFERENCE), name="own", twin="", ours=True)
     both = [[turn("own", 1.0), turn(REFERENCE, 2.0)]]
     assert rounds.ratios([SUBJECTS[REFERENCE], own], REFERENCE, both)["own"]["best_peer"]["value"] == 2.0
+
+
+def test_a_peer_of_float16_weights_that_computes_in_float32_competes_there():
+    specs = [SUBJECTS[name] for name in ("sentence-transformers", "bertfast", "fasttextembed")]
+    seconds = {"sentence-transformers": 0.9, "bertfast": 0.1, "fasttextembed": 0.2}
+    assert rounds.schedule(specs, "sentence-transformers", seconds, 0.05) == ["sentence-transformers", "bertfast", "fasttextembed"]
+    found = rounds.ratios(specs, "sentence-transformers", [[turn(name, seconds[name]) for name in seconds]])
+    assert found["bertfast"]["best_peer"] == {**found["bertfast"]["best_peer"], "to": "fasttextembed", "value": 2.0}

@@ -27,6 +27,12 @@ class Spec:
     ours: bool = False
     environment: str = ""
     twin: str = ""  # the subject that this one is once more
+    arithmetic: str = ""  # what it computes in, where that is not `dtype`, which decides how exact it must be
+
+    @property
+    def rank(self) -> str:
+        """Subjects of one rank compete."""
+        return self.arithmetic or self.dtype
 
     @property
     def python(self) -> str:
@@ -206,6 +212,7 @@ SUBJECTS = {
             "weights in float16, arithmetic in float32; models of bge-small's shape only",
             ("embed",),
             ("call",),
+            arithmetic="float32",
         ),
     )
 }
