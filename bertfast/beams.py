@@ -9,7 +9,6 @@ Shape letters: B prompts, K beams of each, A = B * K sequences, S prompt columns
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutput
 
-from bertfast import kv_cache, ops
+from bertfast import kv_cache
 from bertfast.attention import Varlen
-from bertfast.generation import Running, pack_prompts, reason_for_their_loop
+from bertfast.generation import Running, invariance_of, pack_prompts, reason_for_their_loop
 
 
 class Searched:
@@ -77,7 +76,7 @@ def search_or_leave(
     if batch is None or hasattr(model, "_reorder_cache"):
         return theirs(model, *rest, **model_kwargs)
     assert isinstance(batch.rows.attention, Varlen), "pack_prompts lets nothing else through"
-    with ops.batch_invariant(model.bert.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext():
+    with invariance_of(model):
         running = Running(model, batch, batch.rows.attention, generation_config.max_length, beams)
         out = theirs(Searched(model, running, beams), *rest, **model_kwargs)
         if generation_config.return_dict_in_generate:

@@ -12,7 +12,7 @@ Shape letters: B batch, A sequences still running, S prompt columns, V vocabular
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -397,6 +397,11 @@ def pack_prompts(model: Any, input_ids: Tensor, arguments: dict[str, Any]) -> Pa
     return batch if causal and batch.blank is None else None
 
 
+def invariance_of(model: Any) -> AbstractContextManager[None]:
+    """In which a generation runs: with fixed tiles, where the model asks for them."""
+    return ops.batch_invariant(model.bert.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext()
+
+
 def sample_or_leave(
     model: Any, own: type, theirs: Callable[..., Any], input_ids: Tensor, logits_processor: Any, stopping_criteria: Any,
     generation_config: Any, synced_gpus: bool = False, streamer: Any = None, **model_kwargs: Any,
@@ -406,5 +411,5 @@ def sample_or_leave(
     batch = pack_prompts(model, input_ids, model_kwargs) if reason is None else None
     if batch is None:
         return theirs(model, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs)
-    with ops.batch_invariant(model.bert.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext():
+    with invariance_of(model):
         return sample(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs, batch)

@@ -72,9 +72,7 @@ struct PairWords {
     return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(low, 16), high))};
   }
   static __m512i bits(Vec x) { return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v))); }
-  static void put(float* row, int64_t at, Vec x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + at / 2), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v)));
-  }
+  static void put(float* row, int64_t at, Vec x) { x.store(reinterpret_cast<bfloat16*>(row) + at); }
 };
 inline Vec multiply_add(PairWords a, PairWords b, Vec c) { return multiply_add(a.v, b.v, c); }
 using HalfWords = PairWords;

@@ -198,7 +198,7 @@ def read_tree(given: Any, L: int, prefix: tuple[str, ...], dtype: torch.dtype, d
         nodes.append(node)
     handles = [node.handle() if isinstance(node, LayerCache) else None for node in nodes]
     first = handles[0] if handles else None
-    if first is not None and all(h is not None and (h[0], h[1], h[2]) == (first[0], i, first[2]) for i, h in enumerate(handles)):
+    if first is not None and all(handle == (first[0], i, first[2]) for i, handle in enumerate(handles)):
         buffers, _, index = first
         if buffers.layers[0][0].dtype == dtype:
             return buffers, index
