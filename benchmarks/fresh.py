@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import checks, machine
 from benchmarks.client import WorkerError
-from benchmarks.group import Group, in_order, reference_of, spread
+from benchmarks.group import Group, in_order, read_arrays, reference_of, spread, verdict_of
 from benchmarks.stats import Spread, ratio_of
 from benchmarks.subjects import Spec
 from benchmarks.workloads import Workload
@@ -36,12 +36,9 @@ class Fresh(Group):
                 expected = got
             if expected is None:
                 why = rows.get(reference, {}).get("reason", "it takes no part")
-                rows[spec.name] = {"status": "failed", "reason": f"nothing to check against: {reference} failed ({why})"}
+                rows[spec.name] = {"status": "failed", "reason": self.nothing_to_check_against(why)}
                 continue
-            result = checks.check(got, expected, arrays.get("attention_mask"), spec.dtype)
-            rows[spec.name] = {"status": "refused" if result.refused else "timed", "check": result.as_dict()}
-            if result.refused:
-                rows[spec.name]["reason"] = result.refused
+            rows[spec.name] = verdict_of(checks.check(got, expected, arrays.get("attention_mask"), spec.dtype))
         return path, rows
 
     def _answer(self, spec: Spec, workload: Workload, path: Path) -> dict[str, np.ndarray]:
@@ -53,8 +50,7 @@ class Fresh(Group):
             client.ask("outputs", path=str(found), again=False)
         finally:
             client.close()
-        with np.load(found) as outputs:
-            return {name: outputs[name] for name in outputs.files}
+        return read_arrays(found)
 
 
 class Cold(Fresh):

@@ -6,6 +6,7 @@ short (the others have had the caches) and as many timed calls as fill `turn` se
 
 import os
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -32,7 +33,18 @@ def reference_of(task: str) -> str:
     return EMBED_REFERENCE if task == "embed" else REFERENCE
 
 
-class Group:
+def verdict_of(result: Check) -> dict[str, Any]:
+    """A row for who was checked: "timed", without a time yet, or refused, and why."""
+    row: dict[str, Any] = {"status": "refused" if result.refused else "timed", "check": result.as_dict()}
+    return {**row, "reason": result.refused} if result.refused else row
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+class Group(ABC):
     """The workloads of one model, task and kind."""
 
     def __init__(self, state: Run, specs: list[Spec], model: str, task: str, scratch: Path) -> None:
@@ -58,8 +70,8 @@ class Group:
             client.close()
         self.clients.clear()
 
-    def measure(self, workload: Workload) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def measure(self, workload: Workload) -> dict[str, Any]: ...
 
     def weights(self) -> Path:
         with self._writing:  # subjects get ready side by side
@@ -100,6 +112,9 @@ class Group:
         np.savez(path, **arrays)
         return path, arrays
 
+    def nothing_to_check_against(self, why: str) -> str:
+        return f"nothing to check against: {reference_of(self.task)} failed ({why})"
+
     def unchecked(self, reason: str) -> dict[str, Any]:
         rows = {s.name: {"status": "failed", "reason": reason, **self.failed.get(s.name, {})} for s in self.specs}
         return {"reference": reference_of(self.task), "rows": rows}
@@ -137,8 +152,7 @@ class Calls(Group):
 
     def without_reference(self, error: Exception) -> dict[str, Any]:
         reference = reference_of(self.task)
-        why = self.failed.get(reference, {}).get("reason", str(error))
-        return self.unchecked(f"nothing to check against: {reference} failed ({why})")
+        return self.unchecked(self.nothing_to_check_against(self.failed.get(reference, {}).get("reason", str(error))))
 
     def measure(self, workload: Workload) -> dict[str, Any]:
         path, arrays = self.inputs(workload)
@@ -166,10 +180,8 @@ class Calls(Group):
                 else:
                     self.ask_inputs(spec, workload, path)
                     result, took = checked(spec, again=False)
-                rows[spec.name] = {"status": "refused" if result.refused else "timed", "check": result.as_dict()}
-                if result.refused:
-                    rows[spec.name]["reason"] = result.refused
-                else:
+                rows[spec.name] = verdict_of(result)
+                if not result.refused:
                     seconds[spec.name] = self.once_more(spec, took, seconds.get(reference, took))
                 self.clients[spec.name].pause()
             except (WorkerError, KeyError, OSError) as error:
@@ -198,8 +210,7 @@ class Calls(Group):
         """What its call returned, and the seconds that it took; `again`: of its last call, without another one."""
         found = self.scratch / f"{spec.name}.npz"
         answer = self.clients[spec.name].ask("outputs", path=str(found), again=again)
-        with np.load(found) as outputs:
-            got = {name: outputs[name] for name in outputs.files}
+        got = read_arrays(found)
         found.unlink()
         return got, answer["seconds"]
 
@@ -218,13 +229,11 @@ class Calls(Group):
         client.ask("inputs", path=str(path), new_tokens=workload.new_tokens)
         found = self.scratch / "reference.npz"
         seconds = client.ask("outputs", path=str(found), again=False)["seconds"]
-        with np.load(found) as arrays:
-            expected = {key: arrays[key] for key in arrays.files}
+        expected = read_arrays(found)
         if not workload.new_tokens:
             return expected, None, seconds
         client.ask("reference_gaps", path=str(found), inputs=str(path), new_tokens=workload.new_tokens)
-        with np.load(found) as arrays:
-            return expected, arrays["gaps"], seconds
+        return expected, read_arrays(found)["gaps"], seconds
 
     def rounds(self, workload: Workload, seconds: dict[str, float], rows: dict[str, dict[str, Any]]) -> tuple[list[Round], dict[str, Any]]:
         """The rounds that nobody disturbed, if they were enough, and what is known about all of them. `seconds` of a call, by subject."""

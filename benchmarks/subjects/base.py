@@ -64,6 +64,11 @@ def converted(cache: Path, source: str, *packages: str) -> Path:
     return cache / f"{made_by}-{models.recipe(source, export.__file__, models.__file__)}"
 
 
+def name_of(folder: Path) -> str:
+    """Of a model's folder, for what is converted of it."""
+    return folder.name if folder.parent.name == "models" else "minilm"
+
+
 def attended(inputs: Arrays) -> list[list[int]]:
     """The real tokens of each row, for libraries that take lists."""
     return [row[m.astype(bool)].tolist() for row, m in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.base import Adapter, Arrays, attended, converted, once
+from benchmarks.subjects.base import Adapter, Arrays, attended, converted, name_of, once
 from benchmarks.subjects.text import Batch, Embedder
 
 
@@ -57,8 +57,7 @@ class CTranslate2(Adapter):
 
     @staticmethod
     def _folder(folder: Path, cache: Path) -> Path:
-        name = folder.name if folder.parent.name == "models" else "minilm"
-        return converted(cache, __file__, "ctranslate2") / name
+        return converted(cache, __file__, "ctranslate2") / name_of(folder)
 
 
 def _convert(folder: Path, target: Path) -> None:

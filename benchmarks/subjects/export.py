@@ -14,6 +14,14 @@ from benchmarks.models import HEADS
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
+def example() -> dict[str, np.ndarray]:
+    """The three inputs of a small batch, [2, 9] int64, with padding."""
+    ids = np.arange(1, 19).reshape(2, 9)
+    mask = np.ones_like(ids)
+    mask[1, 5:] = 0
+    return dict(zip(INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
+
+
 def traceable(folder: Path, task: str, attention: str) -> tuple[Any, tuple[str, ...], dict[str, Any]]:
     """A module that takes the three inputs by position and returns a tuple; its outputs' names; example inputs with padding, so
     that no branch on an all-ones mask is taken for good."""
@@ -33,10 +41,7 @@ def traceable(folder: Path, task: str, attention: str) -> tuple[Any, tuple[str, 
 
     model = getattr(transformers, name).from_pretrained(folder, attn_implementation=attention)
     model.config.use_cache = False
-    ids = torch.arange(1, 19).reshape(2, 9)
-    mask = torch.ones_like(ids)
-    mask[1, 5:] = 0
-    return Positional(model.eval()), outputs, {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return Positional(model.eval()), outputs, {name: torch.from_numpy(array) for name, array in example().items()}
 
 
 def write_onnx(folder: Path, task: str, target: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, once
+from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, name_of, once
 
 _L, _H, _N, _I = 12, 384, 12, 1536  # compiled into the library
 _MAGIC, _VERSION, _ALIGN = 0x31455446, 2, 64
@@ -33,7 +33,7 @@ class FastTextEmbed(Adapter):
 
     @staticmethod
     def _folder(folder: Path, cache: Path) -> Path:
-        return converted(cache, __file__, "fasttextembed") / (folder.name if folder.parent.name == "models" else "minilm")
+        return converted(cache, __file__, "fasttextembed") / name_of(folder)
 
 
 def _convert(folder: Path, target: Path) -> None:

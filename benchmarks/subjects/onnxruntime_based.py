@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.checks import check
 from benchmarks.machine import this_machine
 from benchmarks.models import HEADS
-from benchmarks.subjects.base import Adapter, Arrays, converted, once
-from benchmarks.subjects.export import named, quiet, write_onnx
+from benchmarks.subjects.base import Adapter, Arrays, converted, name_of, once
+from benchmarks.subjects.export import example, named, quiet, write_onnx
 from benchmarks.subjects.text import Batch, Embedder
 
 
@@ -52,8 +52,7 @@ class OnnxRuntime(Adapter):
 
     @staticmethod
     def _file(folder: Path, task: str, cache: Path, kind: str) -> Path:
-        name = folder.name if folder.parent.name == "models" else "minilm"
-        return converted(cache, __file__, "onnxruntime", "torch", "transformers") / f"{name}-{task}-{kind}.onnx"
+        return converted(cache, __file__, "onnxruntime", "torch", "transformers") / f"{name_of(folder)}-{task}-{kind}.onnx"
 
 
 def _fuse(plain: Path, folder: Path, task: str, target: Path, attention: bool) -> None:
@@ -96,9 +95,7 @@ def _same(plain: Path, fused: Path, task: str) -> None:
     """RuntimeError where a fusion changed what the model computes: int8 is made of its file, and timed whatever it loses."""
     import onnxruntime
 
-    ids = np.arange(1, 19).reshape(2, 9)
-    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    inputs["attention_mask"][1, 5:] = 0
+    inputs = example()
     expected, found = (
         named(HEADS[task][1])(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, inputs))
         for path in (plain, fused)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.models import HEADS
-from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, once
+from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, name_of, once
 from benchmarks.subjects.export import INPUTS, named, quiet, traceable
 from benchmarks.subjects.text import Batch, Embedder
 from benchmarks.workloads import LONGEST, ragged, sentences
@@ -76,8 +76,7 @@ class OpenVino(Adapter):
 
     @staticmethod
     def _folder(folder: Path, task: str, cache: Path, kind: str) -> Path:
-        name = folder.name if folder.parent.name == "models" else "minilm"
-        return converted(cache, __file__, "openvino", "torch", "transformers") / f"{name}-{task}-{kind}"
+        return converted(cache, __file__, "openvino", "torch", "transformers") / f"{name_of(folder)}-{task}-{kind}"
 
 
 def _int8() -> str:
