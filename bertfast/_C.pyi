@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+BUILT_FROM: dict[str, str]  # the files of csrc/ by their path in the repository, with the SHA-256 of each: see host.py
 ACTIVATIONS: dict[str, int]
 
 def embed_layer_norm(

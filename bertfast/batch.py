@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast import _C, ops
+from bertfast import ops
 from bertfast.attention import Attention, Masked, Varlen, remembered, uniform_cu_seqlens, uniform_first_rows
+from bertfast.host import _C
 from bertfast.model import Rows
 from bertfast.quantized import Quantized
 from bertfast.settings import is_causal, setting

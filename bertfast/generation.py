@@ -22,12 +22,13 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin, logits_process
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from bertfast import _C, kv_cache, ops, roads, steps_cuda
+from bertfast import kv_cache, ops, roads, steps_cuda
 from bertfast.attention import Attention, Varlen, uniform_cu_seqlens
 from bertfast.batch import Needs, PackedBatch, make_batch
 from bertfast.cached import Ranges, Write
 from bertfast.graphs import StepPlan
 from bertfast.heads import predictions
+from bertfast.host import _C
 from bertfast.model import Rows, encode
 from bertfast.settings import is_causal
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from bertfast import _C
+from bertfast.host import _C
 
 
 def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int) -> list[npt.NDArray[np.int64]]:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast import _C, ops
+from bertfast import ops
 from bertfast.heads import Logits
+from bertfast.host import _C
 from bertfast.ops import Int8Weight
 
 Ref = tuple[int, int, int]  # kind, value, column: see csrc/plan/plan.h

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from transformers.models.bert import modeling_bert as bert
 
-from bertfast import _C
 from bertfast.fp8 import Fp8LayerNorm, Fp8Linear
+from bertfast.host import _C
 from bertfast.quantized import Int8Embedding, Int8Linear, Quantized
 from bertfast.settings import setting
 

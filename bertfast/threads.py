@@ -1,6 +1,6 @@
 """How many threads the CPU kernels run on. Until it is said, as many as torch uses."""
 
-from bertfast import _C
+from bertfast.host import _C
 from bertfast.ops import cpu as _cpu  # noqa: F401  it tells the kernels to ask torch
 
 

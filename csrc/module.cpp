@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "built_from.h"  // written by CMake
+
 namespace bertfast {
 void bind_ops(pybind11::module_& m);
 void bind_int8(pybind11::module_& m);
@@ -14,6 +16,9 @@ void bind_plan(pybind11::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "bertfast host: CPU kernels and batching. Addresses and sizes in, results written in place.";
+  pybind11::dict built_from;  // bertfast/host.py compares it with the files beside it
+  for (const auto& [path, hash] : bertfast::built_from) built_from[path] = hash;
+  m.attr("BUILT_FROM") = built_from;
   bertfast::bind_ops(m);
   bertfast::bind_int8(m);
   bertfast::bind_batching(m);

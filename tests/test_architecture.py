@@ -36,14 +36,16 @@ LAYERS = [
     ["bertfast.planner", "bertfast.threads", "bertfast.pooling", "bertfast.sentence_folder", "bertfast.settings"],
     ["bertfast.ops"],
     ["bertfast.ops.cpu", "bertfast.ops.cuda"],
-    ["bertfast.ops.reference", "bertfast._C", "bertfast.kernels"],
+    ["bertfast.ops.reference", "bertfast.host", "bertfast.kernels"],
+    ["bertfast._C"],
     ["bertfast.ops.int8"],
 ]
 EXTERNAL = {  # what only the named modules may import
     "triton": {"bertfast.kernels"},
     "typer": {"bertfast.cli"},
     "rich": {"bertfast.commands"},
-    "bertfast._C": {
+    "bertfast._C": {"bertfast.host"},  # which knows whether it was built from the sources beside it
+    "bertfast.host": {
         "bertfast.ops.cpu",
         "bertfast.batch",
         "bertfast.recorder",

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bertfast import _C, fp8, ops
+from bertfast import fp8, ops
+from bertfast.host import _C
 from bertfast.threads import get_num_threads
 
 Row = tuple[str, str, str]  # what, its value, why or what follows from it

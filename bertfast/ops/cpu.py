@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bertfast import _C
+from bertfast.host import _C
 from bertfast.ops.int8 import Int8Weight
 
 # Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
