@@ -23,17 +23,28 @@ class Line:
 
 def headline(result: dict[str, Any]) -> list[str]:
     """Which machine, how fast it was found to be, which libraries, what was wrong."""
-    m, peaks = result["machine"], result["peaks"]
+    m, peaks = result["machine"], _rates(result["peaks"])
     lines = [f"{m['title']}; {result['threads']} threads; {m['system']}; {result['created']}"]
     if peaks:
-        rates = [f"{name} {peaks[name] / 1e9:.0f}" for name in ("float32", "bfloat16", "int8") if peaks[name]]
-        lines.append(f"peaks measured in this run: {', '.join(rates)} GFLOP/s (GOP/s), memory {peaks['bandwidth'] / 1e9:.1f} GB/s")
+        lines.append(f"peaks measured in this run: {peaks}")
+    earlier: dict[str, list[str]] = {}  # --add and --resume keep workloads with shares of their own run's peaks
+    for name, workload in result["workloads"].items():
+        if (own := _rates(workload.get("peaks"))) and own != peaks:
+            earlier.setdefault(own, []).append(name)
+    lines += [f"peaks measured in an earlier run, of {', '.join(names)}: {own}" for own, names in earlier.items()]
     lines.append(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
     older = [(name, w) for name, w in result["workloads"].items() if w.get("build") != result.get("build")]
     if older:  # --add and --resume keep them
         dated = ", ".join(name + (f" ({w['measured'][:10]})" if "measured" in w else "") for name, w in older)
         lines.append(f"note: measured with another build of bertfast than the rest: {dated}")
     return lines + [f"note: {note}" for note in result["notes"]]
+
+
+def _rates(peaks: dict[str, float] | None) -> str:
+    if peaks is None:
+        return ""
+    rates = [f"{name} {peaks[name] / 1e9:.0f}" for name in ("float32", "bfloat16", "int8") if peaks[name]]
+    return f"{', '.join(rates)} GFLOP/s (GOP/s), memory {peaks['bandwidth'] / 1e9:.1f} GB/s"
 
 
 def title(name: str, workload: dict[str, Any]) -> str:

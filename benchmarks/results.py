@@ -29,13 +29,14 @@ def load(path: Path) -> dict[str, Any]:
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """`new`, with those workloads of `old` that it did not measure. Each workload is one interleaved run, so they may stand in one file:
-    if machine class, threads and versions are the same. ValueError if not."""
+    if machine class, threads and versions are the same. ValueError if not. What is kept says which peaks its shares are of."""
     for what in ("threads", "versions"):
         if old[what] != new[what]:
             raise ValueError(f"the file has {what} {old[what]}, this run {new[what]}: they do not belong into one file")
     if old["machine"]["key"] != new["machine"]["key"]:
         raise ValueError(f"the file was measured on {old['machine']['key']}, this is {new['machine']['key']}")
-    workloads = {**old["workloads"], **new["workloads"]}
+    kept = {name: {"peaks": old["peaks"], **workload} for name, workload in old["workloads"].items()}
+    workloads = {**kept, **new["workloads"]}
     took_part = {name: s for name, s in new["subjects"].items() if name not in old["subjects"] or not s.get("left_out")}
     notes = dict.fromkeys([*old["notes"], *new["notes"]])
     return {**new, "subjects": {**old["subjects"], **took_part}, "workloads": workloads, "notes": list(notes)}

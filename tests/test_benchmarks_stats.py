@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from benchmarks import compare, readme, report, results, steps
+from benchmarks import compare, plots, readme, report, results, steps
 from benchmarks.stats import PLACEMENT, Ratio, Spread, change, ratio_of, verdict
 
 
@@ -194,6 +194,59 @@ def test_what_another_build_of_bertfast_was_measured_with_is_said(result):
         {**result, "build": "22222222", "workloads": {"minilm/1x128": new}},
     )
     assert "note: measured with another build of bertfast than the rest: minilm/1x16 (2024-01-02)  \n" in report.markdown(joined)
+
+
+def test_a_kept_workload_says_of_which_peaks_its_shares_are(result):
+    """Shares are not told anew: another run's peaks say nothing about the clock at which these were measured."""
+    workload, peaks = result["workloads"]["minilm/1x128"], result["peaks"]
+    assert "an earlier run" not in report.markdown(result)
+
+    def file(name, rate):
+        return {**result, "peaks": rate and {**peaks, "float32": rate}, "workloads": {name: workload}}
+
+    twice = results.merged(results.merged(file("minilm/1x16", 1e11), file("minilm/1x128", 3e11)), file("minilm/8x128", 2e11))
+    assert {name: w.get("peaks", twice["peaks"])["float32"] for name, w in twice["workloads"].items()} == {
+        "minilm/1x16": 1e11,
+        "minilm/1x128": 3e11,
+        "minilm/8x128": 2e11,
+    }
+    page = report.markdown(twice)
+    assert "peaks measured in this run: float32 200, int8 400 GFLOP/s (GOP/s), memory 25.0 GB/s  \n" in page
+    assert "peaks measured in an earlier run, of minilm/1x16: float32 100, int8 400 GFLOP/s (GOP/s), memory 25.0 GB/s  \n" in page
+    assert "peaks measured in an earlier run, of minilm/1x128: float32 300, " in page
+    assert page.count("| 90% F |") == 3
+    anew = results.merged(twice, file("minilm/1x16", 2e11))
+    assert "peaks" not in anew["workloads"]["minilm/1x16"]  # measured in this run
+    assert "an earlier run, of minilm/1x128: float32 300, " in report.markdown(anew)
+    unmeasured = report.markdown(results.merged(file("minilm/1x16", None), file("minilm/1x128", 2e11)))  # no C compiler at that time
+    assert "an earlier run" not in unmeasured
+    assert "in this run: float32 200" in unmeasured
+
+
+def test_the_picture_of_shares_has_no_bar_for_what_was_measured_without_peaks(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    unmeasured = copy.deepcopy(result)
+    unmeasured["peaks"] = None
+    for row in unmeasured["workloads"]["minilm/1x128"]["rows"].values():
+        row.pop("of_arithmetic", None)
+    new = {**result, "workloads": {"minilm/1x16": result["workloads"]["minilm/1x128"]}}
+    drawn = plots.draw(results.merged(unmeasured, new), tmp_path / "joined")
+    assert [path.name for path in drawn] == ["joined-latency.png", "joined-peak.png"]
+
+
+def test_the_floor_under_kept_steps_is_by_the_bandwidth_of_their_run(result):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    steps_row = {"status": "timed", "steps": [None, 1e-3, 2e-3], "line": {"first": 1e-3, "slope": 1e-6}}
+    workload = {**result["workloads"]["minilm/1x128"], "kind": "steps", "rows": {"bertfast": steps_row}}
+
+    def file(name, bandwidth):
+        return {**result, "peaks": {**result["peaks"], "bandwidth": bandwidth}, "workloads": {name: workload}}
+
+    # Keys and values, 6 layers of 384 float32 numbers each: 18432 bytes a token.
+    figure = plots._steps(results.merged(file("minilm/steps-1", 18.432e9), file("minilm/steps-8", 36.864e9)), pyplot)
+    floors = [axis.get_legend().get_texts()[-1].get_text() for axis in figure.axes]
+    pyplot.close(figure)
+    assert floors == [f"reading its float32 cache: {each} us a token" for each in ("1", "0.5")]
 
 
 def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):
