@@ -4,7 +4,8 @@ Nothing is timed before its outputs agree with transformers in float32; everythi
 time is also a share of what the machine was measured to do in the same run.
 
     __main__.py    the command line
-    workloads.py   what is computed                     models.py     with which weights
+    workloads.py   what is computed                     seeded.py     its lengths and sentences
+    models.py      with which weights
     subjects/      who computes it: one adapter a library
     worker.py      the process that one subject runs in  client.py     the other end of its pipe
     runner.py      a whole run                           settings.py   how it is made, what its file holds

