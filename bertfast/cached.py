@@ -362,6 +362,7 @@ class CrossCache:
 
     def __init__(self, cache: Any, config: Any, encoder: Encoder, batch: PackedBatch, packed: bool) -> None:
         self.cache = cache
+        self.layers = kv_cache.adopt_layers(cache.cross_attention_cache, config.num_hidden_layers)
         self.layer = 0
         self.shape = (batch.batch, encoder.length)  # B, Se
         # [Re] int64: the encoder rows that are computed; None: all
@@ -369,7 +370,7 @@ class CrossCache:
         # Whether the keys and values of every layer are there.
         self.filled = config.num_hidden_layers > 0 and all(cache.is_updated.get(i) for i in range(config.num_hidden_layers))
         if self.filled:
-            held = cache.cross_attention_cache.layers[0].keys.shape
+            held = kv_cache.cells_of(self.layers[0])[0].shape
             if (held[0], held[2]) != self.shape:
                 raise ValueError(
                     f"encoder_hidden_states: got {self.shape[0]} sequences of {self.shape[1]}, but the cache keeps cross-attention for "
@@ -380,9 +381,8 @@ class CrossCache:
         """The next layer's cells, [B, N, Se, D] each; None where they have to be computed."""
         if not self.filled:
             return None
-        layer = self.cache.cross_attention_cache.layers[self.layer]
         self.layer += 1
-        return layer.keys, layer.values
+        return kv_cache.cells_of(self.layers[self.layer - 1])
 
     def keep(self, k: Tensor, v: Tensor, heads: int) -> None:
         """The next layer's keys and values, [Re, H] each."""

@@ -37,6 +37,7 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
         self._lengths = [0, 0]
         self._written = 0  # cells that ever held something
         self._seen = False  # whether somebody outside may hold a view
+        self._alike: Tensor | None = None  # [B] int64: sequences of one number hold the same cells; None: nothing is known
         super().__init__(**kwargs)
 
     @classmethod
@@ -59,6 +60,7 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
         self._lengths[which] = 0 if empty else states.shape[2]  # type: ignore[union-attr]  # not None where not empty
         self._written = max(self._lengths)
         self._seen = not empty  # the caller holds it
+        self._alike = None
 
     keys = property(lambda self: self._read(0), lambda self, states: self._replace(0, states))
     values = property(lambda self: self._read(1), lambda self, states: self._replace(1, states))
@@ -90,6 +92,14 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
             self._buffers, self._written, self._seen = list(grown), length, False
             keys, values = grown
         self._written = max(self._written, needed)
+        self._alike = None
+        return keys, values
+
+    def cells(self) -> tuple[Tensor, Tensor]:
+        """What `keys` and `values` are, [B, N, P, D], to a call that lets go of them when it ends: nobody outside holds a view then."""
+        if torch.is_grad_enabled():  # a backward may come later
+            return self.keys, self.values
+        keys, values = (t[:, :, : self._lengths[0]] for t in peek(self))
         return keys, values
 
     def extend(self, count: int) -> None:
@@ -118,7 +128,8 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
 
     def reorder_cache(self, beam_idx: Tensor) -> None:  # int64, as many as there are to be sequences
         """transformers' interface: sequence i becomes what sequence beam_idx[i] was. The room to spare stays; and on the CPU, where asking
-        costs nothing, so do the sequences that do not change, in buffers that nobody has seen."""
+        costs nothing, so do the sequences that do not change, in buffers that nobody has seen. One that was copied from another is known to
+        be like it until something is written: beams of a prompt take over from each other in cross-attention without a copy."""
         length, (keys, values) = self._lengths[0], self._buffers
         if keys is None or values is None or length == 0:
             return
@@ -126,16 +137,21 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
             super().reorder_cache(beam_idx)
             return
         order = beam_idx.to(keys.device)
-        if self._seen or len(order) != len(keys) or order.device.type != "cpu":
+        on_cpu = order.device.type == "cpu"
+        if self._seen or len(order) != len(keys) or not on_cpu:
             with torch.inference_mode(False):  # the buffers outlive the call
                 self._buffers = [t.index_select(0, order) for t in (keys, values)]
-            self._written, self._seen = length, False
+            self._written, self._seen, self._alike = length, False, order.clone() if on_cpu else None
             return
-        moved = (order != torch.arange(len(order))).nonzero().view(-1)
-        parents = order.index_select(0, moved)
-        for t in (keys, values):
-            cells = t[:, :, :length]
-            cells.index_copy_(0, moved, cells.index_select(0, parents))
+        alike = torch.arange(len(order)) if self._alike is None else self._alike
+        after = alike.index_select(0, order)
+        moved = (after != alike).nonzero().view(-1)
+        if len(moved):
+            parents = order.index_select(0, moved)
+            for t in (keys, values):
+                cells = t[:, :, :length]
+                cells.index_copy_(0, moved, cells.index_select(0, parents))
+        self._alike = after
 
     def __copy__(self) -> "Layer":
         """Two layers must not write into the same buffers."""
@@ -167,6 +183,11 @@ def peek(layer: Any) -> list[Tensor]:
     """What a layer keeps its keys and values in, as long as they may be; not a read in the sense of Layer."""
     states = layer._buffers if type(layer) is Layer else (layer.keys, layer.values)
     return [t for t in states if t is not None]
+
+
+def cells_of(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer that was written, [B, N, any, D], for a call that lets go of them when it ends."""
+    return layer.cells() if type(layer) is Layer else (layer.keys, layer.values)
 
 
 def shape_of(layer: Any) -> tuple[int, ...] | None:

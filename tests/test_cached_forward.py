@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig
+from transformers import BertConfig, EncoderDecoderModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
 from bertfast import roads
-from bertfast.kv_cache import FIELD
+from bertfast.kv_cache import FIELD, Layer
 
 LIMIT = 2e-5  # float32, stated for the cached forward as a whole; logits here are of size 1 to 10
 B, S, V, ENCODER_COLUMNS = 3, 11, 60, 7
@@ -292,6 +292,42 @@ def test_cross_attention_reads_the_cache_and_not_the_states():
     out = model(ids[:, 6:], encoder_hidden_states=states, **{FIELD: legacy})
     assert_close(out.logits, expected)
     assert [len(layer) for layer in out[FIELD]] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_beams_of_a_prompt_share_what_they_read_of_the_encoder(padded, monkeypatch):
+    """transformers reorders the cache of an encoder-decoder in every step. Cross-attention's cells are copied when a prompt's beams are
+    made of the first one, and then lie still."""
+    decoder = make_pair(add_cross_attention=True)[0]
+    encoder = theirs.BertModel(BertConfig(**{**decoder.config.to_dict(), "is_decoder": False, "add_cross_attention": False}))
+    for parameter in encoder.parameters():
+        parameter.data.normal_(0, 0.15)
+    original = EncoderDecoderModel(encoder=encoder, decoder=decoder).eval()
+    model = bertfast.optimize(copy.deepcopy(original))
+    cells: list[list[tuple[int, int]]] = []
+    orders: list[list[int]] = []
+    reorder = EncoderDecoderCache.reorder_cache
+
+    def noted(cache, order):
+        reorder(cache, order)
+        orders.append(order.tolist())
+        layers = cache.cross_attention_cache.layers
+        cells.append([(t.data_ptr(), t._version) for layer in layers if isinstance(layer, Layer) for t in layer._buffers])
+
+    mask = torch.ones(2, ENCODER_COLUMNS, dtype=torch.long)
+    if padded:
+        mask[0, 4:] = 0
+    given = {
+        "input_ids": torch.randint(1, V, mask.shape), "attention_mask": mask, "num_beams": 3, "max_new_tokens": 12,
+        "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": [7, 8],
+    }  # fmt: skip
+    expected = original.generate(**given)
+    monkeypatch.setattr(EncoderDecoderCache, "reorder_cache", noted)
+    assert torch.equal(model.generate(**given), expected)
+    assert orders[0] == [0, 0, 0, 3, 3, 3]
+    assert any(order != sorted(order) for order in orders), "beams change places, or this shows nothing"
+    assert len(cells[0]) == 6
+    assert all(later == cells[0] for later in cells[1:])
 
 
 @torch.no_grad()

@@ -206,6 +206,39 @@ def test_reordering_keeps_the_room_and_what_does_not_change(looked: bool):
         assert torch.equal(held, expected)
 
 
+def test_a_sequence_that_is_like_another_is_not_copied_from_it():
+    layer, start = Layer(), torch.rand(4, 2, 3, 5)
+    layer.update(start, -start)
+
+    def reordered(*order: int) -> bool:
+        """Whether anything was copied."""
+        before = [(t.data_ptr(), t._version) for t in layer._buffers]
+        expected = layer._buffers[0][list(order), :, : layer.get_seq_length()]
+        layer.reorder_cache(torch.tensor(order))
+        for cells, sign in zip(layer.cells(), (1, -1), strict=True):
+            assert torch.equal(cells, sign * expected)
+        return [(t.data_ptr(), t._version) for t in layer._buffers] != before
+
+    with torch.no_grad():
+        assert reordered(0, 0, 2, 2), "two prompts are spread over two beams each"
+        assert not reordered(1, 0, 3, 2)
+        assert not reordered(1, 1, 3, 3)
+        assert reordered(0, 1, 2, 0), "the last has gone over to the other prompt"
+        assert not reordered(3, 3, 2, 1)
+        assert reordered(2, 3, 0, 1)
+        new = torch.rand(4, 2, 1, 5)
+        layer.update(new, -new)  # seen, and every sequence with a cell of its own
+        assert reordered(1, 0, 2, 3)
+        assert reordered(1, 0, 2, 3)
+        assert reordered(1, 1, 1, 1)
+    layer.keys[1] = layer.values[1] = 7  # by somebody who looked
+    order = torch.tensor([1, 0, 2, 3])
+    layer.reorder_cache(order)
+    order.zero_()  # the caller's own
+    layer.reorder_cache(torch.tensor([2, 0, 3, 1]))
+    assert layer.keys[:, 0, 0, 0].eq(7).tolist() == [False, True, False, False]
+
+
 TestGrowth = Growth.TestCase
 TestGrowth.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 
