@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bertfast.optimize import optimize as optimize
     from bertfast.optimize import register as register
     from bertfast.optimize import restore as restore
+    from bertfast.pages import huge_pages as huge_pages
     from bertfast.threads import get_num_threads as get_num_threads
     from bertfast.threads import set_num_threads as set_num_threads
 
@@ -72,6 +73,7 @@ _NAMES_OF = {
         "BertPreTrainedModel",
     ],
     "bertfast.optimize": ["optimize", "register", "restore"],
+    "bertfast.pages": ["huge_pages"],
     "bertfast.threads": ["get_num_threads", "set_num_threads"],
 }
 _HOME = {name: (module, name) for module, names in _NAMES_OF.items() for name in names}

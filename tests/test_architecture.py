@@ -33,7 +33,7 @@ LAYERS = [
     ["bertfast.model"],
     ["bertfast.attention", "bertfast.fp8"],
     ["bertfast.quantized"],
-    ["bertfast.planner", "bertfast.threads", "bertfast.pooling", "bertfast.sentence_folder", "bertfast.settings"],
+    ["bertfast.planner", "bertfast.threads", "bertfast.pages", "bertfast.pooling", "bertfast.sentence_folder", "bertfast.settings"],
     ["bertfast.ops"],
     ["bertfast.ops.cpu", "bertfast.ops.cuda"],
     ["bertfast.ops.reference", "bertfast.host", "bertfast.kernels"],

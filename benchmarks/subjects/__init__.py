@@ -83,7 +83,15 @@ SUBJECTS = {
             ("embed",),
             ("call",),
         ),
-        Spec("bertfast", _BERTFAST, "float32", ("bertfast",), "inference mode; Embedder for text", (*_TORCH, "embed"), ours=True),
+        Spec(
+            "bertfast",
+            _BERTFAST,
+            "float32",
+            ("bertfast",),
+            "inference mode, huge_pages of a copy.deepcopy; Embedder for text",
+            (*_TORCH, "embed"),
+            ours=True,
+        ),
         Spec(
             "bertfast.optimize",
             "benchmarks.subjects.torch_based:SentenceTransformers",
@@ -95,8 +103,8 @@ SUBJECTS = {
             _options(optimize="yes"),
             ours=True,
         ),
-        Spec("bertfast-bf16", _BERTFAST, "bfloat16", ("bertfast",), "dtype=torch.bfloat16", (*_TORCH, "embed"), ours=True),
-        Spec("bertfast-int8", _BERTFAST, "int8", ("bertfast",), 'quantization="int8"', (*_TORCH, "embed"), ours=True),
+        Spec("bertfast-bf16", _BERTFAST, "bfloat16", ("bertfast",), "dtype=torch.bfloat16, huge_pages", (*_TORCH, "embed"), ours=True),
+        Spec("bertfast-int8", _BERTFAST, "int8", ("bertfast",), 'quantization="int8", huge_pages', (*_TORCH, "embed"), ours=True),
         Spec(
             "transformers-eager",
             _TRANSFORMERS,

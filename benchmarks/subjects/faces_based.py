@@ -18,7 +18,7 @@ _CLASSES = {
 
 
 class Face(Adapter):
-    """NumPy in, NumPy out, so that its ratio to bertfast's torch class is what the face costs."""
+    """NumPy in, NumPy out, so that its ratio to bertfast's torch class is what the face costs, and what huge pages gain that class."""
 
     model: Any
 

@@ -1,5 +1,6 @@
 """transformers (sdpa, eager, compiled, dynamically quantized), bertfast, and sentence-transformers on either."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,16 @@ class Bertfast(_Torch):
             from bertfast.tasks import Embedder
 
             self.model = Embedder.from_pretrained(folder, device="cpu", **options)
-            return
-        self.model = getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval()
+            self.model.model = self._in_huge_pages(self.model.model)
+        else:
+            self.model = self._in_huge_pages(getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval())
+
+    def _in_huge_pages(self, model: Any) -> Any:
+        import bertfast
+
+        own = copy.deepcopy(model) if self.dtype == "float32" else model  # until then it is pages of its file
+        bertfast.huge_pages(own)
+        return own
 
     def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
         if "sentences" in inputs:
