@@ -146,6 +146,7 @@ class Calls(Group):
             client = self.clients[spec.name]
             client.convert(self.weights(), self.task, self.settings.cache)
             client.ask("load")
+            client.ask("settle")
             client.pause()
         except Exception as error:  # whatever it is, it costs this subject's rows and nobody else's
             self.drop(spec, error)

@@ -43,6 +43,9 @@ class Worker:
         self._adapter.load(*self._where)
         return {"seconds": time.perf_counter() - begin}
 
+    def do_settle(self) -> None:
+        self._adapter.settle()
+
     def do_inputs(self, path: str, new_tokens: int) -> None:
         with np.load(path) as arrays:
             inputs = {name: arrays[name] for name in arrays.files}

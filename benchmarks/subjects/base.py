@@ -1,4 +1,4 @@
-"""What an adapter does. It lives in a worker process and is used in this order: convert, load, then prepare and outputs for each
+"""What an adapter does. It lives in a worker process and is used in this order: convert, load, settle, then prepare and outputs for each
 workload."""
 
 import fcntl
@@ -33,6 +33,9 @@ class Adapter(ABC):
     @abstractmethod
     def load(self, folder: Path, task: str, cache: Path) -> None:
         """From the disk to ready for a first call."""
+
+    def settle(self) -> None:  # noqa: B027  (most have nothing to do)
+        """What one does once in a process that is to serve for long. Not timed, and not done for cold starts and peaks of memory."""
 
     @abstractmethod
     def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[..., Any]:

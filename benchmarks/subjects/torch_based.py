@@ -90,16 +90,16 @@ class Bertfast(_Torch):
             from bertfast.tasks import Embedder
 
             self.model = Embedder.from_pretrained(folder, device="cpu", **options)
-            self.model.model = self._in_huge_pages(self.model.model)
         else:
-            self.model = self._in_huge_pages(getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval())
+            self.model = getattr(bertfast, HEADS[task][0]).from_pretrained(folder, **options).eval()
 
-    def _in_huge_pages(self, model: Any) -> Any:
+    def settle(self) -> None:
         import bertfast
 
-        own = copy.deepcopy(model) if self.dtype == "float32" else model  # until then it is pages of its file
-        bertfast.huge_pages(own)
-        return own
+        holder = self.model if hasattr(self.model, "encode") else self  # an Embedder holds its model
+        if self.dtype == "float32":  # pages of its file so far
+            holder.model = copy.deepcopy(holder.model)
+        bertfast.huge_pages(holder.model)
 
     def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
         if "sentences" in inputs:

@@ -9,13 +9,14 @@
 #pragma once
 
 #include "coarse_activate.inl.h"
+#include "linear_in_flight.inl.h"
+#include "linear_pass.h"
 #include "math.inl.h"
 #include "vec.h"
 
 namespace bertfast::cpu::BERTFAST_ISA_NAME {
 namespace {
 
-constexpr int64_t tile_cols = 4;    // at most: Vec::sums adds up four vectors at once
 constexpr int64_t block_cols = 96;  // columns of weight that stay in L2 while all rows pass
 
 // k at a time, of float: a tile's rows of x and weight stay in L1. Of narrow vectors fewer: long sums in few lanes lose digits.
@@ -32,38 +33,6 @@ struct Wide {
 struct Tall {  // all rows of a small batch: weights are read once as they come from memory, and the rows of x fit into L1 beside them
   static constexpr int64_t rows = Vec::tall_rows, cols = Vec::tall_cols;
 };
-
-// One pass over a range of k for a block of rows and columns; pointers are to its first row, column and k.
-template <class X, class W>
-struct LinearPass {
-  const X* x;
-  const W* weight;
-  const float* start;  // what the products are added to: one row, the bias, or the sums of the passes before
-  float* out;
-  int64_t x_stride, weight_stride, start_stride, out_stride;
-  int64_t rows, cols, depth;
-  const W* soon;  // rows of weight that the next pass reads, as far apart; fetched meanwhile
-  int64_t soon_rows;
-};
-
-// What a tile fetches into L2 while it computes: some rows of weight that are needed soon.
-template <class W>
-struct Ahead {
-  const W* weight;
-  int64_t rows;
-};
-
-// How a tile reads its operands: a register of each, multiplied lane by lane.
-template <class X, class W>
-struct OperandsOf {
-  using Type = Vec;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct OperandsOf<bfloat16, bfloat16> {
-  using Type = Pairs;
-};
-#endif
 
 // In a register from here on.
 template <class Operand>
@@ -139,6 +108,22 @@ void linear_few(const LinearPass<X, W>& at) {
   }
 }
 
+// The same with two tiles in flight. A half fetches a row of weight, or one that is there.
+template <class X>
+void linear_few_in_flight(const LinearPass<X, X>& at) {
+  const int64_t steps = at.cols / Wide::cols, halves = 2 * ((at.rows + Wide::rows - 1) / Wide::rows);
+  int64_t n = 0, half = 0;
+  InFlight<X, X>::template compute<1>(at, steps, [&] {
+    if (half == halves) half = 0, n += Wide::cols;
+    const int64_t end = n + Wide::cols, left = end < at.cols ? at.cols - end : at.soon_rows, next = left < Wide::cols ? left : Wide::cols;
+    const int64_t row = next * half / halves;
+    ++half;
+    if (row == next * half / halves) return at.weight + n * at.weight_stride;
+    return (end < at.cols ? at.weight + end * at.weight_stride : at.soon) + row * at.weight_stride;
+  });
+  if (steps * Wide::cols < at.cols) linear_few<Wide>(columns_from(at, steps * Wide::cols));
+}
+
 // Rows that lie a multiple of 4 KiB apart fall into one set of L1 and push each other out. At most few_rows are copied to `room`.
 template <class X, class W>
 LinearPass<X, W> apart(const LinearPass<X, W>& at, X* room) {
@@ -149,16 +134,6 @@ LinearPass<X, W> apart(const LinearPass<X, W>& at, X* room) {
   copied.x = room;
   copied.x_stride = stride;
   return copied;
-}
-
-template <class X, class W>
-LinearPass<X, W> some_rows(const LinearPass<X, W>& at, int64_t row, int64_t end) {
-  LinearPass<X, W> some = at;
-  some.x += row * at.x_stride;
-  some.start += row * at.start_stride;
-  some.out += row * at.out_stride;
-  some.rows = end - row;
-  return some;
 }
 
 // Fetches a part of each row of x into L2, the part'th of `parts`.
@@ -212,15 +187,45 @@ void linear_many(const LinearPass<X, W>& all, X* room) {
   }
 }
 
+// The same with two tiles in flight. The block's weights come from afar for the first rows alone; after them a half fetches a row of what
+// comes next, or one that is there: of x, if it will be copied, or of the next pass's weights.
+template <class X>
+void linear_many_in_flight(const LinearPass<X, X>& all, X* room) {
+  const int64_t tiles = (all.rows + Wide::rows - 1) / Wide::rows, steps = all.cols / Wide::cols;
+  const auto first = [&](int64_t tile) { return all.rows * tile / tiles; };
+  const int64_t halves = 2 * steps * (tiles - 1);
+  int64_t past = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const LinearPass<X, X> at = apart(some_rows(all, first(tile), first(tile + 1)), room);
+    const LinearPass<X, X> soon = some_rows(all, first(tile + 1), tile + 1 < tiles ? first(tile + 2) : all.rows);
+    int64_t half = 0;
+    if (tile == 0) {
+      InFlight<X, X>::template compute<2>(at, steps, [&] {
+        ++half;
+        return at.weight + (2 * half + 2 < at.cols ? 2 * half + 2 : 0) * at.weight_stride;
+      });
+    } else {
+      const int64_t rows = at.x == room ? soon.rows : 0;
+      InFlight<X, X>::template compute<1>(at, steps, [&] {
+        if (half < rows) return soon.x + half++ * at.x_stride;
+        const int64_t row = all.soon_rows * past / halves;
+        ++past;
+        return row < all.soon_rows * past / halves ? all.soon + row * at.weight_stride : at.weight;
+      });
+    }
+  }
+  if (steps * Wide::cols < all.cols) linear_many(columns_from(all, steps * Wide::cols), room);
+}
+
 // room: for few_rows rows of x, each as long as wide_stride floats.
 template <class X, class W>
 void linear_pass(const LinearPass<X, W>& at, X* room) {
-  if (at.rows > Wide::rows && at.rows <= Tall::rows)
-    linear_few<Tall>(apart(at, room));
-  else if (at.rows <= few_rows)
-    linear_few<Wide>(apart(at, room));
-  else
-    linear_many(at, room);
+  if (at.rows > Wide::rows && at.rows <= Tall::rows) return linear_few<Tall>(apart(at, room));
+  if constexpr (InFlight<X, W>::possible) {
+    if (at.rows > few_rows) return linear_many_in_flight(at, room);
+    if (at.rows > Wide::rows) return linear_few_in_flight(apart(at, room));
+  }
+  at.rows > few_rows ? linear_many(at, room) : linear_few<Wide>(apart(at, room));
 }
 
 // The same with the rows of x widened first, at most few_rows at a time.
@@ -244,11 +249,19 @@ inline void linear_pass_widened(const LinearPass<bfloat16, bfloat16>& at, float*
 inline float* sums_of(float* out, float*) { return out; }
 inline float* sums_of(bfloat16*, float* scratch) { return scratch; }
 
+// Inputs of a pass, of which a row adds up the same ones whatever rows are beside it. Two tiles in flight read their weights from L1 twice;
+// where there are several passes, shorter ones leave them there, and their ends cost little.
+template <class Number>
+int64_t pass_depth(int64_t inputs) {
+  constexpr int64_t most = multiplies_bfloat16 ? block_depth * static_cast<int64_t>(sizeof(float) / sizeof(Number)) : block_depth;
+  return InFlight<Number, Number>::possible && inputs > most ? most / 3 * 2 : most;
+}
+
 template <class Number>
 void linear(const LinearOf<Number>& op, int64_t row0, int64_t row1, int64_t col0, int64_t col1, const WeightsOf<Number>& next,
             float* scratch) {
   constexpr bool in_place = sizeof(Number) == sizeof(float);
-  constexpr int64_t most = !in_place && multiplies_bfloat16 ? 2 * block_depth : block_depth;
+  const int64_t most = pass_depth<Number>(op.inputs);
   const int64_t rows = row1 - row0;
   for (int64_t n0 = col0; n0 < col1; n0 += block_cols) {
     const int64_t cols = n0 + block_cols < col1 ? block_cols : col1 - n0;

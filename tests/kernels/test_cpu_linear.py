@@ -24,6 +24,10 @@ SHAPES = [
     pytest.param(48, 2048, 10, id="few-rows-8-KiB-apart"),
     pytest.param(401, 1024, 100, id="many-rows-4-KiB-apart"),
     pytest.param(50, 3072, 97, id="many-rows-12-KiB-apart"),
+    pytest.param(10, 70, 22, id="tiles-of-five-rows-ends-within-few-inputs"),
+    pytest.param(13, 33, 18, id="tiles-of-four-and-five-rows"),
+    pytest.param(53, 16, 97, id="many-rows-of-one-register"),
+    pytest.param(59, 1030, 193, id="many-rows-ragged-last-pass"),
     pytest.param(0, 768, 768, id="no-tokens"),
     pytest.param(4, 0, 3, id="no-inputs"),
 ]
@@ -84,7 +88,7 @@ def test_concat_matches_definition(features):
 def test_a_row_has_the_same_bits_alone_and_in_a_batch(inputs, features):
     x, weight, bias = make_inputs(97, inputs, features)
     together = cpu.linear(x, weight, bias, "gelu")
-    for size in (1, 2, 3, 4, 5, 7, 8, 16, 31, 49):
+    for size in (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 31, 49, 53):
         parts = torch.cat([cpu.linear(part, weight, bias, "gelu") for part in x.split(size)])
         assert torch.equal(parts, together), f"in batches of {size}"
 

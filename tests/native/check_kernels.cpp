@@ -83,8 +83,8 @@ Floats run_linear(const Floats& x, const Floats& weight, const Floats& bias, int
 }
 
 void check_linear() {
-  const int64_t shapes[][3] = {{1, 768, 40},  {4, 1024, 25}, {7, 101, 37},   {8, 3072, 13},
-                               {16, 384, 96}, {61, 130, 50}, {55, 1024, 30}, {401, 96, 100}};
+  const int64_t shapes[][3] = {{1, 768, 40}, {4, 1024, 25}, {7, 101, 37},   {8, 3072, 13}, {16, 384, 96},
+                               {13, 33, 18}, {61, 130, 50}, {55, 1024, 30}, {401, 96, 100}};
   for (const auto& [M, K, N] : shapes)
     for (const bool activate : {false, true}) {
       const Floats x = random_floats(M * K, 1.0f, 1), weight = random_floats(N * K, 0.05f, 2), bias = random_floats(N, 0.1f, 3);
@@ -111,7 +111,7 @@ float widen(cpu::bfloat16 x) {
 }
 
 void check_linear_bfloat16() {
-  for (const int64_t M : {1, 8, 70}) {
+  for (const int64_t M : {1, 8, 13, 70}) {
     const int64_t K = 200, N = 30;
     Floats x = random_floats(M * K, 1.0f, 1), weight = random_floats(N * K, 0.05f, 2), bias = random_floats(N, 0.1f, 3);
     std::vector<cpu::bfloat16> narrow[3], out(static_cast<size_t>(M * N));
