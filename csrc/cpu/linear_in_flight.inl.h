@@ -90,7 +90,7 @@ __attribute__((noinline)) void linear_in_flight(const LinearPass<X, X>& at, int6
   Half above, below;
   int64_t ended = 0;
   Results to_above = {at.start, at.out, at.start_stride, at.out_stride}, to_below = to_above;
-  const int64_t tiles = (at.rows + 5) / 6;
+  const int64_t tiles = (at.rows + Vec::tile_rows - 1) / Vec::tile_rows;  // as callers count them, who fetch by halves
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t n = step * tile_cols;
     const X* weight = at.weight + n * at.weight_stride;
