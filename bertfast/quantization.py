@@ -8,7 +8,7 @@ fp8: the products of the encoder on a GPU, all but the one after attention: see 
 
 A saved model has its scheme in config.json:
 
-    "quantization_config": {"library": "bertfast", "scheme": "int8", "version": 2}
+    "quantization_config": {"library": "bertfast", "scheme": "int8", "version": 3}
 
 It has no `quant_method`, so that transformers, which would skip a method that it does not know and go on with random weights, raises
 a ValueError instead.
@@ -31,7 +31,7 @@ from bertfast.quantized import RELOAD, Int8Embedding, Int8Linear, Quantized
 
 SCHEMES = ("int8", "fp8")
 SAVED = ("int8",)  # the others are made anew at every load
-VERSION = 2  # of what the tensors in a file mean; 1 kept the word embeddings in another form, and a tied decoder beside them
+VERSION = 3  # of what the tensors in a file mean; 2 had a scale for every 64 inputs, 1 another form for word embeddings as well
 
 _local = threading.local()
 

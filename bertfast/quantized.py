@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.ops import reference
-from bertfast.ops.int8 import GROUP, dequantize
+from bertfast.ops.int8 import GROUP, SPAN, dequantize
 
 RELOAD = "load the float model again (from_pretrained without quantization=, from a folder that is not quantized)"
 
@@ -51,7 +51,7 @@ class Quantized(nn.Module):
 
 
 class Int8Table(Quantized):
-    """A matrix of int8, turned and with a scale for every 64 columns: see bertfast.ops.int8.
+    """A matrix of int8, turned and with a scale for every 128 columns: see bertfast.ops.int8.
 
     As built it holds zeros row by row, for a state dict to be read into; `pack` gives them the form that the kernels read.
     """
@@ -60,7 +60,7 @@ class Int8Table(Quantized):
         super().__init__()
         self._shape, self.width = (rows, columns), width
         padded = -(-columns // GROUP) * GROUP
-        self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, padded // GROUP))
+        self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, -(-padded // SPAN)))
 
     @property
     def packed(self) -> bool:

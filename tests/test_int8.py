@@ -18,7 +18,8 @@ def test_the_rotation_is_orthogonal_and_its_own_inverse():
 @pytest.mark.parametrize(("features", "inputs"), [(768, 768), (70, 312), (1, 1), (64, 65), (0, 64), (3, 0)])
 def test_files_and_panels_hold_the_same(features, inputs, width):
     q, scales = ops.quantize_weight(torch.randn(features, inputs))
-    assert q.shape == (features, scales.shape[1] * 64)
+    assert q.shape == (features, -(-inputs // 64) * 64)
+    assert scales.shape == (features, -(-inputs // 128))
     weight = ops.pack_int8(q, scales, inputs, width)
     assert (weight.features, weight.inputs, weight.width) == (features, inputs, width)
     for was, now in zip((q, scales), ops.unpack_int8(weight), strict=True):
@@ -57,6 +58,20 @@ def test_is_more_exact_than_a_scale_per_channel_and_token():
     assert (ours - truth).norm() < (usual - truth).norm() / 2
 
 
+@pytest.mark.parametrize(("levels", "shared"), [(127, 2), (63, 1)])
+def test_inputs_share_a_scale_where_they_have_bits_to_spare(levels, shared):
+    x = torch.randn(4, 300) * torch.arange(1, 301)
+    q, scales = reference.quantize_inputs(x, levels)
+    assert (q.shape, scales.shape) == ((4, 320), (4, 5))
+    for first in range(0, 5, shared):
+        part = slice(first, first + shared)
+        assert (scales[:, part] == scales[:, first, None]).all()
+        assert (q[:, first * 64 : (first + shared) * 64].abs().amax(dim=1) == levels).all()
+    assert len(scales[0].unique()) == -(-5 // shared)
+    turned = int8.rotate(int8.pad_to_groups(x)).unflatten(1, (5, 64))
+    assert ((q.unflatten(1, (5, 64)) * scales[:, :, None] - turned).abs() <= scales[:, :, None] * 0.5001).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -64,7 +79,7 @@ def test_is_more_exact_than_a_scale_per_channel_and_token():
         (lambda q, s: (q, s, 64), r"does not match inputs=64: expected 64 columns"),
         (lambda q, s: (q[:, :100], s, 100), "expected 128 columns"),
         (lambda q, s: (q, s.double(), 100), "scales must be float32"),
-        (lambda q, s: (q, s[:, :1], 100), r"scales \(3, 1\) do not match q \(3, 128\): expected \(3, 2\)"),
+        (lambda q, s: (q, s.repeat(1, 2), 100), r"scales \(3, 2\) do not match q \(3, 128\): expected \(3, 1\)"),
         (lambda q, s: (q, s * torch.nan, 100), "finite and not negative"),
         (lambda q, s: (q, -s, 100), "finite and not negative"),
         (lambda q, s: (q - 128, s, 100), "q holds -128"),

@@ -463,7 +463,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"]["version"] = 1
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"version 1; this version reads 'int8', version 2"):
+    with pytest.raises(ValueError, match=r"version 1; this version reads 'int8', version 3"):
         bertfast.BertModel.from_pretrained(tmp_path)
 
 

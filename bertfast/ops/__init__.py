@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bertfast.ops import reference
-from bertfast.ops.int8 import GROUP, Int8Weight, pack_int8, quantize_weight, unpack_int8
+from bertfast.ops.int8 import GROUP, SPAN, Int8Weight, pack_int8, quantize_weight, unpack_int8
 
 __all__ = [
     "ACTIVATIONS",
@@ -135,11 +135,11 @@ def int8_linear(
     biases: Sequence[Tensor | None],  # each [F_i] float32
     activation: str | None = None,  # one of ACTIVATIONS
 ) -> Tensor:  # [T, F_0 + F_1 + ...] float32
-    """activation(x @ cat(weights).T + cat(biases)) by int8 weights; x is turned and quantized on the way, with a scale for every 64
-    inputs of a row. Sums of 64 products are exact in int32, sums of those are in float32.
+    """activation(x @ cat(weights).T + cat(biases)) by int8 weights; x is turned and quantized on the way, with a scale for every 128
+    inputs of a row. Sums of 128 products are exact in int32, sums of those are in float32.
 
-    Inputs keep 8 bits where the instruction set multiplies int8 without saturating, else 7. A row that holds something not finite,
-    or too large to be turned in float32, comes out as NaN.
+    Inputs keep 8 bits where the instruction set multiplies int8 without saturating, else 7, with a scale for every 64. A row that holds
+    something not finite, or too large to be turned in float32, comes out as NaN.
     """
     op = "int8_linear"
     _check(activation is None or activation in ACTIVATIONS, op, "activation {!r}, expected one of {}", activation, ACTIVATIONS)
@@ -188,8 +188,9 @@ def int8_embed_layer_norm(
 
 def _check_int8(op: str, weight: Int8Weight, width: int) -> None:
     panels, groups = -(-weight.features // width), -(-weight.inputs // GROUP)
+    spans = -(-groups * GROUP // SPAN)
     _check(weight.panels.shape == (panels, groups * GROUP // 4, width, 4), op, "panels {}: use pack_int8", weight.panels.shape)
-    _check(weight.scales.shape == (panels, groups, width), op, "scales {}: use pack_int8", weight.scales.shape)
+    _check(weight.scales.shape == (panels, spans, width), op, "scales {}: use pack_int8", weight.scales.shape)
     _check(weight.panels.dtype == torch.uint8 and weight.panels.is_contiguous(), op, "panels are damaged: use pack_int8")
 
 

@@ -1,15 +1,17 @@
 """int8 weights: how they are made, kept in files, and laid out for the kernels.
 
 A product x W^T does not change when x and W are both turned by an orthogonal matrix. Turned by a Hadamard matrix, 64 inputs at a
-time, no single large value is left to set the scale of its neighbours, and int8 with a scale for every 64 inputs is then nearly
+time, no single large value is left to set the scale of its neighbours, and int8 with a scale for every 128 inputs is then nearly
 exact (QuaRot, arXiv 2404.00456, turns whole rows; blocks of 64 let a kernel quantize a tile's outputs where it made them). Where 64
-does not divide the inputs, zeros are appended up to the next multiple, K': they add nothing to any product.
+does not divide the inputs, zeros are appended up to the next multiple, K': they add nothing to any product. Where 128 does not
+divide K', the last scale is of 64.
 
 Word embeddings are kept in the same form, so that one matrix serves both ends of a language model: a row is turned back where it is
 gathered.
 
 Files hold what `quantize_weight` gives, which has no layout of any CPU in it; kernels read an `Int8Weight`. Shape letters: F outputs
-and K inputs of a linear layer, or the rows and columns of an embedding table; K' as above, W features in a panel.
+and K inputs of a linear layer, or the rows and columns of an embedding table; K' as above, S = ceil(K' / 128) scales, W features in
+a panel.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP = 64  # inputs that are turned together and share a scale; also the features in a panel of a product
+GROUP = 64  # inputs that are turned together; also the features in a panel of a product
+SPAN = 128  # inputs that share a weight's scale
 LARGEST = 127  # symmetric: -128 is never used
 
 
@@ -32,7 +35,7 @@ class Int8Weight:
     """
 
     panels: Tensor  # [ceil(F / W), K' / 4, W, 4] uint8
-    scales: Tensor  # [ceil(F / W), K' / 64, W] float32
+    scales: Tensor  # [ceil(F / W), S, W] float32
     features: int  # F
     inputs: int  # K
 
@@ -65,21 +68,32 @@ def in_groups(x: Tensor) -> Tensor:
     return torch.unflatten(x, -1, (-1, GROUP))
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight or a table as files keep it: row-major, turned, int8 with a scale for every 64 inputs.
+def in_spans(x: Tensor) -> Tensor:
+    """[..., K'] -> [..., S, 128], zeros appended to a last span of 64."""
+    return torch.unflatten(F.pad(x, (0, -x.shape[-1] % SPAN)), -1, (-1, SPAN))
 
-    weight: [F, K] float32, finite -> [F, K'] int8 in -127..127 and [F, K' / 64] float32. ValueError where it is not.
+
+def by_group(scales: Tensor, groups: int) -> Tensor:
+    """[..., S] -> [..., groups]: each scale for every group that it is of."""
+    return scales.repeat_interleave(SPAN // GROUP, dim=-1)[..., :groups]
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight or a table as files keep it: row-major, turned, int8 with a scale for every 128 inputs.
+
+    weight: [F, K] float32, finite -> [F, K'] int8 in -127..127 and [F, S] float32. ValueError where it is not.
     """
     _check_table("quantize_weight", "weight", weight, "[F, K]")
-    groups = in_groups(rotate(pad_to_groups(weight.detach())))
-    q, scales = _symmetric(groups)
-    return q.flatten(-2), scales
+    turned = rotate(pad_to_groups(weight.detach()))
+    q, scales = _symmetric(in_spans(turned))
+    return q.flatten(-2)[..., : turned.shape[-1]].contiguous(), scales
 
 
 def dequantize(q: Tensor, scales: Tensor, inputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What rows as `quantize_weight` gives them, [..., K'] and [..., K' / 64], stand for: [..., K] of `dtype`. Whole numbers are turned
+    """What rows as `quantize_weight` gives them, [..., K'] and [..., S], stand for: [..., K] of `dtype`. Whole numbers are turned
     back exactly, so a value is rounded once."""
-    turned = in_groups(rotate(q.to(dtype))) * scales.to(dtype)[..., None]
+    groups = in_groups(rotate(q.to(dtype)))
+    turned = groups * by_group(scales.to(dtype), groups.shape[-2])[..., None]
     return turned.flatten(-2)[..., :inputs].contiguous()
 
 
@@ -92,7 +106,7 @@ def pack_int8(q: Tensor, scales: Tensor, inputs: int, width: int = GROUP) -> Int
     features, padded = q.shape
     expected = -(-inputs // GROUP) * GROUP
     _check(inputs >= 0 and padded == expected, f"q {tuple(q.shape)} does not match inputs={inputs}: expected {expected} columns")
-    shape = (features, padded // GROUP)
+    shape = (features, -(-padded // SPAN))
     _check(scales.dtype == torch.float32, f"scales must be float32, got {scales.dtype}")
     _check(scales.shape == shape, f"scales {tuple(scales.shape)} do not match q {tuple(q.shape)}: expected {shape}")
     _check(scales.device == q.device, f"scales are on {scales.device}, q on {q.device}")
@@ -106,7 +120,7 @@ def pack_int8(q: Tensor, scales: Tensor, inputs: int, width: int = GROUP) -> Int
 
 
 def unpack_int8(weight: Int8Weight) -> tuple[Tensor, Tensor]:
-    """The inverse of pack_int8: [F, K'] int8 and [F, K' / 64] float32, as files keep them."""
+    """The inverse of pack_int8: [F, K'] int8 and [F, S] float32, as files keep them."""
     q = (weight.panels.transpose(1, 2).flatten(2).flatten(0, 1).to(torch.int16) - 128).to(torch.int8)  # torch.jit traces no view of a dtype
     return q[: weight.features].contiguous(), weight.scales.transpose(1, 2).flatten(0, 1)[: weight.features].contiguous()
 

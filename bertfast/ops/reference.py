@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertfast.ops.int8 import GROUP, Int8Weight, dequantize, in_groups, pad_to_groups, rotate, unpack_int8
+from bertfast.ops.int8 import GROUP, Int8Weight, by_group, dequantize, in_groups, in_spans, pad_to_groups, rotate, unpack_int8
 
 INT8_ZERO = 2.0**-100  # inputs that are all smaller in magnitude count as zeros: their scale could not be divided by
 
@@ -76,9 +76,10 @@ def int8_linear(
     groups = in_groups(q.to(x.dtype))
     outs = []
     for weight, bias in zip(weights, biases, strict=True):
-        w, weight_scales = unpack_int8(weight)
+        w, scales = unpack_int8(weight)
+        weight_scales = by_group(scales, groups.shape[1])
         out = x.new_zeros(x.shape[0], weight.features)
-        for g in range(weight_scales.shape[1]):
+        for g in range(groups.shape[1]):
             whole = groups[:, g] @ w[:, g * GROUP : (g + 1) * GROUP].to(x.dtype).T  # below 2^24: exact in float32 too
             out += whole * weight_scales[:, g].to(x.dtype) * input_scales[:, g, None].to(x.dtype)
         outs.append(out if bias is None else out + bias)
@@ -88,16 +89,21 @@ def int8_linear(
 def quantize_inputs(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """x [T, K] float32, as int8_linear reads it: turned, int8 [T, K'] in -levels..levels and a float32 scale for every 64, [T, K' / 64].
 
-    Where one of the 64 is not finite, before or after they are turned, the scale is NaN and the integers are zeros.
+    With 127 levels the two scales of 128 inputs are the same; with 63, a bit less, 64 inputs have one of their own. Where one that shares
+    a scale is not finite, before or after it is turned, the scale is NaN and the integers are zeros.
     """
-    groups = in_groups(rotate(pad_to_groups(x)))
+    turned = rotate(pad_to_groups(x))
+    groups = in_spans(turned) if levels == 127 else in_groups(turned)
     finite = groups.isfinite().all(dim=-1, keepdim=True)
     groups = groups.masked_fill(~finite, 0.0)
     largest = groups.abs().amax(dim=-1, keepdim=True)
     largest = largest.masked_fill(largest < INT8_ZERO, 0.0)
     most = largest.new_tensor(levels)  # torch divides a Python number by multiplying it with a rounded reciprocal
     q = (groups * (most / largest).masked_fill(largest == 0, 0.0)).round()
-    return q.to(torch.int8).flatten(-2), (largest / most).masked_fill(~finite, math.nan)[..., 0]
+    scales = (largest / most).masked_fill(~finite, math.nan)[..., 0]
+    if levels == 127:
+        scales = by_group(scales, turned.shape[-1] // GROUP)
+    return q.to(torch.int8).flatten(-2)[..., : turned.shape[-1]], scales
 
 
 def int8_embed_layer_norm(

@@ -19,10 +19,10 @@ inline const Number* word_row(const EmbeddingOf<Number>& op, int64_t id, Number*
 inline const float* word_row(const EmbeddingOf<float, uint8_t>& op, int64_t id, float* room) {
   const int64_t groups = (op.hidden + int8_group - 1) / int8_group, panel = id / op.word_width, word = id % op.word_width;
   const uint8_t* q = op.word_table + panel * groups * int8_group * op.word_width + 4 * word;
-  const float* scales = op.word_scales + panel * groups * op.word_width + word;
+  const float* scales = op.word_scales + panel * ((groups + 1) / 2) * op.word_width + word;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t left = op.hidden - g * int8_group;
-    turn_back(q + g * int8_group * op.word_width, 4 * op.word_width, scales[g * op.word_width], room + g * int8_group,
+    turn_back(q + g * int8_group * op.word_width, 4 * op.word_width, scales[g / 2 * op.word_width], room + g * int8_group,
               left < int8_group ? left : int8_group);
   }
   return room;

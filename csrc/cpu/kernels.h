@@ -18,7 +18,7 @@ enum class Activation : int { none, gelu, gelu_tanh, relu, silu, tanh };
 // The operands of each op, of float or of bfloat16; sums, statistics and softmax are in float either way.
 
 // out = LayerNorm(word[ids] + type[types] + position[positions]) * weight + bias. All tables are [rows, hidden]; words may be int8, in
-// panels of word_width words, [panels, groups, 16, word_width, 4] and scales [panels, groups, word_width], as products read them too.
+// panels of word_width words, [panels, groups, 16, word_width, 4] and scales [panels, spans, word_width], as products read them too.
 template <class Number, class Word = Number>
 struct EmbeddingOf {
   const int64_t* input_ids;     // [T]
@@ -97,9 +97,10 @@ struct CachedAttentionOf {
   float scale;
 };
 
-// int8, as bertfast/ops/int8.py defines it: inputs are turned, quantized and given a scale by groups of 64, and weights lie in panels
-// of 64 features. A quantized row is groups * int8_group_bytes: the int8 of all groups, a float scale for each, and for each what its
-// sum of products starts with, as int32: -128 times the sum of its int8, since weights carry 128 too much.
+// int8, as bertfast/ops/int8.py defines it: inputs are turned by groups of 64, and weights lie in panels of 64 features. Two neighbouring
+// groups are a span (the last may be half of one), and a weight has a scale for each. A quantized row is groups * int8_group_bytes: the
+// int8 of all groups, a float scale for each, which those of a span may share, and for each what its sum of products starts with, as
+// int32: -128 times the sum of its int8, since weights carry 128 too much.
 constexpr int64_t int8_group = 64;
 constexpr int64_t int8_group_bytes = int8_group + 8;
 
@@ -113,10 +114,10 @@ struct Int8Quantize {
 struct Int8Linear {
   const char* x;          // quantized rows
   const uint8_t* panels;  // [panels, groups, 16, 64, 4]
-  const float* scales;    // [panels, groups, 64]
+  const float* scales;    // [panels, spans, 64]
   const float* bias;      // [features], or null
   float* out;             // [rows, features], rows out_stride apart; or null
-  char* quantized;        // null, or the result quantized, a group a panel, the inputs of the next product, which has out_groups
+  char* quantized;        // null, or the result quantized, a span two panels, the inputs of the next product, which has out_groups
   int64_t groups, features, out_stride, out_groups;
   Activation activation;
 };
@@ -134,10 +135,10 @@ struct AttentionPiece {
 
 struct Int8Kernels {
   int levels;  // the largest magnitude of a quantized input: 127, or 63 where the sum of two products must fit 16 bits
-  // Groups [first, last) of all groups of all rows.
+  // Spans [first, last) of all spans of all rows.
   void (*quantize)(const Int8Quantize&, int64_t first, int64_t last);
-  // Rows [row0, row1) of one panel of features.
-  void (*linear)(const Int8Linear&, int64_t row0, int64_t row1, int64_t panel);
+  // Rows [row0, row1) of panels [panel0, panel1): one, or two that are a span of what is quantized.
+  void (*linear)(const Int8Linear&, int64_t row0, int64_t row1, int64_t panel0, int64_t panel1);
   // As that of KernelsOf.
   bool (*embed_layer_norm)(const EmbeddingOf<float, uint8_t>&, int64_t first, int64_t last);
 };

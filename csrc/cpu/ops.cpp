@@ -6,6 +6,7 @@
 
 #include "../check.h"
 #include "../parallel.h"
+#include "int8_ops.h"
 
 namespace bertfast::cpu {
 namespace {
@@ -34,7 +35,7 @@ const KernelsOf<Number>& of(const Kernels& kernels) {
 }
 
 void quantize(const Kernels& kernels, const Quantize& then, Range rows) {
-  if (then.out != nullptr) kernels.of_int8.quantize(then, rows.first * then.groups, rows.last * then.groups);
+  if (then.out != nullptr) kernels.of_int8.quantize(then, rows.first * int8_spans(then.groups), rows.last * int8_spans(then.groups));
 }
 
 void check_ids(const char* name, const int64_t* ids, int64_t count, int64_t rows) {

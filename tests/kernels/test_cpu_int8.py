@@ -76,7 +76,7 @@ def test_the_largest_integers_do_not_saturate(weight_sign, pattern):
     if pattern == "alternating":
         signs[:, ::2] = -1
     levels = _C.int8_levels()
-    weight = ops.pack_int8((signs[:1] * weight_sign * 127).to(torch.int8).repeat(70, 1), torch.ones(70, 3), 192)
+    weight = ops.pack_int8((signs[:1] * weight_sign * 127).to(torch.int8).repeat(70, 1), torch.ones(70, 2), 192)
     for sign in (1, -1):
         turned = signs * sign * levels
         out = cpu.int8_linear(int8.rotate(turned), [weight], [None])

@@ -298,7 +298,8 @@ void check_int8() {
       std::vector<uint8_t> weights(static_cast<size_t>(panels * groups * 64 * 64));
       for (uint8_t& w : weights)
         w = static_cast<uint8_t>(engine() % 2 == 0 ? 255 : engine() % 256);  // often the largest: nothing may saturate
-      const Floats scales = random_floats(panels * groups * 64, 0.001f, 4, 0.01f);
+      const int64_t spans = cpu::int8_spans(groups);
+      const Floats scales = random_floats(panels * spans * 64, 0.001f, 4, 0.01f);
       Floats out(static_cast<size_t>(M * N), nan), yardstick;
       std::vector<double> truth;
       for (int64_t m = 0; m < M; ++m) {
@@ -333,7 +334,7 @@ void check_int8() {
             const uint8_t* panel = weights.data() + ((n / 64) * groups + g) * 4096;
             int64_t products = 0;
             for (int64_t i = 0; i < 64; ++i) products += at[g * 64 + i] * (int64_t{panel[(i / 4 * 64 + n % 64) * 4 + i % 4]} - 128);
-            const float weight_scale = scales[((n / 64) * groups + g) * 64 + n % 64];
+            const float weight_scale = scales[((n / 64) * spans + g / 2) * 64 + n % 64];
             sum += double(products) * double(scale) * double(weight_scale);
             single += float(products) * (scale * weight_scale);
           }
