@@ -53,16 +53,17 @@ inline T read(const char* p) {
   return value;
 }
 
-template <int64_t rows>
+template <int64_t rows, int64_t groups>
 __attribute__((noinline)) void int8_tile(const Int8Pass& at) {
   constexpr int64_t vectors = int8_vectors(rows), width = Vec::width;
-  const int64_t steps = at.groups * int8_steps;
+  constexpr int64_t steps = groups * int8_steps;
   for (int64_t column = 0; column < int8_group; column += vectors * width) {
     Ints sum[rows][vectors];
 #pragma GCC unroll 8
     for (int64_t m = 0; m < rows; ++m) {
       const char* starts = at.starts + m * at.row_bytes;
-      const Ints start = Ints::all(read<int32_t>(starts) + (at.groups == 2 ? read<int32_t>(starts + sizeof(int32_t)) : 0));
+      Ints start = Ints::all(read<int32_t>(starts));
+      if constexpr (groups == 2) start = start + Ints::all(read<int32_t>(starts + sizeof(int32_t)));
 #pragma GCC unroll 8
       for (int64_t c = 0; c < vectors; ++c) sum[m][c] = start;
     }
@@ -102,7 +103,7 @@ template <int64_t rows>
 inline void int8_some_rows(const Int8Pass& at, int64_t count) {
   if constexpr (rows > 1)
     if (count < rows) return int8_some_rows<rows - 1>(at, count);
-  int8_tile<rows>(at);
+  at.groups == 1 ? int8_tile<rows, 1>(at) : int8_tile<rows, int8_input_groups>(at);
 }
 
 // Rows [top, top + rows) of one panel, at most int8_block_rows: sums [rows, 64], bias and all.
@@ -121,16 +122,16 @@ inline void int8_panel(const Int8Linear& op, int64_t top, int64_t rows, int64_t 
     const uint8_t* weights = op.panels + (panel * op.groups + g) * int8_group_weights;
     const uint8_t* next = weights + groups * int8_group_weights;
     const float* from = g == 0 ? bias : sums;
-    const int64_t from_stride = g == 0 ? 0 : int8_group;
+    const int64_t from_stride = g == 0 ? 0 : int8_group, to_fetch = groups * int8_group_weights;
+    const bool fetch = tiles >= int8_tiles_to_fetch && next < end;
     for (int64_t tile = 0; tile < tiles; ++tile) {  // of nearly the same height
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       const int64_t fetched = tile * int8_passes * groups * int8_steps * 64;
-      const bool fetch = tiles >= int8_tiles_to_fetch && fetched < groups * int8_group_weights && next + fetched < end;
       const char* x = op.x + (top + first) * row_bytes;
       const char* scales = x + op.groups * int8_group + g * 4;
       int8_some_rows<Ints::tile_rows>(
           {groups, x + g * int8_group, scales, scales + op.groups * 4, row_bytes, weights, op.scales + (panel * spans + g / 2) * int8_group,
-           from + first * from_stride, from_stride, sums + first * int8_group, fetch ? next + fetched : nullptr},
+           from + first * from_stride, from_stride, sums + first * int8_group, fetch && fetched < to_fetch ? next + fetched : nullptr},
           last - first);
     }
   }
