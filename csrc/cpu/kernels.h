@@ -124,7 +124,7 @@ struct Int8Linear {
 
 // How work is cut; the same on every machine, so the order of a sum is too.
 constexpr int64_t linear_rows = 384;     // most rows in a piece
-constexpr int64_t attention_rows = 128;  // most queries in a piece
+constexpr int64_t attention_rows = 512;  // most queries in a piece
 constexpr int64_t attention_keys = 128;  // keys in a tile
 constexpr int64_t max_head_size = 256;
 

@@ -37,6 +37,14 @@ inline Vec exp2_below(Vec x) {
   return times_power_of_two(polynomial(x - n, c), n);
 }
 
+// The same to 13 bits, for what is rounded to bfloat16, which keeps 8.
+inline Vec exp2_coarsely(Vec x) {
+  x = max(Vec::all(Vec::least_power), x);
+  const Vec n = round(x);
+  constexpr float c[] = {0.99992806f, 0.69326097f, 0.24261113f, 0.055171669f};  // 7.5e-5
+  return times_power_of_two(polynomial(x - n, c), n);
+}
+
 inline Vec sigmoid(Vec x) { return Vec::all(1.0f) / (Vec::all(1.0f) + exp(Vec::all(0.0f) - x)); }
 
 // x Phi(x), Phi the normal distribution: Phi(-|x|) = exp(-x^2 / 2) R(|x|) with R smooth, so that the negative tail keeps

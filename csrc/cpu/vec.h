@@ -246,6 +246,7 @@ struct Vec {
   typedef float Lanes __attribute__((vector_size(16)));
   typedef int32_t Ints __attribute__((vector_size(16)));
   typedef uint32_t Bits __attribute__((vector_size(16)));
+  typedef uint16_t Halves __attribute__((vector_size(8)));
   Lanes v;
 
   static Vec all(float a) { return {Lanes{a, a, a, a}}; }
@@ -262,13 +263,14 @@ struct Vec {
   void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
   void store(float* p, int64_t lanes) const { __builtin_memcpy(p, &v, static_cast<size_t>(lanes) * sizeof(float)); }
   static Vec load(const bfloat16* p, int64_t lanes = width) {
-    Bits bits = {};
-    for (int64_t i = 0; i < lanes; ++i) bits[i] = static_cast<uint32_t>(p[i].bits) << 16;
-    return {Lanes(bits)};
+    Halves bits = {};
+    __builtin_memcpy(&bits, p, static_cast<size_t>(lanes) * sizeof(bfloat16));
+    return {Lanes(__builtin_convertvector(bits, Bits) << 16)};
   }
   void store(bfloat16* p, int64_t lanes = width) const {  // to nearest, ties to even; NaN stays NaN
-    const Bits bits = Bits(v), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    for (int64_t i = 0; i < lanes; ++i) p[i].bits = static_cast<uint16_t>(v[i] != v[i] ? 0x7fc0 : rounded[i]);
+    const Bits bits = Bits(v), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = Bits(v != v);
+    const Halves kept = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), Halves);
+    __builtin_memcpy(p, &kept, static_cast<size_t>(lanes) * sizeof(bfloat16));
   }
   static Vec load(const int8_t* p, int64_t lanes = width) {
     Lanes v = {};

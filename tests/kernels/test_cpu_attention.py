@@ -1,5 +1,7 @@
 """varlen_attention on the CPU: any lengths, any head size up to 256, Q, K and V as slices of packed rows."""
 
+import math
+
 import pytest
 import torch
 from cpu_checks import boundaries, check
@@ -51,6 +53,12 @@ def test_scale_is_honoured():
     attend([50], [50], 4, 32, False, 0.37)
 
 
+@pytest.mark.parametrize("scale", [-0.37, 0.0])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_scale_may_be_negative_or_nothing(scale, causal):
+    attend([50, 3], [200, 3], 4, 32, causal, scale)
+
+
 def test_scores_of_hundreds_neither_overflow_nor_vanish():
     """exp(score) alone would be infinite: the running maximum holds it, from one tile of keys to the next."""
     attend([200], [400], 4, 64, False, spread=6.0)
@@ -85,6 +93,35 @@ def test_a_sequence_has_the_same_bits_alone_and_in_any_batch_on_any_threads(caus
             one = boundaries([last - first])
             alone.append(cpu.varlen_attention(q[first:last], k[first:last], v[first:last], one, one, last - first, last - first, causal))
         assert torch.equal(torch.cat(alone), together), f"on {threads} threads"
+
+
+@pytest.mark.parametrize("products", [False, True], ids=["float", "bfloat16-products"])
+@pytest.mark.parametrize("size", [32, 72])
+def test_a_query_has_the_same_bits_whichever_queries_are_computed_beside_it(size, products):
+    """Of 19 queries over more than two tiles of keys: alone, and with some before and after it."""
+    q, k, v = make_inputs(19, 300, 2, size)
+    keys = boundaries([300])
+    together = cpu.varlen_attention(q, k, v, boundaries([19]), keys, 19, 300, bfloat16_products=products)
+    for first, last in ((0, 1), (7, 8), (18, 19), (3, 17), (5, 10)):
+        some = cpu.varlen_attention(q[first:last], k, v, boundaries([last - first]), keys, last - first, 300, bfloat16_products=products)
+        assert torch.equal(some, together[first:last]), f"queries {first} to {last}"
+
+
+@pytest.mark.parametrize("products", [False, True], ids=["float", "bfloat16-products"])
+def test_what_is_not_a_number_stays_in_its_own_rows(products):
+    """One query with NaN, one key with it in another sequence, and an infinite score: the others come out as without them."""
+    lengths = [140, 40, 150]
+    q, k, v = make_inputs(330, 330, 2, 32)
+    rest = (*[boundaries(lengths)] * 2, 150, 150, False, None, products)
+    whole = cpu.varlen_attention(q, k, v, *rest)
+    q[7, 0, 3] = math.nan
+    k[150, 1, 5] = math.nan
+    q[200, 0, 0] = math.inf
+    broken = cpu.varlen_attention(q, k, v, *rest)
+    hit = torch.zeros(330, 2, dtype=torch.bool)
+    hit[7, 0] = hit[140:180, 1] = hit[200, 0] = True
+    assert broken[hit].isnan().all()
+    assert torch.equal(broken[~hit], whole[~hit])
 
 
 @pytest.mark.parametrize(
