@@ -30,8 +30,9 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
-        if shutil.which("ninja") and not (build / "Makefile").exists():
-            configure.append("-GNinja")
+        ninja = shutil.which("ninja")
+        if ninja and not (build / "Makefile").exists():  # the folder of an earlier build names the ninja of that one, which pip has removed
+            configure += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         subprocess.run(configure, check=True)
         subprocess.run([_cmake(), "--build", build, "--parallel", str(os.cpu_count() or 1)], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
