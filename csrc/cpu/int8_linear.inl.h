@@ -152,9 +152,10 @@ inline void int8_linear(const Int8Linear& op, int64_t row0, int64_t row1, int64_
       for (int64_t m = 0; m < rows; ++m) {
         float* sum = sums[half] + m * int8_group;
         coarse_activate(op.activation, sum, int8_group);
-        float* out = op.out + (top + m) * op.out_stride + column + half * int8_group;
-        if (op.out != nullptr)  // not by memcpy, which GCC makes a rep movs of: that waits for each line in turn
+        if (op.out != nullptr) {  // not by memcpy, which GCC makes a rep movs of: that waits for each line in turn
+          float* out = op.out + (top + m) * op.out_stride + column + half * int8_group;
           for_each_block(width(half), [=](int64_t n, int64_t lanes) { Vec::load(sum + n).store(out + n, lanes); });
+        }
       }
     }
     if (op.quantized != nullptr)
