@@ -60,7 +60,7 @@ class Int8Table(Quantized):
         super().__init__()
         self._shape, self.width = (rows, columns), width
         padded = -(-columns // GROUP) * GROUP
-        self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, -(-padded // SPAN)))
+        self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, -(-columns // SPAN)))
 
     @property
     def packed(self) -> bool:

@@ -187,8 +187,7 @@ def int8_embed_layer_norm(
 
 
 def _check_int8(op: str, weight: Int8Weight, width: int) -> None:
-    panels, groups = -(-weight.features // width), -(-weight.inputs // GROUP)
-    spans = -(-groups * GROUP // SPAN)
+    panels, groups, spans = -(-weight.features // width), -(-weight.inputs // GROUP), -(-weight.inputs // SPAN)
     _check(weight.panels.shape == (panels, groups * GROUP // 4, width, 4), op, "panels {}: use pack_int8", weight.panels.shape)
     _check(weight.scales.shape == (panels, spans, width), op, "scales {}: use pack_int8", weight.scales.shape)
     _check(weight.panels.dtype == torch.uint8 and weight.panels.is_contiguous(), op, "panels are damaged: use pack_int8")

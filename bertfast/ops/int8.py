@@ -10,7 +10,7 @@ Word embeddings are kept in the same form, so that one matrix serves both ends o
 gathered.
 
 Files hold what `quantize_weight` gives, which has no layout of any CPU in it; kernels read an `Int8Weight`. Shape letters: F outputs
-and K inputs of a linear layer, or the rows and columns of an embedding table; K' as above, S = ceil(K' / 128) scales, W features in
+and K inputs of a linear layer, or the rows and columns of an embedding table; K' as above, S = ceil(K / 128) scales, W features in
 a panel.
 """
 
@@ -106,7 +106,7 @@ def pack_int8(q: Tensor, scales: Tensor, inputs: int, width: int = GROUP) -> Int
     features, padded = q.shape
     expected = -(-inputs // GROUP) * GROUP
     _check(inputs >= 0 and padded == expected, f"q {tuple(q.shape)} does not match inputs={inputs}: expected {expected} columns")
-    shape = (features, -(-padded // SPAN))
+    shape = (features, -(-inputs // SPAN))
     _check(scales.dtype == torch.float32, f"scales must be float32, got {scales.dtype}")
     _check(scales.shape == shape, f"scales {tuple(scales.shape)} do not match q {tuple(q.shape)}: expected {shape}")
     _check(scales.device == q.device, f"scales are on {scales.device}, q on {q.device}")
