@@ -394,9 +394,9 @@ def main() -> int:
         (options.out / f"{options.part}.md").write_text(markdown(result))
         print("\n" + markdown(result))
     if options.device == "cuda":
-        from bertfast import graphs_cuda
+        from bertfast.engine import cuda_graphs
 
-        for reason, count in graphs_cuda.reasons().items():
+        for reason, count in cuda_graphs.reasons().items():
             print(f"launched kernel by kernel, {count} calls: {reason}")
     if not all(row.get("good", True) for row in rows):
         return 1

@@ -78,8 +78,8 @@ build() {
 real_kernels() {
   local workers=()
   "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
-  "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" --ignore tests/fused/test_interpreter.py --ignore tests/fused/test_aot.py \
-    tests/fused | tee "$results/pytest.txt"
+  "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" --ignore tests/triton/test_interpreter.py --ignore tests/triton/test_aot.py \
+    tests/triton | tee "$results/pytest.txt"
   ((PIPESTATUS[0] == 0)) && grep -q '[1-9][0-9]* passed' "$results/pytest.txt" && ! grep -q skipped "$results/pytest.txt"
 }
 

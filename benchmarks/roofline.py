@@ -12,7 +12,7 @@ operand is read once and every result written once. Over the chip's rates these 
 
 With --results, the file that benchmarks/gpu.sh wrote, measured times are set against both.
 
-With dtype fp8 the products are float8 but for the one after attention, as bertfast.fp8 has it; all else is bfloat16.
+With dtype fp8 the products are float8 but for the one after attention, as bertfast.quantization.fp8_layers has it; all else is bfloat16.
 
 Shape letters: T real tokens, B sequences, H hidden, N heads, I intermediate, L layers, C cached tokens a sequence, V vocabulary.
 """

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from bertfast.optimize import optimize as optimize
     from bertfast.optimize import register as register
     from bertfast.optimize import restore as restore
-    from bertfast.pages import huge_pages as huge_pages
-    from bertfast.threads import get_num_threads as get_num_threads
-    from bertfast.threads import set_num_threads as set_num_threads
+    from bertfast.runtime.huge_pages import huge_pages as huge_pages
+    from bertfast.runtime.threads import get_num_threads as get_num_threads
+    from bertfast.runtime.threads import set_num_threads as set_num_threads
 
     BertForCausalLM = BertLMHeadModel
     __version__: str
@@ -73,8 +73,8 @@ _NAMES_OF = {
         "BertPreTrainedModel",
     ],
     "bertfast.optimize": ["optimize", "register", "restore"],
-    "bertfast.pages": ["huge_pages"],
-    "bertfast.threads": ["get_num_threads", "set_num_threads"],
+    "bertfast.runtime.huge_pages": ["huge_pages"],
+    "bertfast.runtime.threads": ["get_num_threads", "set_num_threads"],
 }
 _HOME = {name: (module, name) for module, names in _NAMES_OF.items() for name in names}
 _HOME["BertForCausalLM"] = ("bertfast.modeling", "BertLMHeadModel")  # one class under two names

@@ -1,6 +1,6 @@
 """python -m bertfast"""
 
-from bertfast.cli import main
+from bertfast.cli.app import main
 
 if __name__ == "__main__":
     main()

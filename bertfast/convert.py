@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bertfast import checkpoints
-from bertfast import quantization as quantizing
 from bertfast.optimize import optimize
+from bertfast.quantization import schemes as quantizing
 
 _WEIGHTS = (".h5", ".msgpack", ".safetensors", ".bin", ".ckpt", ".onnx", ".ot", ".pt", ".pth", ".index.json", ".gguf")
 _OTHER_NAMES = {"BertForCausalLM": "BertLMHeadModel"}
@@ -40,7 +40,7 @@ def convert(
     """Writes the BERT in the folder `source` to the folder `destination`, which must not hold anything yet.
 
     architecture: transformers' class for it; without it the one the config names, else what the weights look like.
-    quantization: "int8" writes it quantized, for bertfast's classes alone to read (bertfast.quantization).
+    quantization: "int8" writes it quantized, for bertfast's classes alone to read (bertfast.quantization.schemes).
 
     Raises ValueError where the source is damaged, is no BERT, or lacks weights of that class (they would be random numbers), and where
     the folder that was written does not give the same outputs; OSError where a folder cannot be read or written.

@@ -2,10 +2,10 @@
 
 Each is a subclass of the class of the same name in transformers.models.bert: it inherits the module tree, the parameters and
 their names, loading, saving, tying, resizing and generate(), and overrides forward alone. What the fast road does not cover is
-the inherited forward (bertfast.roads says when).
+the inherited forward (bertfast.engine.eligibility says when).
 
 Padding: logits and hidden states of padded positions come back as zeros (start and end logits as -1e4) unless keep_padding is
-set or padded positions count in the call; see bertfast.batch. At every other position the outputs are transformers'.
+set or padded positions count in the call; see bertfast.batch.layout. At every other position the outputs are transformers'.
 """
 
 import functools
@@ -18,11 +18,12 @@ from transformers import GenerationMixin
 from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import output_capturing
 
-from bertfast import beams, fp8, generation
-from bertfast import quantization as quantizing
-from bertfast.forward import forward as run_forward
-from bertfast.heads import HEADS
-from bertfast.quantized import Quantized
+from bertfast.engine.forward import forward as run_forward
+from bertfast.generation import beam_search, loop
+from bertfast.graph.heads import HEADS
+from bertfast.quantization import fp8_layers
+from bertfast.quantization import schemes as quantizing
+from bertfast.quantization.int8_layers import Quantized
 
 
 def overrides_forward(cls: Any) -> Any:
@@ -74,7 +75,7 @@ class Fast:
         quantizing.prepare(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        fp8.check_conversion(self, fn)
+        fp8_layers.check_conversion(self, fn)
         return super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -96,7 +97,7 @@ class Fast:
         """transformers' from_pretrained, for folders written by TF's and Flax's BERTs and for quantized ones too; keep_padding and
         batch_invariant are set on the model.
 
-        quantization: "int8" (on CPUs) or "fp8" (on GPUs) quantizes the model once it is loaded: see bertfast.quantization and bertfast.fp8.
+        quantization: "int8" (on CPUs) or "fp8" (on GPUs) quantizes the model once it is loaded: see bertfast.quantization.
             A folder that holds a quantized model needs no word of it. Raises ValueError for any other name, and for a dtype or a
             device that does not go with it.
         """
@@ -125,17 +126,17 @@ class BertForPreTraining(Fast, theirs.BertForPreTraining):
 # transformers looks for GenerationMixin among the direct bases.
 @overrides_forward
 class BertLMHeadModel(Fast, theirs.BertLMHeadModel, GenerationMixin):
-    """generate() is GenerationMixin's; greedy decoding and sampling run in a loop of ours, beam search over its steps (bertfast.generation
-    says when)."""
+    """generate() is GenerationMixin's; greedy decoding and sampling run in a loop of ours, beam search
+    over its steps (bertfast.generation says when)."""
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
-        return generation.sample_or_leave(self, BertLMHeadModel, GenerationMixin._sample, *args, **kwargs)
+        return loop.sample_or_leave(self, BertLMHeadModel, GenerationMixin._sample, *args, **kwargs)
 
     def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
-        return beams.search_or_leave(self, BertLMHeadModel, GenerationMixin._beam_search, *args, **kwargs)
+        return beam_search.search_or_leave(self, BertLMHeadModel, GenerationMixin._beam_search, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
-        generation.check_length(self, generation_config, model_kwargs)
+        loop.check_length(self, generation_config, model_kwargs)
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.models.bert import modeling_bert as theirs
 
-from bertfast import quantization as quantizing
-from bertfast import roads
+from bertfast.engine import eligibility
 from bertfast.modeling import OURS, THEIRS, adopt, change_class
-from bertfast.quantized import RELOAD
+from bertfast.quantization import schemes as quantizing
+from bertfast.quantization.int8_layers import RELOAD
 
 logger = logging.getLogger("bertfast")
 M = TypeVar("M", bound=Any)
@@ -39,7 +39,7 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
         under `.model` (a transformers pipeline, a CrossEncoder of older releases).
     keep_padding, batch_invariant: see bertfast.modeling.
     quantization: "int8" (float32 on a CPU) or "fp8" (bfloat16 or float16 on a GPU) quantizes every BERT that is replaced: see
-        bertfast.quantization and bertfast.fp8. Its float weights are gone then, from whoever else holds the model too. ValueError, before
+        bertfast.quantization. Its float weights are gone then, from whoever else holds the model too. ValueError, before
         anything is changed, for another name or where a BERT cannot be quantized (another dtype, another device).
 
     Without it, each BERT changes its class: isinstance against transformers' class stays true and becomes true against ours. Parameters are
@@ -134,7 +134,7 @@ def reason_to_refuse(m: Any) -> str | None:
     kind = getattr(m.config, "position_embedding_type", None)
     if kind not in (None, "absolute"):
         return f"position_embedding_type={kind!r}: only absolute positions are built"
-    return roads.lasting_reason(m, [inner for inner in m.modules() if inner is not m])
+    return eligibility.lasting_reason(m, [inner for inner in m.modules() if inner is not m])
 
 
 def register() -> None:

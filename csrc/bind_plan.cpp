@@ -1,4 +1,4 @@
-// Plan: what bertfast/recorder.py writes down and bertfast/graphs.py replays.
+// Plan: what bertfast/engine/recorder.py writes down and bertfast/engine/cpu_plans.py replays.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -16,7 +16,7 @@ void bind_plan(pybind11::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "bertfast host: CPU kernels and batching. Addresses and sizes in, results written in place.";
-  pybind11::dict built_from;  // bertfast/host.py compares it with the files beside it
+  pybind11::dict built_from;  // bertfast/runtime/native.py compares it with the files beside it
   for (const auto& [path, hash] : bertfast::built_from) built_from[path] = hash;
   m.attr("BUILT_FROM") = built_from;
   bertfast::bind_ops(m);

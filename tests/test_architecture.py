@@ -16,44 +16,51 @@ PACKAGE = Path(bertfast.__file__).resolve().parent
 # A module may import those of its own layer and of the layers below it; a name stands for everything inside it. Cycles: see below.
 LAYERS = [
     ["bertfast.__main__"],
+    ["bertfast.cli.app"],
     ["bertfast.cli"],
-    ["bertfast.commands"],
     ["bertfast.tasks", "bertfast.compat", "bertfast.optimize", "bertfast.convert"],
     ["bertfast.modeling"],
-    ["bertfast.quantization"],
+    ["bertfast.quantization.schemes"],
     ["bertfast.checkpoints"],
-    ["bertfast.beams", "bertfast.generation", "bertfast.forward"],
-    ["bertfast.repeats"],
-    ["bertfast.graphs", "bertfast.steps_cuda"],
-    ["bertfast.graphs_cuda"],
-    ["bertfast.call", "bertfast.recorder"],
-    ["bertfast.gradients", "bertfast.heads", "bertfast.losses", "bertfast.roads"],
-    ["bertfast.cached"],
-    ["bertfast.batch", "bertfast.kv_cache"],
-    ["bertfast.model"],
-    ["bertfast.attention", "bertfast.fp8"],
-    ["bertfast.quantized"],
-    ["bertfast.planner", "bertfast.threads", "bertfast.pages", "bertfast.pooling", "bertfast.sentence_folder", "bertfast.settings"],
+    ["bertfast.generation.beam_search", "bertfast.generation.loop", "bertfast.engine.forward"],
+    ["bertfast.engine.shape_cache"],
+    ["bertfast.engine.cpu_plans", "bertfast.generation.cuda_steps"],
+    ["bertfast.engine.cuda_graphs"],
+    ["bertfast.engine.call", "bertfast.engine.recorder"],
+    ["bertfast.engine.gradients", "bertfast.graph.heads", "bertfast.graph.losses", "bertfast.engine.eligibility"],
+    ["bertfast.cache.layout"],
+    ["bertfast.batch.layout", "bertfast.cache.layers"],
+    ["bertfast.graph.encoder"],
+    ["bertfast.batch.attention", "bertfast.quantization.fp8_layers"],
+    ["bertfast.quantization.int8_layers"],
+    [
+        "bertfast.text.token_budget",
+        "bertfast.runtime.threads",
+        "bertfast.runtime.huge_pages",
+        "bertfast.text.pooling",
+        "bertfast.text.sentence_transformers_folder",
+        "bertfast.runtime.config_access",
+    ],
     ["bertfast.ops"],
     ["bertfast.ops.cpu", "bertfast.ops.cuda"],
-    ["bertfast.ops.reference", "bertfast.host", "bertfast.kernels"],
+    ["bertfast.ops.reference", "bertfast.runtime.native", "bertfast.kernels"],
     ["bertfast._C"],
     ["bertfast.ops.int8"],
 ]
 EXTERNAL = {  # what only the named modules may import
     "triton": {"bertfast.kernels"},
-    "typer": {"bertfast.cli"},
-    "rich": {"bertfast.commands"},
-    "bertfast._C": {"bertfast.host"},  # which knows whether it was built from the sources beside it
-    "bertfast.host": {
+    "typer": {"bertfast.cli.app"},
+    "rich": {"bertfast.cli"},
+    "bertfast._C": {"bertfast.runtime.native"},  # which knows whether it was built from the sources beside it
+    "bertfast.runtime.native": {
         "bertfast.ops.cpu",
-        "bertfast.batch",
-        "bertfast.recorder",
-        "bertfast.roads",
-        "bertfast.generation",
-        "bertfast.planner",
-        "bertfast.threads",
-        "bertfast.commands.info",
+        "bertfast.batch.layout",
+        "bertfast.engine.recorder",
+        "bertfast.engine.eligibility",
+        "bertfast.generation.loop",
+        "bertfast.text.token_budget",
+        "bertfast.runtime.threads",
+        "bertfast.cli.info",
     },
     "bertfast.kernels": {"bertfast.kernels", "bertfast.ops.cuda"},
     "h5py": {"bertfast.checkpoints"},
@@ -158,7 +165,7 @@ def python(code: str, *, cwd: Path | None = None, **environment: str) -> str:
 
 
 def test_import_brings_in_nothing_heavy():
-    loaded = python("import sys, bertfast, bertfast.cli; dir(bertfast); print(*sorted({m.split('.')[0] for m in sys.modules}))").split()
+    loaded = python("import sys, bertfast, bertfast.cli.app; dir(bertfast); print(*sorted({m.split('.')[0] for m in sys.modules}))").split()
     assert "bertfast" in loaded
     assert not {"torch", "transformers", "numpy", "triton", "tensorflow", "jax", "h5py", "msgpack"} & set(loaded)
 
@@ -228,7 +235,7 @@ sys.meta_path.insert(0, NoTriton())
 import torch, bertfast
 config = bertfast.BertConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=64, vocab_size=50)
 model = bertfast.BertForTokenClassification(config).eval()
-from bertfast.roads import reason_to_leave
+from bertfast.engine.eligibility import reason_to_leave
 assert reason_to_leave(model, {}) is None
 logits = model(torch.tensor([[1, 2, 3], [4, 5, 0]]), attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]])).logits
 assert logits.shape == (2, 3, 2) and logits.isfinite().all()

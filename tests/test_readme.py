@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import bertfast.quantization
+import bertfast.quantization.schemes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     assert hidden.shape == (*mask.shape, 384)
     assert hidden[mask == 0].count_nonzero() == 0
     assert hidden[mask == 1].count_nonzero() > 0
-    assert bertfast.quantization.scheme_of(names["small"]) == "int8"
+    assert bertfast.quantization.schemes.scheme_of(names["small"]) == "int8"
     assert names["vectors"].shape == (2, 384)
     assert type(names["encoder"][0].model).__module__ == "transformers.models.bert.modeling_bert"  # restored
     assert isinstance(hidden, torch.Tensor)

@@ -7,7 +7,7 @@ from_pretrained overrides an attribute; those that only 4.37 knew are listed her
 import copy
 from typing import Any
 
-from bertfast.settings import setting
+from bertfast.runtime.config_access import setting
 
 # Attributes of a 4.37 config that transformers 5 no longer declares.
 _LEGACY = frozenset(

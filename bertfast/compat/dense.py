@@ -1,7 +1,7 @@
 """The graph under any mask: what the TF and Flax classes mean where the kernels do not cover it.
 
 Additive masks of any values, head masks, dropout, returned probabilities, and Flax's lookups out of range, all by the plain
-definitions on padded rows. It is the same graph (bertfast.model.encode) with another Attention and, for dropout, other ops.
+definitions on padded rows. It is the same graph (bertfast.graph.encoder.encode) with another Attention and, for dropout, other ops.
 
 Shape letters: B batch, S padded length, N heads, D head size, H = N * D, Sk keys of a sequence, Se encoder length.
 """
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch import PackedBatch
-from bertfast.model import Rows
+from bertfast.batch.layout import PackedBatch
+from bertfast.graph.encoder import Rows
 from bertfast.ops import reference
 
 

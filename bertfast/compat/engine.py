@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bertfast import ops, roads
-from bertfast.attention import Attention
-from bertfast.batch import Needs, PackedBatch, integer_range, make_batch
-from bertfast.call import Call
+from bertfast import ops
+from bertfast.batch.attention import Attention
+from bertfast.batch.layout import Needs, PackedBatch, integer_range, make_batch
 from bertfast.compat.dense import Dense, Dropout, DroppingOps
-from bertfast.forward import outputs_of, plain_outputs
-from bertfast.heads import HEADS, Encoded
-from bertfast.model import Trace, encode
+from bertfast.engine import eligibility
+from bertfast.engine.call import Call
+from bertfast.engine.forward import outputs_of, plain_outputs
+from bertfast.graph.encoder import Trace, encode
+from bertfast.graph.heads import HEADS, Encoded
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Engine:
             return self.encoded(make_batch(arguments, self.bert, Needs(True, pooled)), hidden_states)
         # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
         # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
-        if roads.guard_of(self.module).reason() is not None:
+        if eligibility.guard_of(self.module).reason() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return Result({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bertfast.host import _C
 from bertfast.ops.int8 import Int8Weight
+from bertfast.runtime.native import _C
 
 # Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
 _C.set_default_threads(torch.get_num_threads)

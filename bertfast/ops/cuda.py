@@ -224,7 +224,7 @@ def cached_attention(
     return cast(Tensor, decode.cached_attention(q, keys, values, rows, first, last, scale, tile=tile))
 
 
-# --- float8: what bertfast.fp8 asks for ---------------------------------------------------------------------------------------------
+# --- float8 ---
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from bertfast.compat.engine import Engine
 from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.processors import apply, processors, top, warpers
 from bertfast.compat.outputs import Output, output
-from bertfast.heads import predictions
-from bertfast.model import encode
+from bertfast.graph.encoder import encode
+from bertfast.graph.heads import predictions
 
 # Settings that have an effect, and their defaults in 4.37.
 DEFAULTS: dict[str, Any] = {

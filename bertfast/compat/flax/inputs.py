@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch import integer_range
+from bertfast.batch.layout import integer_range
 from bertfast.compat import arrays
 from bertfast.compat.arrays import to_torch
 from bertfast.compat.dense import gather_words
-from bertfast.settings import setting
+from bertfast.runtime.config_access import setting
 
 # Added where a query may not look: large enough that no score is left beside it, so a query that may look nowhere looks
 # everywhere alike. Finite, as Flax's: an infinity would make such a row NaN.

@@ -19,7 +19,7 @@ from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.generation import Generation
 from bertfast.compat.flax.weights import Layout, Path, Tree, Weights, cannot_change, cast, snapshot
 from bertfast.compat.outputs import Output, output
-from bertfast.settings import setting
+from bertfast.runtime.config_access import setting
 
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "swish", "gelu_new": "gelu_new", "quick_gelu": "quick_gelu"}
 _KEPT = 2  # sets of other weights that stay converted

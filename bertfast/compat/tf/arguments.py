@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch import integer_range
+from bertfast.batch.layout import integer_range
 from bertfast.compat.arrays import is_array, through_numpy, to_torch
-from bertfast.settings import setting
+from bertfast.runtime.config_access import setting
 
 
 def merged(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:

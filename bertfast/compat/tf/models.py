@@ -21,7 +21,7 @@ from bertfast.compat.dense import Dense, Dropout, padded_batch
 from bertfast.compat.engine import Engine, MaskKind, Result, kind_of_mask, seeded
 from bertfast.compat.outputs import Output, output
 from bertfast.compat.tf import arguments, losses
-from bertfast.settings import setting
+from bertfast.runtime.config_access import setting
 
 ACTIVATIONS = frozenset(
     ["gelu", "gelu_10", "gelu_fast", "gelu_new", "glu", "mish", "quick_gelu", "relu", "sigmoid", "silu", "swish", "tanh"]

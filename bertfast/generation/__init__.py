@@ -1,0 +1,1 @@
+"""bertfast.generation.loop"""

@@ -1,0 +1,551 @@
+"""forward() on a KV cache: the same logits as transformers without one, however the sequence is cut and padded."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, EncoderDecoderModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.models.bert import modeling_bert as theirs
+
+import bertfast
+from bertfast.cache.layers import FIELD, Layer
+from bertfast.engine import eligibility
+
+LIMIT = 2e-5  # float32, stated for the cached forward as a whole; logits here are of size 1 to 10
+B, S, V, ENCODER_COLUMNS = 3, 11, 60, 7
+
+LENGTHS = {"none": [S, S, S], "ragged": [S, 7, 4]}
+
+
+def make_pair(attention="sdpa", kind="BertLMHeadModel", **options):
+    """The same weights in transformers' class and in ours."""
+    config = BertConfig(
+        vocab_size=V, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, max_position_embeddings=24,
+        is_decoder=True, attn_implementation=attention, **options,
+    )  # fmt: skip
+    original = getattr(theirs, kind)(config).eval()
+    for parameter in original.parameters():
+        parameter.data.normal_(0, 0.15)
+    return original, bertfast.optimize(copy.deepcopy(original))
+
+
+@pytest.fixture
+def any_road():
+    """For a test of a call that takes transformers' own forward."""
+
+
+@pytest.fixture(autouse=True)
+def fast_road_only(monkeypatch, request):
+    """Anywhere else such a call would prove nothing."""
+    if "any_road" not in request.fixturenames:
+
+        def refuse(kind, message):
+            raise AssertionError(f"{kind} left the fast road: {message}")
+
+        monkeypatch.setattr(eligibility, "say_once", refuse)
+
+
+def make_mask(padding: str) -> Tensor:
+    if padding == "gaps":
+        mask = torch.rand(B, S) < 0.6
+        mask[:, 0] = mask[:, 5] = True
+        return mask.long()
+    lengths = torch.tensor(LENGTHS["none" if padding == "none" else "ragged"])[:, None]
+    columns = torch.arange(S)
+    return (columns < lengths if padding == "right" else columns >= S - lengths).long()
+
+
+def make_inputs(padding: str):
+    mask = make_mask(padding)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return torch.randint(0, V, (B, S)), mask, positions
+
+
+def run_in_chunks(model, ids, mask, positions, cuts, cache=None, **extra):
+    """Logits of all columns, computed in calls that end at `cuts`."""
+    logits, start = [], 0
+    for end in [*cuts, S]:
+        part = slice(start, end)
+        out = model(
+            ids[:, part], attention_mask=None if mask is None else mask[:, :end], position_ids=positions[:, part], use_cache=True,
+            **{FIELD: cache}, **extra,
+        )  # fmt: skip
+        logits.append(out[0])
+        cache, start = out[FIELD], end
+    return torch.cat(logits, dim=1), cache
+
+
+def assert_close(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
+    difference = (actual - expected).abs()
+    if mask is not None:
+        difference = difference[mask.bool()]
+    assert difference.max() <= LIMIT
+
+
+SPLITS = [*([cut] for cut in range(1, S)), list(range(1, S)), [3, 4, 9], [1, 2]]
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right", "gaps"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_every_split_gives_the_logits_of_the_whole(padding, attention):
+    original, model = make_pair(attention)
+    ids, mask, positions = make_inputs(padding)
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for cuts in SPLITS:
+        actual, cache = run_in_chunks(model, ids, mask, positions, cuts)
+        assert_close(actual, expected, mask)
+        assert cache.get_seq_length() == S
+
+
+@pytest.mark.parametrize("make_cache", [
+    pytest.param(lambda config: None, id="none"),
+    pytest.param(lambda config: DynamicCache(), id="dynamic"),
+    pytest.param(lambda config: DynamicCache(config=config), id="dynamic-with-config"),
+    pytest.param(lambda config: StaticCache(config=config, max_cache_len=S + 3), id="static"),
+    pytest.param(lambda config: EncoderDecoderCache(DynamicCache(), DynamicCache()), id="encoder-decoder"),
+])  # fmt: skip
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@torch.no_grad()
+def test_every_kind_of_cache(make_cache, padding):
+    original, model = make_pair()
+    ids, mask, positions = make_inputs(padding)
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    given = make_cache(model.config)
+    actual, returned = run_in_chunks(model, ids, mask, positions, [5, 6, 9], given)
+    assert_close(actual, expected, mask)
+    assert given is None or returned is given, "the caller's own object is filled and handed back"
+    assert int(returned.get_seq_length()) == S
+
+
+@torch.no_grad()
+def test_the_old_tuple_of_tuples_comes_back_as_one():
+    original, model = make_pair()
+    ids, mask, positions = make_inputs("left")
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    first = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
+    legacy = tuple((layer.keys, layer.values) for layer in first[FIELD].layers)
+    second = model(ids[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], **{FIELD: legacy})
+    assert_close(torch.cat([first.logits, second.logits], dim=1), expected, mask)
+    assert isinstance(second[FIELD], tuple)
+    assert len(second[FIELD]) == 3
+    assert all(t.shape == (B, 4, S, 12) for layer in second[FIELD] for t in layer)
+    assert legacy[0][0].shape[2] == 6
+
+
+@torch.no_grad()
+def test_the_cache_holds_what_transformers_cache_holds():
+    original, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    theirs_cache, ours = original(ids)[FIELD], model(ids)[FIELD]
+    for a, b in zip(theirs_cache.layers, ours.layers, strict=True):
+        assert_close(b.keys, a.keys)
+        assert_close(b.values, a.values)
+
+
+@torch.no_grad()
+def test_either_forward_continues_the_others_cache():
+    original, model = make_pair()
+    ids, mask, positions = make_inputs("left")
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for one, other in ((original, model), (model, original)):
+        first = one(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
+        second = other(ids[:, 6:9], attention_mask=mask[:, :9], position_ids=positions[:, 6:9], **{FIELD: first[FIELD]})
+        third = one(ids[:, 9:], attention_mask=mask, position_ids=positions[:, 9:], **{FIELD: second[FIELD]})
+        assert_close(torch.cat([first.logits, second.logits, third.logits], dim=1), expected, mask)
+
+
+@torch.no_grad()
+def test_positions_go_on_where_the_cache_ends():
+    original, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    expected = original(ids, use_cache=False).logits
+    first = model(ids[:, :4])
+    second = model(ids[:, 4:], **{FIELD: first[FIELD]})
+    assert_close(torch.cat([first.logits, second.logits], dim=1), expected)
+
+
+@pytest.mark.parametrize("padding", ["left", "right", "gaps"])
+@torch.no_grad()
+def test_keep_padding_computes_padded_columns_as_transformers_does(padding):
+    original, model = make_pair()
+    model.keep_padding = model.bert.keep_padding = True
+    ids, mask, positions = make_inputs(padding)
+    for cuts in ([4], [1, 2, 7]):
+        expected, _ = run_in_chunks(original, ids, mask, positions, cuts)
+        actual, _ = run_in_chunks(model, ids, mask, positions, cuts)
+        assert_close(actual, expected)
+
+
+@torch.no_grad()
+def test_a_row_whose_new_columns_are_all_padding_is_computed_as_transformers_does():
+    original, model = make_pair()
+    ids, mask, positions = make_inputs("none")
+    mask[1, 8:] = 0
+    expected, _ = run_in_chunks(original, ids, mask, positions, [8, 9])
+    actual, _ = run_in_chunks(model, ids, mask, positions, [8, 9])
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize("static", [False, True])
+@torch.no_grad()
+def test_four_dimensional_masks(kind, static):
+    original, model = make_pair()
+    ids, mask, positions = make_inputs("left")
+    total = S + 3 if static else S
+    seen = torch.zeros(B, 1, S, total, dtype=torch.bool)
+    seen[..., :S] = torch.ones(S, S, dtype=torch.bool).tril() & mask[:, None, None, :].bool()
+    seen[:, :, 3, :2] = False
+    seen = torch.zeros(seen.shape).masked_fill(~seen, -1e30) if kind == "float" else seen
+    results = []
+    for m in (original, model):
+        cache, logits = (StaticCache(config=model.config, max_cache_len=total) if static else None), []
+        for start, end in ((0, 5), (5, 6), (6, S)):
+            part = seen[:, :, start:end, : total if static else end]
+            out = m(ids[:, start:end], attention_mask=part, position_ids=positions[:, start:end], **{FIELD: cache})
+            logits.append(out.logits)
+            cache = out[FIELD]
+        results.append(torch.cat(logits, dim=1))
+    assert_close(results[1], results[0], mask)
+
+
+@torch.no_grad()
+def test_a_mask_made_for_all_that_is_to_come():
+    original, model = make_pair()
+    ids, mask, positions = make_inputs("left")
+    longer = torch.cat([mask, torch.ones(B, 4, dtype=torch.long)], dim=1)
+    first = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
+    second = model(ids[:, 6:], attention_mask=longer, position_ids=positions[:, 6:], **{FIELD: first[FIELD]})
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 6:]
+    assert_close(second.logits, expected, mask[:, 6:])
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "gaps"])
+@torch.no_grad()
+def test_hidden_states_and_attentions(padding):
+    original, model = make_pair("eager")
+    ids, mask, positions = make_inputs(padding)
+    outputs = []
+    for m in (original, model):
+        first = m(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
+        inside = {"output_attentions": True, "output_hidden_states": True, FIELD: first[FIELD]}
+        outputs.append(m(ids[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], **inside))
+    expected, actual = outputs
+    assert list(actual.keys()) == list(expected.keys())
+    for a, e in zip(actual.hidden_states, expected.hidden_states, strict=True):
+        assert_close(a, e, mask[:, 6:])
+    for a, e in zip(actual.attentions, expected.attentions, strict=True):
+        assert a.shape == (B, 4, S - 6, S)
+        assert_close(a.transpose(1, 2), e.transpose(1, 2), mask[:, 6:])
+
+
+@torch.no_grad()
+def test_head_mask_on_a_cache():
+    _, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    head_mask = (torch.rand(3, 4) < 0.5).float()
+    expected = model(ids, head_mask=head_mask, use_cache=False).logits
+    first = model(ids[:, :6], head_mask=head_mask)
+    second = model(ids[:, 6:], head_mask=head_mask, **{FIELD: first[FIELD]})
+    assert_close(torch.cat([first.logits, second.logits], dim=1), expected)
+
+
+@pytest.mark.parametrize("encoder_padding", ["none", "left", "right", "gaps", "a row of nothing"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_cross_attention(encoder_padding, padding, attention):
+    original, model = make_pair(attention, add_cross_attention=True)
+    ids, mask, positions = make_inputs(padding)
+    states = torch.randn(B, ENCODER_COLUMNS, 48)
+    encoder_mask = torch.ones(B, ENCODER_COLUMNS, dtype=torch.long)
+    if encoder_padding == "left":
+        encoder_mask[1, :3] = 0
+    elif encoder_padding == "right":
+        encoder_mask[1, 3:] = 0
+    elif encoder_padding == "gaps":
+        encoder_mask[1, 3:5] = encoder_mask[2, 1] = 0
+    elif encoder_padding == "a row of nothing":
+        encoder_mask[1] = 0
+    extra = {"encoder_hidden_states": states, "encoder_attention_mask": encoder_mask}
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False, **extra).logits
+    for cuts in ([4, 5, 8], [1, 10], [9]):
+        actual, cache = run_in_chunks(model, ids, mask, positions, cuts, **extra)
+        assert_close(actual, expected, mask)
+        assert isinstance(cache, EncoderDecoderCache)
+        assert cache.cross_attention_cache.get_seq_length() == ENCODER_COLUMNS
+
+
+@torch.no_grad()
+def test_cross_attention_reads_the_cache_and_not_the_states():
+    _, model = make_pair(add_cross_attention=True)
+    ids, _, _ = make_inputs("none")
+    states = torch.randn(B, ENCODER_COLUMNS, 48)
+    first = model(ids[:, :6], encoder_hidden_states=states)
+    expected = model(ids[:, 6:], encoder_hidden_states=states, **{FIELD: copy.deepcopy(first[FIELD])}).logits
+    actual = model(ids[:, 6:], encoder_hidden_states=torch.full_like(states, torch.nan), **{FIELD: first[FIELD]}).logits
+    assert_close(actual, expected)
+    legacy = bertfast.cache.layers.to_legacy(model(ids[:, :6], encoder_hidden_states=states)[FIELD])
+    out = model(ids[:, 6:], encoder_hidden_states=states, **{FIELD: legacy})
+    assert_close(out.logits, expected)
+    assert [len(layer) for layer in out[FIELD]] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_beams_of_a_prompt_share_what_they_read_of_the_encoder(padded, monkeypatch):
+    """transformers reorders the cache of an encoder-decoder in every step. Cross-attention's cells are copied when a prompt's beams are
+    made of the first one, and then lie still."""
+    decoder = make_pair(add_cross_attention=True)[0]
+    encoder = theirs.BertModel(BertConfig(**{**decoder.config.to_dict(), "is_decoder": False, "add_cross_attention": False}))
+    for parameter in encoder.parameters():
+        parameter.data.normal_(0, 0.15)
+    original = EncoderDecoderModel(encoder=encoder, decoder=decoder).eval()
+    model = bertfast.optimize(copy.deepcopy(original))
+    cells: list[list[tuple[int, int]]] = []
+    orders: list[list[int]] = []
+    reorder = EncoderDecoderCache.reorder_cache
+
+    def noted(cache, order):
+        reorder(cache, order)
+        orders.append(order.tolist())
+        layers = cache.cross_attention_cache.layers
+        cells.append([(t.data_ptr(), t._version) for layer in layers if isinstance(layer, Layer) for t in layer._buffers])
+
+    mask = torch.ones(2, ENCODER_COLUMNS, dtype=torch.long)
+    if padded:
+        mask[0, 4:] = 0
+    given = {
+        "input_ids": torch.randint(1, V, mask.shape), "attention_mask": mask, "num_beams": 3, "max_new_tokens": 12,
+        "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": [7, 8],
+    }  # fmt: skip
+    expected = original.generate(**given)
+    monkeypatch.setattr(EncoderDecoderCache, "reorder_cache", noted)
+    assert torch.equal(model.generate(**given), expected)
+    assert orders[0] == [0, 0, 0, 3, 3, 3]
+    assert any(order != sorted(order) for order in orders), "beams change places, or this shows nothing"
+    assert len(cells[0]) == 6
+    assert all(later == cells[0] for later in cells[1:])
+
+
+@torch.no_grad()
+def test_other_states_than_those_cached_are_an_error():
+    _, model = make_pair(add_cross_attention=True)
+    ids, _, _ = make_inputs("none")
+    first = model(ids[:, :6], encoder_hidden_states=torch.randn(B, ENCODER_COLUMNS, 48))
+    with pytest.raises(ValueError, match="encoder_hidden_states"):
+        model(ids[:, 6:], encoder_hidden_states=torch.randn(B, ENCODER_COLUMNS + 1, 48), **{FIELD: first[FIELD]})
+
+
+@torch.no_grad()
+def test_cross_attention_of_a_cache_that_keeps_none_is_computed_anew():
+    original, model = make_pair(add_cross_attention=True)
+    ids, mask, positions = make_inputs("left")
+    states = torch.randn(B, ENCODER_COLUMNS, 48)
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False, encoder_hidden_states=states).logits
+    actual, _ = run_in_chunks(model, ids, mask, positions, [5, 6], DynamicCache(), encoder_hidden_states=states)
+    assert_close(actual, expected, mask)
+
+
+@torch.no_grad()
+def test_the_base_model_as_a_decoder():
+    original, model = make_pair(kind="BertModel")
+    ids, mask, positions = make_inputs("left")
+    expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+    actual, _ = run_in_chunks(model, ids, mask, positions, [5, 6])
+    assert_close(actual, expected, mask)
+    hidden, plain = {"output_hidden_states": True}, {"return_dict": False}
+    for options in ({}, hidden, {"use_cache": False}, plain, {**plain, **hidden}):
+        ours, reference = model(ids, **options), original(ids, **options)
+        assert len(ours) == len(reference)
+        if options.get("return_dict", True):
+            assert list(ours.keys()) == list(reference.keys())
+
+
+@torch.no_grad()
+def test_outputs_of_the_language_model_have_transformers_fields_in_its_order():
+    original, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    for options in ({}, {"use_cache": False}, {"labels": ids}, {"output_hidden_states": True}, {"return_dict": False}):
+        ours, reference = model(ids, **options), original(ids, **options)
+        assert len(ours) == len(reference)
+        if options.get("return_dict", True):
+            assert list(ours.keys()) == list(reference.keys())
+
+
+@torch.no_grad()
+def test_crop_reorder_and_selection():
+    original, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    order = torch.tensor([2, 0, 0])
+    results = []
+    for m in (original, model):
+        cache = m(ids[:, :8])[FIELD]
+        logits = []
+        cache.crop(-3)
+        logits.append(m(ids[:, 6:8], **{FIELD: cache}).logits)
+        cache.reorder_cache(order)
+        logits.append(m(ids[:, 8:9], **{FIELD: cache}).logits)
+        cache.batch_repeat_interleave(2)
+        logits.append(m(ids[:, 9:10].repeat_interleave(2, 0), **{FIELD: cache}).logits)
+        cache.batch_select_indices(torch.tensor([5, 1]))
+        logits.append(m(ids[:2, 10:11], **{FIELD: cache}).logits)
+        assert cache.get_seq_length() == 10
+        cache.reset()
+        logits.append(m(ids[:, :4], **{FIELD: cache}).logits if cache.get_seq_length() == 0 else logits[0])
+        results.append(logits)
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual, expected)
+
+
+@torch.no_grad()
+def test_what_was_read_of_a_cache_stays_true():
+    """As with transformers' cache, whose every step makes new tensors."""
+    _, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    cache = model(ids[:, :8])[FIELD]
+    model(ids[:, 8:9], **{FIELD: cache})  # now there is room to spare
+    held = [(layer.keys, layer.values) for layer in cache.layers]
+    copies = [(k.clone(), v.clone()) for k, v in held]
+    twin = copy.deepcopy(cache)
+    cache.crop(-4)
+    model(torch.randint(0, V, (B, 6)), **{FIELD: cache})
+    for a, b in zip(held, copies, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    shallow = [copy.copy(layer) for layer in twin.layers]
+    model(ids[:, 9:], **{FIELD: twin})
+    assert [layer.get_seq_length() for layer in shallow] == [9, 9, 9]
+    assert all(torch.equal(layer.keys, k) for layer, (k, _) in zip(shallow, copies, strict=True))
+
+
+@torch.no_grad()
+def test_steps_do_not_copy_what_is_cached():
+    """Room is made twice as large when it runs out: of many steps only few find other buffers than the one before."""
+    _, model = make_pair()
+    cache = model(torch.randint(0, V, (B, 1)))[FIELD]
+    addresses = set()
+    for _ in range(23):
+        model(torch.randint(0, V, (B, 1)), **{FIELD: cache})
+        addresses.add(cache.layers[0]._buffers[0].data_ptr())
+    assert len(addresses) <= 5
+    assert cache.layers[0]._buffers[0].shape[2] == model.config.max_position_embeddings
+
+
+def test_inference_mode_and_grad_mode_share_a_cache():
+    _, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+    with torch.inference_mode():
+        first = model(ids[:, :5])
+    second = model(ids[:, 5:8], **{FIELD: first[FIELD]})
+    with torch.no_grad():
+        third = model(ids[:, 8:], **{FIELD: second[FIELD]})
+    assert_close(torch.cat([first.logits, second.logits.detach(), third.logits], dim=1), expected)
+
+
+def test_a_forgotten_no_grad_costs_no_result_and_a_backward_is_right_or_refused():
+    original, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    out, reference = model(ids), original(ids)
+    assert_close(out.logits.detach(), reference.logits.detach())
+    out.logits.square().mean().backward()
+    reference.logits.square().mean().backward()
+    for a, b in zip(model.parameters(), original.parameters(), strict=True):
+        assert_close(a.grad, b.grad)
+    step = model(ids[:, -1:], **{FIELD: out[FIELD]})
+    assert step.logits.requires_grad
+    with pytest.raises(RuntimeError, match="cache"):
+        step.logits.sum().backward()
+
+
+@pytest.mark.usefixtures("any_road")
+def test_a_learned_prefix_gets_its_gradient():
+    original, model = make_pair()
+    ids, _, _ = make_inputs("none")
+    grads = []
+    torch.manual_seed(1)
+    start = [torch.randn(B, 4, 2, 12) for _ in range(6)]
+    for m in (original, model):
+        m.requires_grad_(False)
+        prefix = [t.clone().requires_grad_() for t in start]
+        cache = DynamicCache([(prefix[2 * i], prefix[2 * i + 1]) for i in range(3)])
+        m(ids, **{FIELD: cache}).logits.square().mean().backward()
+        grads.append([t.grad for t in prefix])
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.usefixtures("any_road")
+@torch.no_grad()
+def test_an_encoder_that_is_handed_a_cache_does_as_transformers_does():
+    config = BertConfig(vocab_size=V, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    original = theirs.BertModel(config).eval()
+    model = bertfast.optimize(copy.deepcopy(original))
+    prefix = [(torch.randn(B, 4, 2, 12), torch.randn(B, 4, 2, 12)) for _ in range(2)]
+    ids = torch.randint(0, V, (B, 5))
+    expected, actual = (m(ids, **{FIELD: DynamicCache(prefix)}).last_hidden_state for m in (original, model))
+    assert_close(actual, expected)
+
+
+class TestErrors:
+    """Said before anything is computed: the cache is as it was."""
+
+    @pytest.fixture
+    def filled(self):
+        _, model = make_pair()
+        with torch.no_grad():
+            return model, model(torch.randint(0, V, (B, 20)))[FIELD]
+
+    def refused(self, filled, message, *args, **kwargs):
+        model, cache = filled
+        with pytest.raises(ValueError, match=message), torch.no_grad():
+            model(*args, **{FIELD: cache}, **kwargs)
+        assert cache.get_seq_length() == 20
+        with torch.no_grad():
+            model(torch.randint(0, V, (B, 4)), **{FIELD: cache})
+        assert cache.get_seq_length() == 24
+
+    def test_more_than_the_model_has_positions(self, filled):
+        self.refused(filled, "max_position_embeddings", torch.randint(0, V, (B, 5)))
+
+    def test_a_mask_of_the_new_tokens_only(self, filled):
+        self.refused(filled, "attention_mask", torch.randint(0, V, (B, 2)), attention_mask=torch.ones(B, 2))
+
+    def test_another_batch(self, filled):
+        self.refused(filled, "batch", torch.randint(0, V, (B + 1, 2)))
+
+    def test_an_id_outside_of_the_vocabulary(self, filled):
+        self.refused(filled, "input_ids", torch.full((B, 1), V))
+
+    def test_more_than_a_static_cache_holds(self):
+        _, model = make_pair()
+        cache = StaticCache(config=model.config, max_cache_len=4)
+        with pytest.raises(ValueError, match="holds 4"), torch.no_grad():
+            model(torch.randint(0, V, (B, 5)), **{FIELD: cache})
+        assert int(cache.get_seq_length()) == 0
+
+    def test_a_cache_of_another_model(self):
+        _, model = make_pair()
+        cache = DynamicCache([(torch.randn(B, 4, 2, 12),) * 2] * 2)
+        with pytest.raises(ValueError, match="layers"), torch.no_grad():
+            model(torch.randint(0, V, (B, 2)), **{FIELD: cache})
+
+    def test_heads_of_another_model(self):
+        _, model = make_pair()
+        cache = DynamicCache([(torch.randn(B, 3, 2, 12),) * 2] * 3)
+        with pytest.raises(ValueError, match="heads"), torch.no_grad():
+            model(torch.randint(0, V, (B, 2)), **{FIELD: cache})
+
+    def test_something_that_is_no_cache(self):
+        _, model = make_pair()
+        with pytest.raises(ValueError, match=FIELD), torch.no_grad():
+            model(torch.randint(0, V, (B, 2)), **{FIELD: [1, 2, 3]})
+
+    def test_both_names_at_once(self):
+        _, model = make_pair()
+        with pytest.raises(ValueError, match="both"), torch.no_grad():
+            model(torch.randint(0, V, (B, 2)), cache=DynamicCache(), past_key_values=DynamicCache())

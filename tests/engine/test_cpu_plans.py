@@ -1,0 +1,260 @@
+"""Recorded forwards: a replay gives the bits of the op-by-op forward, for other sizes too, and notices what moved."""
+
+import itertools
+import threading
+
+import pytest
+import torch
+from transformers import BertConfig
+
+import bertfast
+from bertfast import _C, modeling
+from bertfast.engine import cpu_plans, recorder, shape_cache
+
+HEADS = [cls.__name__ for cls in modeling.THEIRS]
+
+
+def make(name, **config):
+    torch.manual_seed(0)
+    settings = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    model = getattr(bertfast, name)(BertConfig(**{**settings, "max_position_embeddings": 32, "use_cache": False, **config})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def inputs(name, B, S, padded, seed=1, **more):
+    rng = torch.Generator().manual_seed(seed)
+    out = {"input_ids": torch.randint(0, 50, (B, S), generator=rng), **more}
+    if padded:
+        lengths = torch.randint(1, S + 1, (B, 1), generator=rng)
+        lengths[0] = S
+        out["attention_mask"] = (torch.arange(S) < lengths).long()
+    if name == "BertForMultipleChoice":
+        out = {key: value[:, None] for key, value in out.items()}
+    return out
+
+
+def plans(model):
+    return cpu_plans.plans_of(model)._kept
+
+
+@pytest.fixture
+def op_by_op(monkeypatch):
+    """Calls a model without plans."""
+
+    def call(model, **arguments):
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(cpu_plans, "kind_of", lambda call: None)
+            patch.setattr(shape_cache, "find", lambda plans, key: None)
+            return model(**arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", cpu_plans.PLANNED, ids=str)
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_replay_has_the_bits_of_the_ops(name, padded, dtype, op_by_op):
+    model = make(name).to(dtype)
+    with torch.no_grad():
+        model(**inputs(name, 1, 1, False))  # records the kind of batch without padding, from a single row
+        model(**inputs(name, 3, 7, padded))
+        assert {type(plan) for plan in plans(model).values()} == {recorder.Recorded}
+        assert len(plans(model)) == 1 + padded
+        for B, S in [(3, 7), (1, 1), (5, 32), (2, 3)]:
+            arguments = inputs(name, B, S, padded and S > 1, seed=S)
+            for _ in range(2):
+                got = model(**arguments)
+                for key, value in op_by_op(model, **arguments).items():
+                    assert got[key].dtype == value.dtype, key
+                    assert torch.equal(got[key], value), (key, B, S)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = _C.get_num_threads()
+    _C.set_num_threads(request.param)
+    yield request.param
+    _C.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", cpu_plans.PLANNED, ids=str)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("BertModel", {}),
+        ("BertForTokenClassification", {"token_type_ids": torch.arange(40 * 32).view(40, 32) % 2}),
+        ("BertForSequenceClassification", {"position_ids": torch.arange(31, -1, -1)[None]}),
+        ("BertLMHeadModel", {"input_ids": None, "inputs_embeds": torch.linspace(-1, 1, 40 * 32 * 24).view(40, 32, 24)}),
+    ],
+)
+def test_full_batches_are_replayed_in_bands(name, more, dtype, threads, op_by_op):
+    model = make(name, is_decoder=name == "BertLMHeadModel").to(dtype)
+    for padded in (False, True):
+        arguments = inputs(name, 40, 32, padded, **more)
+        if arguments["input_ids"] is None:
+            arguments["inputs_embeds"] = arguments["inputs_embeds"].to(dtype)
+        lengths = arguments["attention_mask"].sum(1) if padded else torch.full((40,), 32)
+        assert len(_C.cut_into_bands([0, *lengths.cumsum(0).tolist()], threads)) > 2
+        with torch.no_grad():
+            got = [model(**arguments) for _ in range(3)]
+        assert {type(plan) for plan in plans(model).values()} == {recorder.Recorded}
+        for key, value in op_by_op(model, **arguments).items():
+            assert all(torch.equal(each[key], value) for each in got), key
+
+
+def test_a_bad_id_in_a_band_is_named(threads):
+    model = make("BertModel")
+    ids = torch.zeros(40, 32, dtype=torch.long)
+    with torch.no_grad():
+        good = model(ids).last_hidden_state
+        ids[27, 3] = 50
+        with pytest.raises(ValueError, match="input_ids: got 50, expected 0 <= input_ids < 50"):
+            model(ids)
+        ids[27, 3] = 0
+        assert torch.equal(model(ids).last_hidden_state, good)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[128] * 8, [45, 90, 3, 128, 17, 30, 60, 22] * 4, [512] * 4, [1] * 5000, [0, 200, 0, 200, 0, 0, 200, 200, 0]]
+)
+def test_bands_are_even(lengths, threads):
+    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    cuts = _C.cut_into_bands(bounds, threads)
+    if not cuts:  # too few sequences for them all
+        assert len([n for n in lengths if n]) % threads
+        return
+    assert (cuts[0], cuts[-1]) == (0, len(lengths))
+    assert cuts == sorted(set(cuts))
+    sizes = [bounds[b] - bounds[a] for a, b in itertools.pairwise(cuts)]
+    assert min(sizes) > 0
+    assert max(sizes) <= 256 + max(lengths)
+
+
+def test_what_is_not_cut_into_bands():
+    for lengths in ([], [0], [1000], [120, 120], [500, 3, 3]):
+        assert _C.cut_into_bands([0, *torch.tensor(lengths).cumsum(0).tolist()], 2) == []
+    for bounds, threads in (([], 1), ([0, 1], 0)):
+        with pytest.raises(ValueError, match="cut_into_bands"):
+            _C.cut_into_bands(bounds, threads)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"token_type_ids": torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}, id="token-types"),
+        pytest.param({"position_ids": torch.tensor([[4, 3, 2, 1, 0]])}, id="positions"),
+        pytest.param({"input_ids": None, "inputs_embeds": torch.linspace(-1, 1, 240).view(2, 5, 24)}, id="embeddings"),
+        pytest.param({"encoder_hidden_states": torch.linspace(-1, 1, 288).view(2, 6, 24)}, id="cross-attention"),
+        pytest.param(
+            {
+                "encoder_hidden_states": torch.linspace(-1, 1, 240).view(2, 5, 24),
+                "encoder_attention_mask": torch.tensor([[1, 1, 0, 0, 0], [1, 0, 1, 1, 1]]),
+            },
+            id="cross-attention-of-the-same-length-padded",
+        ),
+    ],
+)
+def test_each_input_is_read_anew(more, op_by_op):
+    """A plan must not keep an input of the call that recorded it."""
+    decoder = "encoder_hidden_states" in more
+    model = make("BertModel", is_decoder=decoder, add_cross_attention=decoder)
+    first = inputs("BertModel", 2, 5, False, **more)
+    with torch.no_grad():
+        model(**first)
+        second = {k: v if k == "encoder_attention_mask" or v is None else v.flip(1) for k, v in first.items()}
+        got, expected = model(**second), op_by_op(model, **second)
+        assert plans(model), "nothing was recorded"
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), key
+
+
+def test_one_tensor_for_two_arguments_is_two_inputs(op_by_op):
+    model = make("BertModel")
+    ids = torch.tensor([[0, 1, 1, 0]])
+    with torch.no_grad():
+        model(input_ids=ids, token_type_ids=ids, position_ids=ids)
+        other = {"input_ids": ids + 7, "token_type_ids": ids, "position_ids": ids + 2}
+        assert torch.equal(model(**other).last_hidden_state, op_by_op(model, **other).last_hidden_state)
+
+
+def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew(op_by_op):
+    model = make("BertForTokenClassification")
+    arguments = inputs("BertForTokenClassification", 2, 6, True)
+    with torch.no_grad():
+        before = model(**arguments).logits
+        model.bert.encoder.layer[0].output.dense.weight.data.mul_(2)
+        changed = model(**arguments).logits
+        assert not torch.equal(before, changed)
+        assert torch.equal(changed, op_by_op(model, **arguments).logits)
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 0.5
+        moved = model(**arguments).logits
+        assert not torch.equal(moved, changed)
+        assert torch.equal(moved, op_by_op(model, **arguments).logits)
+        assert torch.equal(model(**arguments).logits, moved)
+
+
+def test_what_no_op_does_is_not_recorded():
+    model = make("BertModel", hidden_act="mish")
+    arguments = inputs("BertModel", 2, 6, True)
+    with torch.no_grad():
+        first = model(**arguments).last_hidden_state
+        [reason] = plans(model).values()
+        assert "that no op made" in reason
+        assert torch.equal(model(**arguments).last_hidden_state, first)
+
+
+@pytest.mark.parametrize("dtype", cpu_plans.PLANNED, ids=str)
+def test_a_generation_replays_its_step(dtype, monkeypatch):
+    model = make("BertLMHeadModel", is_decoder=True, use_cache=True).to(dtype)
+    ids = inputs("BertLMHeadModel", 3, 5, False)["input_ids"]
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    made = []
+    monkeypatch.setattr(recorder, "Recorded", lambda *fields, kind=recorder.Recorded: made.append(kind(*fields)) or made[-1])
+    replayed = model.generate(ids, **options)
+    assert [recorded.dtype for recorded in made if recorded.outputs[0].name == "logits"] == [dtype]
+    monkeypatch.setattr(cpu_plans.StepPlan, "__call__", lambda self, given: self.run(cpu_plans.ops))
+    assert torch.equal(replayed, model.generate(ids, **options))
+
+
+@pytest.mark.parametrize(("name", "bad"), [("input_ids", 50), ("input_ids", -1), ("token_type_ids", 2), ("position_ids", 32)])
+def test_an_id_out_of_range_is_refused_by_a_replay(name, bad):
+    model = make("BertModel")
+    arguments = {key: torch.zeros(2, 4, dtype=torch.long) for key in ("input_ids", "token_type_ids", "position_ids")}
+    with torch.no_grad():
+        good = model(**arguments).last_hidden_state
+        arguments[name][1, 2] = bad
+        with pytest.raises(ValueError, match=rf"{name}: got {bad}, expected 0 <= {name} < "):
+            model(**arguments)
+        arguments[name][1, 2] = 0
+        assert torch.equal(model(**arguments).last_hidden_state, good)
+
+
+def test_threads_share_a_plan(op_by_op):
+    model = make("BertForSequenceClassification")
+    batches = [inputs("BertForSequenceClassification", 1 + i, 5 + i, True, seed=i) for i in range(8)]
+    expected = [op_by_op(model, **batch).logits for batch in batches]
+    wrong = []
+
+    def work(i):
+        with torch.no_grad():
+            wrong.extend(i for _ in range(30) if not torch.equal(model(**batches[i]).logits, expected[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_results_that_live_at_once_never_share_a_place():
+    results = [recorder.Result(rows=i % 2, columns=8 * (i % 5 + 1), first=i, last=i + i % 7) for i in range(60)]
+    given = list(recorder.places(results))
+    for i, (a, at) in enumerate(given):
+        for b, bt in given[:i]:
+            together = a.rows == b.rows and a.first <= b.last and b.first <= a.last
+            assert not together or at + a.columns <= bt or bt + b.columns <= at

@@ -1,0 +1,321 @@
+"""quantization="fp8": the kernels that emit float8, and the whole road; without a GPU that has a scaled product, with plain torch in
+its place."""
+
+import copy
+
+import pytest
+import torch
+from test_triton_model import inputs
+from test_triton_model import pair as pair_of
+from torch import nn
+
+import bertfast
+from accuracy import assert_as_accurate
+from bertfast.convert import convert
+from bertfast.engine import cpu_plans, cuda_graphs
+from bertfast.kernels import fp8, tuning
+from bertfast.ops import cuda as backend
+from bertfast.ops import reference
+from bertfast.quantization import fp8_layers as scheme
+
+E4M3 = torch.float8_e4m3fn
+SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2}
+every_half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+
+
+def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
+    """x as float8 holds it, with a scale for every `group` columns of a row: the definition."""
+    grouped = x.unflatten(-1, (-1, group))
+    scale = grouped.abs().amax(dim=-1, keepdim=True).clamp(min=2.0**-60) / 448
+    return ((grouped / scale).to(E4M3).to(x.dtype) * scale).flatten(-2)
+
+
+def held(rows: backend.Fp8Rows) -> torch.Tensor:  # [T, K] float32
+    values, scales = rows.values[: rows.rows].float(), rows.scales[:, : rows.rows].t()
+    return (values.unflatten(1, (scales.shape[1], -1)) * scales[:, :, None]).flatten(1)
+
+
+def check_rounding(rows: backend.Fp8Rows, exact: torch.Tensor, group: int) -> None:
+    """As near to the exact values as torch's own rounding is."""
+    assert rows.values.dtype == E4M3
+    assert rows.values.shape[0] % 16 == 0
+    assert_as_accurate(held(rows), yardstick=rounded(exact.float(), group), truth=exact)
+    assert (rows.values[: rows.rows].float().abs().unflatten(1, (-1, group)).amax(dim=2) == 448).all(), (
+        "a scale is not the largest it may be"
+    )
+
+
+@every_half
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize(("tokens", "F", "by_group"), [(3, 768, True), (17, 128, False), (1, 3072, True), (1, 3072, False), (9, 384, True)])
+def test_activation(tokens, F, by_group, activation, dtype, device):
+    x, bias = (torch.randn(tokens, F) * 3).to(device, dtype), torch.randn(F).to(device, dtype)
+    exact = x.double() + bias.double()
+    exact = exact if activation is None else reference.ACTIVATIONS[activation](exact)
+    check_rounding(backend.fp8_activation(x, bias, activation, by_group), exact, 128 if by_group else F)
+
+
+@every_half
+@pytest.mark.parametrize(("tokens", "H"), [(3, 768), (5, 384), (1, 1024), (2, 48)])
+def test_layer_norm_emits_both(tokens, H, dtype, device):
+    x, residual = (torch.randn(tokens, H).to(device, dtype) for _ in range(2))
+    weight, bias = (torch.randn(H).to(device, dtype) for _ in range(2))
+    out = backend.fp8_add_layer_norm(x, residual, weight, bias, 1e-12)
+    plain = backend.add_layer_norm(x, residual, weight, bias, 1e-12)
+    assert torch.equal(out, plain)
+    check_rounding(backend.emitted_fp8(out), plain.double(), H)
+    assert backend.emitted_fp8(plain) is None
+
+
+def test_zeros_and_what_is_not_finite(device):
+    x = torch.zeros(4, 256, dtype=torch.float16, device=device)
+    x[1, 3], x[2, 200], x[3] = float("nan"), float("inf"), 6e4
+    for by_group in (False, True):
+        got = held(backend.fp8_activation(x, None, None, by_group))
+        assert (got[0] == 0).all()
+        assert got[1, 3].isnan()
+        assert got[2, 200].isnan()
+        assert torch.allclose(got[3], x[3].float())
+    assert backend.fp8_activation(x[:0], None, None, True).rows == 0
+    with pytest.raises(ValueError, match="activation 'swish', expected one of"):
+        fp8.activation_fp8(x, None, "swish", x, x, tile=tuning.fp8_activation_tile(256, True))
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_weights(by_group):
+    weight = torch.randn(48, 256) * torch.logspace(-6, 3, 48)[:, None]
+    values, scales = scheme.quantized_weight(weight, by_group)
+    assert scales.shape == ((2 if by_group else 1), 48)
+    assert scales.is_contiguous()
+    got = (values.float().unflatten(1, (scales.shape[0], -1)) * scales.t()[:, :, None]).flatten(1)
+    torch.testing.assert_close(got, rounded(weight, 128 if by_group else 256))
+
+
+class Emulated(nn.Module):
+    """A linear layer that rounds its input and weight as the scheme says, and does everything else in the dtype it is given."""
+
+    def __init__(self, linear: nn.Linear, group: int | None) -> None:
+        super().__init__()
+        self.linear, self.group = linear, group or linear.in_features
+        linear.weight.data = rounded(linear.weight.data.float(), self.group).to(linear.weight.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(rounded(x, self.group))
+
+
+def emulation(reference_model: nn.Module, by_group: bool) -> nn.Module:
+    model = copy.deepcopy(reference_model).float()
+    for layer in getattr(model, "bert", model).encoder.layer:
+        inner = layer.attention.self
+        for name in ("query", "key", "value"):
+            setattr(inner, name, Emulated(getattr(inner, name), None))
+        layer.intermediate.dense = Emulated(layer.intermediate.dense, None)
+        layer.output.dense = Emulated(layer.output.dense, 128 if by_group else None)
+    return model
+
+
+@pytest.fixture
+def fp8_gpu(monkeypatch, cuda_road, device):
+    """A GPU that has float8; or this CPU, told to be one, with plain torch for the scaled product."""
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability() < (8, 9):
+            pytest.xfail("this GPU has no float8 units")
+        yield lambda groups: None
+        return
+    monkeypatch.setattr(scheme, "capability", lambda device: (9, 0))
+    products = []
+
+    def product(x, weight, x_scales, weight_scales, bias, dtype):
+        assert x.dtype == weight.dtype == E4M3
+        assert x.shape[0] % 16 == 0
+        assert x.stride(1) == weight.stride(0) == 1, "rows of x, columns of the weight: what the tensor cores read"
+        groups = x_scales.shape[1]
+        assert x_scales.shape == (x.shape[0], groups)
+        assert weight_scales.shape == (groups, weight.shape[1])
+        assert x_scales.stride(0) == 1 or groups == 1
+        assert weight_scales.is_contiguous()
+        wide = (x.float().unflatten(1, (groups, -1)) * x_scales[:, :, None]).flatten(1)
+        wide_weight = (weight.t().float().unflatten(1, (groups, -1)) * weight_scales.t()[:, :, None]).flatten(1)
+        products.append((wide_weight.shape, groups))
+        return torch.nn.functional.linear(wide, wide_weight, None if bias is None else bias.float()).to(dtype)
+
+    monkeypatch.setattr(backend, "scaled_mm", product)
+
+    def with_groups(groups: bool):
+        monkeypatch.setattr(scheme, "groups_supported", lambda device, dtype: groups)
+        return products
+
+    yield with_groups
+
+
+def errors(out, truth, real):
+    return (out.last_hidden_state[real].double() - truth.last_hidden_state[real]).pow(2).mean().sqrt()
+
+
+@every_half
+@pytest.mark.parametrize("groups", [True, False], ids=["groups", "rows"])
+def test_the_whole_model(groups, dtype, fp8_gpu, device):
+    """No further from float64 than plain torch that rounds in the same places and computes in float32."""
+    products = fp8_gpu(groups)
+    _, original = pair_of("BertModel", dtype, device, **SIZES)
+    ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
+    assert ours.encoder.layer[0].output.dense.by_group is (groups if products is not None else scheme.groups_supported(device, dtype))
+    if products is not None:
+        products.clear()  # the one that was tried before anything was quantized
+    given = inputs([[1] * 9, [1] * 4 + [0] * 5, [1] + [0] * 8], device)
+    real = given["attention_mask"].bool()
+    with torch.no_grad():
+        out = ours(**given)
+        truth = copy.deepcopy(original).double()(**given)
+        emulated = emulation(original, ours.encoder.layer[0].output.dense.by_group)(**given)
+    assert 0 < errors(out, truth, real) <= 1.1 * errors(emulated, truth, real)
+    assert errors(out, truth, real) > 2 * errors(original(**given), truth, real), "nothing was rounded to float8"
+    if products is not None:
+        H, F = 64, 256
+        assert products == 2 * [((3 * H, H), 1), ((F, H), 1), ((H, F), 2 if groups else 1)], "three products a layer"
+
+
+def test_no_pass_quantizes_what_a_kernel_could_emit(fp8_gpu, monkeypatch, device):
+    fp8_gpu(True)
+    ours, _ = pair_of("BertModel", torch.bfloat16, device, **SIZES)
+    bertfast.optimize(ours, quantization="fp8")
+    passes, real = [], backend.fp8_activation
+
+    def counted(x, bias, activation, by_group):
+        passes.append(activation)
+        return real(x, bias, activation, by_group)
+
+    monkeypatch.setattr(backend, "fp8_activation", counted)
+    with torch.no_grad():
+        ours(**inputs([[1] * 5], device))
+    assert passes == [None, "gelu", "gelu"]  # the embeddings', and the activation of each layer
+
+
+@pytest.mark.parametrize("head", ["BertForSequenceClassification", "BertLMHeadModel"])
+def test_heads_under_graphs_and_plain(head, fp8_gpu, monkeypatch, device):
+    fp8_gpu(True)
+    if device.type == "cpu":
+        from test_triton_model import rerun
+
+        monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)
+        monkeypatch.setattr(cuda_graphs, "capture", rerun)
+    monkeypatch.setattr(cuda_graphs, "shelf", cuda_graphs.Shelf(8))
+    config = {"is_decoder": True, "use_cache": False} if head == "BertLMHeadModel" else {}
+    ours, original = pair_of(head, torch.float16, device, **SIZES, num_hidden_layers=1, **config)
+    bertfast.optimize(ours, quantization="fp8")
+    given = inputs([[1] * 5, [1, 1, 0, 0, 0]], device)
+    with torch.no_grad():
+        recorded = ours(**given).logits
+        assert len(cuda_graphs.shelf) == 1
+        monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
+        plain = ours(**given).logits
+        truth = original.double()(**given).logits
+    real = given["attention_mask"].bool() if plain.dim() == 3 else slice(None)
+    if device.type == "cpu":
+        assert torch.equal(recorded, plain)
+    # A graph has more rows, for which a GPU may take another product: nearer to one another than either is to the truth.
+    assert (recorded - plain)[real].pow(2).mean() < (plain - truth)[real].pow(2).mean()
+
+
+def test_transformers_own_forward_runs_on_these_layers(fp8_gpu, device):
+    """It quantizes what nobody emitted for it: the same rounding of slightly other numbers."""
+    fp8_gpu(True)
+    _, original = pair_of("BertModel", torch.bfloat16, device, **SIZES)
+    ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
+    given = inputs([[1] * 6], device)
+    real = given["attention_mask"].bool()
+    with torch.no_grad():
+        truth = copy.deepcopy(original).double()(**given)
+        fast = ours(**given)
+        ours.encoder.layer[0].register_forward_hook(lambda *a: None)
+        assert errors(ours(**given), truth, real) <= 1.5 * errors(fast, truth, real)
+
+
+def test_weights_that_lie_apart(fp8_gpu, device):
+    """A copy may have its three weights in three places: three products, the same numbers."""
+    fp8_gpu(True)
+    ours, _ = pair_of("BertModel", torch.float16, device, **SIZES)
+    bertfast.optimize(ours, quantization="fp8")
+    inner = ours.encoder.layer[0].attention.self
+    layers = [inner.query, inner.key, inner.value]
+    x = torch.randn(7, 64).to(device, torch.float16)
+    with torch.no_grad():
+        together = scheme.Fp8Linear.project(x, layers, None)
+        inner.key.weight_fp8 = inner.key.weight_fp8.clone()
+        torch.testing.assert_close(scheme.Fp8Linear.project(x, layers, None), together)
+        apart = torch.cat([layer(x) for layer in layers], dim=1)
+    torch.testing.assert_close(apart, together)
+
+
+def test_other_activations(fp8_gpu, device):
+    fp8_gpu(True)
+    _, original = pair_of("BertModel", torch.float16, device, hidden_act="silu", **SIZES)
+    ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
+    given = inputs([[1] * 5], device)
+    real = given["attention_mask"].bool()
+    with torch.no_grad():
+        emulated = emulation(original, ours.encoder.layer[0].output.dense.by_group)(**given)
+        truth = original.double()(**given)
+        assert errors(ours(**given), truth, real) <= 1.1 * errors(emulated, truth, real)
+
+
+def test_loading(fp8_gpu, tmp_path, device):
+    """The float model of a folder, onto the GPU, in bfloat16 unless float16 is asked for; what is made of it is never saved."""
+    fp8_gpu(True)
+    _, original = pair_of("BertForSequenceClassification", torch.float32, device, **SIZES)
+    original.save_pretrained(tmp_path)
+    load = bertfast.BertForSequenceClassification.from_pretrained
+    loaded = load(tmp_path, quantization="fp8", device_map=device.type)
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.device.type == device.type
+    quantized = bertfast.optimize(copy.deepcopy(original).bfloat16(), quantization="fp8")
+    given = inputs([[1] * 5], device)
+    with torch.no_grad():
+        assert torch.equal(loaded(**given).logits, quantized(**given).logits)
+    assert load(tmp_path, quantization="fp8", device_map=device.type, dtype=torch.float16).dtype == torch.float16
+    with pytest.raises(ValueError, match=r"dtype=torch\.float32: what is not in fp8 is in bfloat16 or float16"):
+        load(tmp_path, quantization="fp8", device_map=device.type, dtype=torch.float32)
+    with pytest.raises(ValueError, match="such a model is made anew at every load, never saved; convert to int8"):
+        convert(tmp_path, tmp_path / "out", quantization="fp8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="quantization='fp8': torch sees no GPU"):
+            load(tmp_path, quantization="fp8")
+
+
+def test_what_cannot_be_says_so(fp8_gpu, monkeypatch, device):
+    fp8_gpu(True)
+    ours, original = pair_of("BertModel", torch.bfloat16, device, **SIZES)
+    bertfast.optimize(ours, quantization="fp8")
+    with pytest.raises(RuntimeError, match="backward through an fp8 layer"):
+        ours(**inputs([[1] * 5], device)).last_hidden_state.sum().backward()
+    with pytest.raises(ValueError, match=r"restore: this model is in fp8 and its float weights are gone"):
+        bertfast.restore(ours)
+    with pytest.raises(RuntimeError, match="a model in fp8 is not saved"):
+        ours.state_dict()
+    with pytest.raises(RuntimeError, match=r"cannot become torch\.float32"):
+        ours.float()
+    assert ours.dtype == torch.bfloat16, "nothing of it was changed"
+    with pytest.raises(ValueError, match="it is quantized already"):
+        bertfast.optimize(ours, quantization="fp8")
+    ours.batch_invariant = True
+    with torch.no_grad(), pytest.raises(ValueError, match="batch_invariant: torch's float8 product"):
+        ours(**inputs([[1] * 5], device))
+
+    for dtype, sizes, message in (
+        (torch.float32, SIZES, r"its parameters are torch\.float32"),
+        (torch.bfloat16, {**SIZES, "intermediate_size": 136}, r"has 64 inputs and 136 outputs, and torch's scaled product takes multiples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bertfast.optimize(pair_of("BertModel", dtype, device, **sizes)[1], quantization="fp8")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    monkeypatch.setitem(tuning.FP8_LOSES, (name, 64), "1.2 ms against 1.1")
+    with pytest.raises(ValueError, match=r"measured to lose to bfloat16 at this hidden size: 1\.2 ms against 1\.1"):
+        bertfast.optimize(original, quantization="fp8")
+    if device.type == "cpu":
+        monkeypatch.setattr(scheme, "capability", lambda device: (8, 0))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an A100")
+        with pytest.raises(ValueError, match=r"an A100 has compute capability 8\.0, and fp8 needs .* 8\.9 or later"):
+            bertfast.optimize(original, quantization="fp8")
+        monkeypatch.setattr(scheme, "capability", lambda device: None)
+        with pytest.raises(ValueError, match="it is on cpu, and fp8 needs an NVIDIA GPU"):
+            bertfast.optimize(original, quantization="fp8")
