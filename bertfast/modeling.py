@@ -20,6 +20,7 @@ from transformers.utils import output_capturing
 
 from bertfast.engine.forward import forward as run_forward
 from bertfast.generation import beam_search, loop
+from bertfast.generation.eligibility import check_length
 from bertfast.graph.heads import HEADS
 from bertfast.quantization import fp8_layers
 from bertfast.quantization import schemes as quantizing
@@ -136,7 +137,7 @@ class BertLMHeadModel(Fast, theirs.BertLMHeadModel, GenerationMixin):
         return beam_search.search_or_leave(self, BertLMHeadModel, GenerationMixin._beam_search, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
-        loop.check_length(self, generation_config, model_kwargs)
+        check_length(self, generation_config, model_kwargs)
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
 

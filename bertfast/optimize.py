@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.models.bert import modeling_bert as theirs
 
-from bertfast.engine import eligibility
+from bertfast.engine.module_audit import lasting_reason
 from bertfast.modeling import OURS, THEIRS, adopt, change_class
 from bertfast.quantization import schemes as quantizing
 from bertfast.quantization.int8_layers import RELOAD
@@ -134,7 +134,7 @@ def reason_to_refuse(m: Any) -> str | None:
     kind = getattr(m.config, "position_embedding_type", None)
     if kind not in (None, "absolute"):
         return f"position_embedding_type={kind!r}: only absolute positions are built"
-    return eligibility.lasting_reason(m, [inner for inner in m.modules() if inner is not m])
+    return lasting_reason(m, [inner for inner in m.modules() if inner is not m])
 
 
 def register() -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch.layout import PackedBatch
-from bertfast.graph.encoder import Rows
+from bertfast.batch.packed import PackedBatch, Rows
 from bertfast.ops import reference
 
 

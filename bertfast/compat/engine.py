@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.batch.attention import Attention
-from bertfast.batch.layout import Needs, PackedBatch, integer_range, make_batch
+from bertfast.batch.inputs import integer_range
+from bertfast.batch.layout import make_batch
+from bertfast.batch.packed import Needs, PackedBatch
 from bertfast.compat.dense import Dense, Dropout, DroppingOps
-from bertfast.engine import eligibility
 from bertfast.engine.call import Call
 from bertfast.engine.forward import outputs_of, plain_outputs
+from bertfast.engine.guard import guard_of
 from bertfast.graph.encoder import Trace, encode
 from bertfast.graph.heads import HEADS, Encoded
 
@@ -46,7 +48,7 @@ class Engine:
             return self.encoded(make_batch(arguments, self.bert, Needs(True, pooled)), hidden_states)
         # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
         # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
-        if eligibility.guard_of(self.module).reason() is not None:
+        if guard_of(self.module).reason() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return Result({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.attention import probabilities_of
-from bertfast.batch.layout import Needs, PackedBatch, make_batch
-from bertfast.cache.layout import make_cached_batch, open_cache
+from bertfast.batch.layout import make_batch
+from bertfast.batch.packed import Needs, PackedBatch
+from bertfast.cache.layout import make_cached_batch
+from bertfast.cache.store import open_cache
 from bertfast.graph.encoder import Trace, encode
 from bertfast.graph.heads import Encoded, Head, Logits
 from bertfast.ops import reference

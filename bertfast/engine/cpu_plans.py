@@ -19,11 +19,11 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.attention import Varlen
-from bertfast.batch.layout import PackedBatch
-from bertfast.engine import cuda_graphs, eligibility
+from bertfast.batch.packed import PackedBatch, Rows
+from bertfast.engine import cuda_graphs
 from bertfast.engine.call import Call
+from bertfast.engine.guard import guard_of
 from bertfast.engine.recorder import ROWS, SLOTS, WORDS, CannotRecordError, Recorded, Recorder
-from bertfast.graph.encoder import Rows
 from bertfast.graph.heads import Logits
 
 PLANNED = (torch.float32, torch.bfloat16)  # a plan's ops are all of one of these
@@ -51,7 +51,7 @@ def run_plainly(call: Call, reason: str) -> dict[str, Logits]:
 
 
 def plans_of(model: Any) -> Plans:
-    guard = eligibility.guard_of(model)
+    guard = guard_of(model)
     if guard.plans is None:
         guard.plans = Plans(guard.addresses())
     plans: Plans = guard.plans
@@ -166,7 +166,7 @@ class StepPlan:
         """given: the step's inputs by the names of SLOTS, each [A]."""
         if not self.recordable:
             return self.run(ops)
-        eligibility.guard_of(self.model).reason()  # forgets its plans if a weight has moved
+        guard_of(self.model).reason()  # forgets its plans if a weight has moved
         plans = plans_of(self.model)
         inputs = [given.get(slot.name) for slot in SLOTS]
         if plans is not self.plans:

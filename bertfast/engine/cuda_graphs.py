@@ -32,10 +32,9 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.attention import Varlen
-from bertfast.batch.layout import PackedBatch
-from bertfast.engine import eligibility
+from bertfast.batch.packed import PackedBatch, Rows
 from bertfast.engine.call import Call
-from bertfast.graph.encoder import Rows
+from bertfast.engine.guard import guard_of
 from bertfast.graph.heads import Logits
 
 logger = logging.getLogger("bertfast")
@@ -373,7 +372,7 @@ def settings(model: Any) -> tuple[Any, ...]:
 
 
 def owner_of(model: Any) -> Owner:
-    guard = eligibility.guard_of(model)
+    guard = guard_of(model)
     if guard.cuda_graphs is None:
         guard.cuda_graphs = Owner()
     owner: Owner = guard.cuda_graphs

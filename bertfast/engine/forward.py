@@ -13,6 +13,7 @@ from bertfast import ops
 from bertfast.cache import layers as kv_cache
 from bertfast.engine import cpu_plans, eligibility, gradients, shape_cache
 from bertfast.engine.call import Arguments, Call
+from bertfast.engine.guard import guard_of
 from bertfast.graph.heads import HEADS, Head, Logits
 from bertfast.runtime.config_access import setting
 
@@ -44,7 +45,7 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments, cached: bo
     inputs = flatten_choices(arguments) if head.choices else arguments
     inspected = bool(hidden) or bool(attentions) or inputs.get("head_mask") is not None
     recording = torch.is_grad_enabled()
-    differentiated = recording and eligibility.guard_of(model).wants_gradient(inputs)
+    differentiated = recording and guard_of(model).wants_gradient(inputs)
     call = None
     if inspected or cached:
         call = Call(model, head, inputs, bool(hidden), bool(attentions), differentiated and inspected, cached)
@@ -61,7 +62,7 @@ def plain_outputs(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, 
     """The outputs of a call of which nothing else is wanted, in the shapes that transformers returns; and how it was computed: None
     where an earlier call was repeated, which had no padding."""
     key = shape_cache.key_of(inputs, getattr(model, "bert", model).config)
-    repeat = shape_cache.find(eligibility.guard_of(model).plans, key)
+    repeat = shape_cache.find(guard_of(model).plans, key)
     if repeat is not None:
         tensors = repeat(inputs)
         return (tensors if head.finish is None else head.finish(tensors, inputs)), None
@@ -101,7 +102,7 @@ def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: 
             for name, blank in zip(names, blanks, strict=True)
         ]
 
-    tensors = gradients.recomputed(run, recompute, eligibility.guard_of(model).differentiable_inputs(inputs))
+    tensors = gradients.recomputed(run, recompute, guard_of(model).differentiable_inputs(inputs))
     return dict(zip(names, tensors, strict=True))
 
 
@@ -152,7 +153,7 @@ def reason_of_cache(model: Any, arguments: Arguments) -> str | None:
     gradient shows in what a call returns (hidden states and attentions), it is transformers' forward that has it.
     """
     inspected = any(arguments.get(name, setting(model.config, name, False)) for name in ("output_hidden_states", "output_attentions"))
-    if inspected and torch.is_grad_enabled() and eligibility.guard_of(model).wants_gradient(arguments):
+    if inspected and torch.is_grad_enabled() and guard_of(model).wants_gradient(arguments):
         return "hidden states or attentions under grad mode, and a KV cache"
     given = kv_cache.given_cache(arguments)
     return None if given is None else kv_cache.reason_to_leave(kv_cache.from_legacy(given), model.config)

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from bertfast.batch.layout import nothing_padded
+from bertfast.batch.inputs import nothing_padded
 from bertfast.engine import cpu_plans
 from bertfast.engine.call import Call
 from bertfast.engine.recorder import SLOTS, Recorded

@@ -18,7 +18,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from bertfast.batch.attention import Varlen
 from bertfast.cache import layers as kv_cache
-from bertfast.generation.loop import Running, invariance_of, pack_prompts, reason_for_their_loop
+from bertfast.generation.decode_batch import Running, invariance_of, pack_prompts
+from bertfast.generation.eligibility import reason_for_their_loop
 
 
 class Searched:

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.cache.layout import Ranges
-from bertfast.engine import cuda_graphs, eligibility
+from bertfast.batch.packed import Rows
+from bertfast.cache.attention import Ranges
+from bertfast.engine import cuda_graphs
 from bertfast.engine.cuda_graphs import Owner, Replay
-from bertfast.graph.encoder import Rows, encode
+from bertfast.engine.guard import guard_of
+from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Logits, predictions
 
 logger = logging.getLogger("bertfast")
@@ -93,7 +95,7 @@ class Steps:
         """Reads one token of each sequence."""
         from bertfast.ops import cuda  # imports triton, which a machine without a GPU may not have
 
-        eligibility.guard_of(self.model).reason()  # has a new owner if a weight has moved
+        guard_of(self.model).reason()  # has a new owner if a weight has moved
         if (owner := cuda_graphs.owner_of(self.model)) is not self.owner:
             self.owner, self.graphs = owner, Owner()
         cuda.raise_out_of_range(self.device)  # what an earlier replay met: the host sees no op of this one

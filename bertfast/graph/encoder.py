@@ -16,22 +16,9 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.attention import Attention
+from bertfast.batch.packed import Rows
 from bertfast.quantization.fp8_layers import Fp8LayerNorm
 from bertfast.quantization.int8_layers import Quantized
-
-
-@dataclass(slots=True)
-class Rows:
-    """What the embeddings read, a row each, and how the rows attend to one another."""
-
-    input_ids: Tensor  # [R] int64
-    words: Tensor | None  # [R', H]: the table input_ids point into, where it is inputs_embeds; None: the word embeddings
-    token_type_ids: Tensor | None  # [R] int64; None: type 0
-    position_ids: Tensor  # [R] int64
-    attention: Attention
-    encoder_rows: Tensor | None = None  # [Re, He]: what cross-attention reads
-    cross_attention: Attention | None = None
-    cross_cache: Any = None  # bertfast.cache.layout.CrossCache: where its keys and values are kept
 
 
 @dataclass(slots=True)

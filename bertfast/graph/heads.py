@@ -24,7 +24,8 @@ from transformers.modeling_outputs import (
 )
 from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
-from bertfast.batch.layout import Arguments, PackedBatch
+from bertfast.batch.inputs import Arguments
+from bertfast.batch.packed import PackedBatch
 from bertfast.graph import losses
 from bertfast.graph.encoder import activated_linear, affine, linear
 

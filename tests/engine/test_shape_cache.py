@@ -7,8 +7,9 @@ from transformers.utils import ModelOutput
 
 import bertfast
 from bertfast import modeling
-from bertfast.batch import layout
-from bertfast.engine import call, cpu_plans, eligibility, forward, shape_cache
+from bertfast.batch import inputs, layout
+from bertfast.engine import call, cpu_plans, forward, shape_cache
+from bertfast.engine.guard import guard_of
 from bertfast.graph.heads import HEADS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,7 +81,7 @@ def test_a_repeated_call_is_not_laid_out_and_has_the_same_bits(name, dtype, grad
             assert_same(got, anew(model, **inputs(name, seed, **without)))
 
 
-@pytest.mark.parametrize("kind", layout._MASK_KINDS, ids=str)
+@pytest.mark.parametrize("kind", inputs._MASK_KINDS, ids=str)
 def test_a_mask_of_any_kind_is_read_in_every_call(kind, laid_out):
     model, whole = make("BertModel"), inputs("BertModel", attention_mask=torch.ones(B, S, dtype=kind))
     with torch.no_grad():
@@ -258,7 +259,7 @@ def test_parameters_are_asked_after_through_dlpack_where_torch_has_its_exchange_
     model = make("BertModel")
     model(**inputs("BertModel"))
     wanted = len(list(model.parameters())) if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else 0
-    assert eligibility.guard_of(model)._pointers.exchanged() == wanted
+    assert guard_of(model)._pointers.exchanged() == wanted
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -14,6 +14,7 @@ import bertfast
 from bertfast.cache.layers import FIELD
 from bertfast.engine import eligibility
 from bertfast.generation import beam_search, loop
+from bertfast.generation.decode_batch import Running
 
 V, LIMIT = 80, 64
 ENDS = list(range(2, 10))  # several end-of-sequence tokens, so that rows end at different times
@@ -46,7 +47,7 @@ def loops(monkeypatch):
     """Which loop each generate() took, and how many rows each of our steps had."""
     taken: list[str] = []
     rows: list[int] = []
-    sample, step, searched = loop.sample, loop.Running.step, beam_search.Searched
+    sample, step, searched = loop.sample, Running.step, beam_search.Searched
 
     def noted(*args, **kwargs):
         taken.append("ours")
@@ -62,7 +63,7 @@ def loops(monkeypatch):
 
     monkeypatch.setattr(loop, "sample", noted)
     monkeypatch.setattr(beam_search, "Searched", noted_search)
-    monkeypatch.setattr(loop.Running, "step", counted)
+    monkeypatch.setattr(Running, "step", counted)
     return taken, rows
 
 
@@ -225,7 +226,7 @@ def test_beams_move_and_copy_no_more_than_differs(pair, monkeypatch):
             moves.append(super().reorder(parents))
             return moves[-1]
 
-    monkeypatch.setattr(loop._C, "SlotTable", Noted)
+    monkeypatch.setattr(_C, "SlotTable", Noted)
     prompts = make_prompts(2, ragged=False)
     expected, actual = generate_both(pair, prompts, max_new_tokens=20, num_beams=4, eos_token_id=ENDS)
     assert torch.equal(expected, actual)

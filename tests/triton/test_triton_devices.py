@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bertfast.batch import layout
 from bertfast.batch.attention import remembered
+from bertfast.batch.inputs import read_mask
 from bertfast.ops import cuda
 
 TAKE_OPERANDS = [name for name in cuda.__all__ if hasattr(getattr(cuda, name), "__wrapped__") and name != "batch_invariant"]
@@ -111,7 +111,7 @@ def test_what_a_mask_becomes_reaches_the_device_in_one_copy(mask, monkeypatch):
     copies = []
     plain = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: copies.append(k) or plain(self, *a, **k))
-    packing = layout.read_mask(torch.tensor(mask), torch.device("cpu"))
+    packing = read_mask(torch.tensor(mask), torch.device("cpu"))
     assert copies == [{"non_blocking": True}]
     parts = (packing.indices, packing.positions, packing.cu_seqlens)
     begin = parts[0].untyped_storage().data_ptr()

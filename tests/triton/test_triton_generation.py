@@ -15,6 +15,7 @@ import bertfast
 from bertfast import ops
 from bertfast.engine import cuda_graphs, eligibility
 from bertfast.generation import cuda_steps, loop
+from bertfast.generation.sampling import race
 from bertfast.ops import cuda
 
 pytestmark = pytest.mark.usefixtures("cuda_road")
@@ -325,4 +326,4 @@ def test_our_draw_is_multinomials(B, device):
         torch.manual_seed(seed)
         want = torch.multinomial(probabilities, num_samples=1).squeeze(1)
         torch.manual_seed(seed)
-        assert torch.equal(loop.race(probabilities), want)
+        assert torch.equal(race(probabilities), want)

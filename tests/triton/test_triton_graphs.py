@@ -13,10 +13,10 @@ from test_triton_model import check, inputs
 from test_triton_model import pair as pair_of
 
 from bertfast.batch.attention import Varlen
-from bertfast.batch.layout import PackedBatch
+from bertfast.batch.inputs import read_mask
+from bertfast.batch.packed import PackedBatch, Rows
 from bertfast.engine import cpu_plans, cuda_graphs
 from bertfast.engine.cuda_graphs import Bucket, Output, bucket_of
-from bertfast.graph.encoder import Rows
 from bertfast.graph.heads import Logits
 
 pytestmark = pytest.mark.usefixtures("cuda_road")
@@ -330,7 +330,7 @@ def test_the_host_waits_for_the_device_once_at_most(mask, monkeypatch, device):
     if mask == "device" and device.type == "cpu":  # as if the mask lay elsewhere
         from bertfast.batch import layout
 
-        real = layout.read_mask
+        real = read_mask
 
         class Elsewhere(torch.Tensor):
             device = torch.device("meta")

@@ -1,0 +1,75 @@
+"""How rows attend to a KV cache."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from bertfast.batch.attention import Attention, Varlen, uniform_cu_seqlens
+from bertfast.cache.store import Store, Write, as_rows
+
+
+@dataclass(slots=True)
+class Fresh:
+    """Attention of a call that found the cache empty."""
+
+    inner: Attention
+    store: Store
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+        self.store(k, v, heads, O)
+        return self.inner(q, k, v, heads, O)
+
+    def first_rows(self) -> None:
+        return None
+
+
+@dataclass(slots=True)
+class Ranges:
+    """Each row sees one range of the cells of its sequence."""
+
+    rows: Tensor  # [R] int64: its row of the cache
+    first: Tensor | None  # [R] int64; None: from the first cell
+    last: Tensor  # [R] int64: one past the last cell
+    store: Write | None  # None: keys and values are whole cells already
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+        keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
+        shape = (-1, heads, q.shape[1] // heads)
+        context: Tensor = O.cached_attention(q.view(shape), keys, values, self.rows, self.first, self.last)
+        return context.view(q.shape)
+
+    def first_rows(self) -> None:
+        return None
+
+
+@dataclass(slots=True)
+class Spread:
+    """Any other attention, over the cells as rows [B * count, H]."""
+
+    inner: Attention
+    count: int
+    store: Write | None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+        keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
+        return self.inner(q, as_rows(keys, self.count), as_rows(values, self.count), heads, O)
+
+    def first_rows(self) -> None:
+        return None
+
+
+class Prompt:
+    """Attention of the prompts: varlen, causal, its keys and values kept. The last layer needs the last position of each alone."""
+
+    def __init__(self, inner: Varlen, write: Write) -> None:
+        self.inner, self.write = inner, write
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+        self.write(k, v, heads, O)
+        return self.inner(q, k, v, heads, O)
+
+    def first_rows(self) -> "Attention | None":
+        """One query a sequence: here the last, which a causal mask aligned at the end lets see everything."""
+        one = uniform_cu_seqlens(len(self.inner.cu_seqlens_q) - 1, 1, self.inner.cu_seqlens_q.device)
+        return Prompt(Varlen(one, self.inner.cu_seqlens_k, 1, self.inner.max_seqlen_k, causal=True), self.write)

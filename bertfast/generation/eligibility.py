@@ -1,0 +1,86 @@
+"""Which generate() calls our loop covers."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+from transformers.generation import GenerationMixin, logits_process
+
+from bertfast.cache import layers as kv_cache
+from bertfast.engine import eligibility
+from bertfast.runtime.config_access import is_causal
+
+# Processors that treat each row by itself: rows that have ended may be missing from their batch.
+ROW_BY_ROW = frozenset(
+    getattr(logits_process, f"{name}LogitsProcessor", None) or getattr(logits_process, f"{name}LogitsWarper", None)
+    for name in (
+        *("MinLength", "MinNewTokensLength", "RepetitionPenalty", "NoRepeatNGram", "NoBadWords", "SequenceBias", "SuppressTokens"),
+        *("SuppressTokensAtBegin", "ForcedBOSToken", "ForcedEOSToken", "ExponentialDecayLengthPenalty"),
+        *("Temperature", "TopK", "TopP", "TopH", "MinP", "Typical", "Epsilon", "Eta"),
+    )
+) | {logits_process.InfNanRemoveLogitsProcessor, logits_process.LogitNormalization}  # fmt: skip
+
+
+def is_row_by_row(processor: Any, B: int) -> bool:
+    return type(processor) in ROW_BY_ROW and not any(isinstance(t, Tensor) and t.dim() and len(t) == B for t in vars(processor).values())
+
+
+READ = frozenset(("attention_mask", "position_ids", "token_type_ids", "use_cache", "logits_to_keep", *kv_cache.NAMES))
+
+
+# What a loop of ours does in the model's place: of a model that does it in its own way, it is asked.
+ASKED = ("_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+
+
+def check_length(model: Any, generation_config: Any, arguments: Any) -> None:
+    """ValueError where a sequence would need more positions than the model has, or more cells than its cache: before anything runs.
+
+    The last token is returned but never read, so it needs neither.
+    """
+    most, new, mask = generation_config.max_length, 0, arguments.get("attention_mask")
+    positions, cache = arguments.get("position_ids"), kv_cache.given_cache(arguments)
+    limit = model.config.max_position_embeddings
+    if most is None or positions is None:
+        return
+    new = most - positions.shape[-1]
+    reached = int(positions.max()) + new
+    if reached > limit:
+        prompt = positions.shape[-1] if mask is None else int(mask.sum(dim=-1).max())
+        raise ValueError(
+            f"max_length={most}: a prompt of {prompt} tokens and {new} new ones need {reached} positions, expected at most "
+            f"max_position_embeddings={limit}; ask for fewer tokens (max_new_tokens) or shorten the prompt"
+        )
+    room = cache.get_max_length() if cache is not None and hasattr(cache, "get_max_length") and len(cache) else -1
+    if 0 <= room < most - 1:
+        raise ValueError(
+            f"max_length={most}: {most - 1} tokens have to be cached, but the cache holds {room}; make it longer (max_cache_len)"
+        )
+
+
+def reason_for_their_loop(model: Any, own: type, input_ids: Tensor, config: Any, synced_gpus: bool, arguments: Any) -> str | None:
+    """Why a generate() call takes transformers' loop; None where ours covers it."""
+    reason = eligibility.reason_to_leave(model, {})
+    if reason is not None:
+        return reason
+    if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]  # own: a model's class
+        return "hooks on the model, or a forward of a subclass"
+    if any(getattr(type(model), name) is not getattr(GenerationMixin, name) or name in vars(model) for name in ASKED):
+        return "the model prepares its inputs in a way of its own"
+    if not is_causal(model.config):
+        return "the model is no causal decoder"
+    if synced_gpus or config.is_assistant or config.prefill_chunk_size is not None or config.compile_config is not None:
+        return "an option that ours does not have (synced_gpus, an assistant, chunked prefill, compilation)"
+    unread = sorted(name for name, value in arguments.items() if value is not None and name not in READ)
+    if unread:
+        return f"an argument that only a forward reads: {', '.join(unread)}"
+    if not arguments.get("use_cache") or arguments.get("logits_to_keep") != 1:
+        return "use_cache or logits_to_keep was changed"
+    cache = kv_cache.given_cache(arguments)
+    if type(cache) is not DynamicCache or cache.get_seq_length() or getattr(cache, "_is_user_defined", False) or cache.offloading:
+        return "a cache was given"
+    mask = arguments.get("attention_mask")
+    if input_ids.shape[1] == 0 or (mask is not None and (mask.dim() != 2 or mask.shape != input_ids.shape or not mask[:, -1].all())):
+        return "no prompt, or one that is padded on the right"
+    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states or model.keep_padding):
+        return "attentions, hidden states or a cache in which padding counts were asked for"
+    return None
