@@ -396,7 +396,7 @@ def main() -> int:
     if options.device == "cuda":
         from bertfast.engine import cuda_graphs
 
-        for reason, count in cuda_graphs.reasons().items():
+        for reason, count in cuda_graphs.eager_reasons().items():
             print(f"launched kernel by kernel, {count} calls: {reason}")
     if not all(row.get("good", True) for row in rows):
         return 1

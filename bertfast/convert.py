@@ -78,7 +78,7 @@ def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | 
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source)
-    if (scheme := quantizing.recorded_scheme(config, str(source))) is not None:
+    if (scheme := quantizing.scheme_in_config(config, str(source))) is not None:
         raise ValueError(f"{source}: it is in {scheme} already; convert the model that it was made from")
     if config.model_type != "bert":
         raise ValueError(f"{source}: its config says model_type {config.model_type!r}, expected 'bert'")

@@ -24,7 +24,7 @@ from bertfast.generation.eligibility import check_length
 from bertfast.graph.heads import HEADS
 from bertfast.quantization import fp8_layers
 from bertfast.quantization import schemes as quantizing
-from bertfast.quantization.int8_layers import Quantized
+from bertfast.quantization.int8_layers import QuantizedLayer
 
 
 def overrides_forward(cls: Any) -> Any:
@@ -51,7 +51,7 @@ def overrides_forward(cls: Any) -> Any:
     return cls
 
 
-class Fast:
+class FastBertMixin:
     """What the public classes have in common.
 
     keep_padding: compute padded positions as transformers does, in every call.
@@ -72,7 +72,7 @@ class Fast:
             )
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # the transformers class
         for module in self.modules():  # type: ignore[attr-defined]  # nn.Module's
-            adopt(module)
+            convert_class(module)
         quantizing.prepare(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -80,7 +80,7 @@ class Fast:
         return super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Quantized):
+        if isinstance(module, QuantizedLayer):
             quantizing.initialize(module, self.config.initializer_range)
         else:
             super()._init_weights(module)  # type: ignore[misc]  # the transformers class's
@@ -115,26 +115,26 @@ BertPreTrainedModel = theirs.BertPreTrainedModel  # no forward of its own: trans
 
 
 @overrides_forward
-class BertModel(Fast, theirs.BertModel):
+class BertModel(FastBertMixin, theirs.BertModel):
     pass
 
 
 @overrides_forward
-class BertForPreTraining(Fast, theirs.BertForPreTraining):
+class BertForPreTraining(FastBertMixin, theirs.BertForPreTraining):
     pass
 
 
 # transformers looks for GenerationMixin among the direct bases.
 @overrides_forward
-class BertLMHeadModel(Fast, theirs.BertLMHeadModel, GenerationMixin):
+class BertLMHeadModel(FastBertMixin, theirs.BertLMHeadModel, GenerationMixin):
     """generate() is GenerationMixin's; greedy decoding and sampling run in a loop of ours, beam search
     over its steps (bertfast.generation says when)."""
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
-        return loop.sample_or_leave(self, BertLMHeadModel, GenerationMixin._sample, *args, **kwargs)
+        return loop.sample_or_reference(self, BertLMHeadModel, GenerationMixin._sample, *args, **kwargs)
 
     def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
-        return beam_search.search_or_leave(self, BertLMHeadModel, GenerationMixin._beam_search, *args, **kwargs)
+        return beam_search.beam_search_or_reference(self, BertLMHeadModel, GenerationMixin._beam_search, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
         check_length(self, generation_config, model_kwargs)
@@ -145,55 +145,55 @@ BertForCausalLM = BertLMHeadModel
 
 
 @overrides_forward
-class BertForMaskedLM(Fast, theirs.BertForMaskedLM):
+class BertForMaskedLM(FastBertMixin, theirs.BertForMaskedLM):
     pass
 
 
 @overrides_forward
-class BertForNextSentencePrediction(Fast, theirs.BertForNextSentencePrediction):
+class BertForNextSentencePrediction(FastBertMixin, theirs.BertForNextSentencePrediction):
     pass
 
 
 @overrides_forward
-class BertForSequenceClassification(Fast, theirs.BertForSequenceClassification):
+class BertForSequenceClassification(FastBertMixin, theirs.BertForSequenceClassification):
     pass
 
 
 @overrides_forward
-class BertForMultipleChoice(Fast, theirs.BertForMultipleChoice):
+class BertForMultipleChoice(FastBertMixin, theirs.BertForMultipleChoice):
     pass
 
 
 @overrides_forward
-class BertForTokenClassification(Fast, theirs.BertForTokenClassification):
+class BertForTokenClassification(FastBertMixin, theirs.BertForTokenClassification):
     pass
 
 
 @overrides_forward
-class BertForQuestionAnswering(Fast, theirs.BertForQuestionAnswering):
+class BertForQuestionAnswering(FastBertMixin, theirs.BertForQuestionAnswering):
     pass
 
 
-OURS: dict[type, type] = {
+FAST_CLASS: dict[type, type] = {
     getattr(theirs, cls.__name__): cls
     for cls in (
         BertModel, BertForPreTraining, BertLMHeadModel, BertForMaskedLM, BertForNextSentencePrediction,
         BertForSequenceClassification, BertForMultipleChoice, BertForTokenClassification, BertForQuestionAnswering,
     )
 }  # fmt: skip
-THEIRS: dict[type, type] = {ours: original for original, ours in OURS.items()}
+REFERENCE_CLASS: dict[type, type] = {ours: original for original, ours in FAST_CLASS.items()}
 
 
-def adopt(module: nn.Module) -> bool:
+def convert_class(module: nn.Module) -> bool:
     """Makes a transformers BERT one of ours, in place: same object, same parameters. False where it is none (or a subclass)."""
-    ours = OURS.get(type(module))
+    ours = FAST_CLASS.get(type(module))
     if ours is None:
         return False
-    change_class(module, ours)
+    set_class(module, ours)
     return True
 
 
-def change_class(module: nn.Module, cls: type) -> None:
+def set_class(module: nn.Module, cls: type) -> None:
     module.__class__ = cls
     # Found by class: what hidden states and attentions are recorded from, when transformers' forward runs.
     registry = output_capturing._CAN_RECORD_REGISTRY

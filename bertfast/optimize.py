@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.models.bert import modeling_bert as theirs
 
-from bertfast.engine.module_audit import lasting_reason
-from bertfast.modeling import OURS, THEIRS, adopt, change_class
+from bertfast.engine.module_audit import why_unsupported
+from bertfast.modeling import FAST_CLASS, REFERENCE_CLASS, convert_class, set_class
 from bertfast.quantization import schemes as quantizing
-from bertfast.quantization.int8_layers import RELOAD
+from bertfast.quantization.int8_layers import RELOAD_HINT
 
 logger = logging.getLogger("bertfast")
 M = TypeVar("M", bound=Any)
@@ -55,13 +55,13 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
             continue
         covered.update(map(id, m.modules()))
         name = name or "the model"
-        why = reason_to_refuse(m)
+        why = why_not_convertible(m)
         if why is not None:
             report.left[name] = why
             continue
         for inner in m.modules():
-            adopt(inner)
-            if type(inner) in THEIRS:
+            convert_class(inner)
+            if type(inner) in REFERENCE_CLASS:
                 inner.keep_padding, inner.batch_invariant = keep_padding, batch_invariant
         if quantization is not None:
             quantizing.quantize(m, quantization)
@@ -85,8 +85,8 @@ def check_quantization(root: nn.Module, scheme: str) -> None:
     """ValueError where a BERT that optimize would replace cannot be quantized."""
     quantizing.check_scheme(scheme)
     for name, m in root.named_modules():
-        if isinstance(m, theirs.BertPreTrainedModel) and reason_to_refuse(m) is None:
-            why = quantizing.reason_against(m, scheme)
+        if isinstance(m, theirs.BertPreTrainedModel) and why_not_convertible(m) is None:
+            why = quantizing.why_not_quantizable(m, scheme)
             if why is not None:
                 raise ValueError(f"quantization={scheme!r}: {name or 'the model'} cannot be quantized: {why}")
 
@@ -96,13 +96,13 @@ def restore(module: M) -> M:
     lost. Returns the same object. ValueError for a quantized model, whose float weights are gone."""
     scheme = quantizing.scheme_of(root_of(module))
     if scheme is not None:
-        raise ValueError(f"restore: this model is in {scheme} and its float weights are gone; {RELOAD}")
+        raise ValueError(f"restore: this model is in {scheme} and its float weights are gone; {RELOAD_HINT}")
     for m in root_of(module).modules():
-        original = THEIRS.get(type(m))
+        original = REFERENCE_CLASS.get(type(m))
         if original is not None:
             for name in ("keep_padding", "batch_invariant"):
                 m.__dict__.pop(name, None)
-            change_class(m, original)
+            set_class(m, original)
     return module
 
 
@@ -121,11 +121,11 @@ def root_of(module: Any) -> nn.Module:
     raise ValueError(f"module: got {type(module).__name__}, expected an nn.Module, or an object that holds one under .model")
 
 
-def reason_to_refuse(m: Any) -> str | None:
+def why_not_convertible(m: Any) -> str | None:
     """Why a BERT should keep its own class; None where ours can take its place."""
-    if type(m) in THEIRS:
+    if type(m) in REFERENCE_CLASS:
         return None
-    if type(m) not in OURS:
+    if type(m) not in FAST_CLASS:
         return f"{type(m).__name__} is a subclass with a forward or parts of its own"
     if hasattr(m, "_hf_hook") or any(hasattr(inner, "_hf_hook") for inner in m.modules()):
         return "accelerate's hooks move its weights; a forward that reads them directly would miss that"
@@ -134,7 +134,7 @@ def reason_to_refuse(m: Any) -> str | None:
     kind = getattr(m.config, "position_embedding_type", None)
     if kind not in (None, "absolute"):
         return f"position_embedding_type={kind!r}: only absolute positions are built"
-    return lasting_reason(m, [inner for inner in m.modules() if inner is not m])
+    return why_unsupported(m, [inner for inner in m.modules() if inner is not m])
 
 
 def register() -> None:
@@ -146,7 +146,7 @@ def register() -> None:
     from transformers import BertConfig
 
     classes: list[Any] = [c for c in vars(transformers.models.auto.modeling_auto).values() if isinstance(c, type)]
-    for original, ours in OURS.items():
+    for original, ours in FAST_CLASS.items():
         for auto in classes:
             mapping = getattr(auto, "_model_mapping", None)
             if mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:

@@ -13,55 +13,27 @@ import bertfast
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(bertfast.__file__).resolve().parent
 
-# A module may import those of its own layer and of the layers below it; a name stands for everything inside it. Cycles: see below.
+# A package may import those of its own row and of the rows below it; a name stands for everything inside it. Cycles: see below.
 LAYERS = [
     ["bertfast.__main__"],
-    ["bertfast.cli.app"],
     ["bertfast.cli"],
-    ["bertfast.tasks", "bertfast.compat", "bertfast.optimize", "bertfast.convert"],
+    ["bertfast.tasks", "bertfast.text", "bertfast.compat", "bertfast.optimize", "bertfast.convert"],
     ["bertfast.modeling"],
-    ["bertfast.quantization.schemes"],
+    ["bertfast.generation"],
+    ["bertfast.engine"],
+    ["bertfast.cache", "bertfast.kv_cache", "bertfast.graph"],
+    ["bertfast.batch"],
+    ["bertfast.quantization", "bertfast.quantized", "bertfast.fp8"],
     ["bertfast.checkpoints"],
-    ["bertfast.generation.beam_search", "bertfast.generation.loop", "bertfast.engine.forward"],
-    ["bertfast.engine.shape_cache"],
-    ["bertfast.engine.cpu_plans", "bertfast.generation.cuda_steps"],
-    ["bertfast.engine.cuda_graphs"],
-    ["bertfast.engine.call", "bertfast.engine.recorder"],
-    ["bertfast.engine.gradients", "bertfast.graph.heads", "bertfast.graph.losses", "bertfast.engine.eligibility"],
-    ["bertfast.cache.layout"],
-    ["bertfast.batch.layout", "bertfast.cache.layers"],
-    ["bertfast.graph.encoder"],
-    ["bertfast.batch.attention", "bertfast.quantization.fp8_layers"],
-    ["bertfast.quantization.int8_layers"],
-    [
-        "bertfast.text.token_budget",
-        "bertfast.runtime.threads",
-        "bertfast.runtime.huge_pages",
-        "bertfast.text.pooling",
-        "bertfast.text.sentence_transformers_folder",
-        "bertfast.runtime.config_access",
-    ],
     ["bertfast.ops"],
-    ["bertfast.ops.cpu", "bertfast.ops.cuda"],
-    ["bertfast.ops.reference", "bertfast.runtime.native", "bertfast.kernels"],
+    ["bertfast.kernels", "bertfast.runtime"],
     ["bertfast._C"],
-    ["bertfast.ops.int8"],
 ]
 EXTERNAL = {  # what only the named modules may import
     "triton": {"bertfast.kernels"},
     "typer": {"bertfast.cli.app"},
     "rich": {"bertfast.cli"},
     "bertfast._C": {"bertfast.runtime.native"},  # which knows whether it was built from the sources beside it
-    "bertfast.runtime.native": {
-        "bertfast.ops.cpu",
-        "bertfast.batch.layout",
-        "bertfast.engine.recorder",
-        "bertfast.engine.eligibility",
-        "bertfast.generation.loop",
-        "bertfast.text.token_budget",
-        "bertfast.runtime.threads",
-        "bertfast.cli.info",
-    },
     "bertfast.kernels": {"bertfast.kernels", "bertfast.ops.cuda"},
     "h5py": {"bertfast.checkpoints"},
     "msgpack": {"bertfast.checkpoints"},
@@ -235,8 +207,8 @@ sys.meta_path.insert(0, NoTriton())
 import torch, bertfast
 config = bertfast.BertConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=64, vocab_size=50)
 model = bertfast.BertForTokenClassification(config).eval()
-from bertfast.engine.eligibility import reason_to_leave
-assert reason_to_leave(model, {}) is None
+from bertfast.engine.eligibility import why_reference
+assert why_reference(model, {}) is None
 logits = model(torch.tensor([[1, 2, 3], [4, 5, 0]]), attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]])).logits
 assert logits.shape == (2, 3, 2) and logits.isfinite().all()
 assert not [m for m in sys.modules if m.startswith(("bertfast.kernels", "bertfast.ops.cuda"))]

@@ -18,7 +18,7 @@ from bertfast.ops import reference
 Sized = Callable[[int, int, torch.device], Tensor]
 
 
-def remembered(make: Sized) -> Sized:
+def memoized_by_size(make: Sized) -> Sized:
     """make(B, S, device) for the 64 latest sizes. On a GPU a stream at a time: to another one the values might not be there yet; and not
     at all while the caller records a CUDA graph, in which nothing is computed until it is replayed."""
 
@@ -37,12 +37,12 @@ def remembered(make: Sized) -> Sized:
     return find
 
 
-@remembered
+@memoized_by_size
 def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:  # [B + 1] int32
     return torch.arange(B + 1, dtype=torch.int32, device=device) * S
 
 
-@remembered
+@memoized_by_size
 def uniform_first_rows(B: int, S: int, device: torch.device) -> Tensor:  # [B] int64
     return uniform_cu_seqlens(B, S, device)[:-1].long()
 
@@ -56,7 +56,7 @@ class Attention(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Varlen:
+class VarlenAttention:
     """Every query sees every key of its own sequence (or, causal, the keys up to its own place). Needs no mask."""
 
     cu_seqlens_q: Tensor  # [B + 1] int32
@@ -79,7 +79,7 @@ class Varlen:
         )  # fmt: skip
         return context.view(q.shape)
 
-    def first_rows(self) -> "Varlen | None":
+    def first_rows(self) -> "VarlenAttention | None":
         if self.causal:
             return None
         return replace(self, cu_seqlens_q=self.first_cu_seqlens(), max_seqlen_q=1, first_cu=None)
@@ -92,7 +92,7 @@ class Varlen:
 
 
 @dataclass(slots=True)
-class Masked:
+class MaskedAttention:
     """Any mask, any head mask, and the probabilities to look at; on padded rows, by the plain definition."""
 
     batch: int
@@ -111,11 +111,11 @@ class Masked:
             self.probabilities.append(probabilities)
         return context.transpose(1, 2).reshape(q.shape)
 
-    def first_rows(self) -> "Masked | None":
+    def first_rows(self) -> "MaskedAttention | None":
         return None
 
 
 def probabilities_of(attention: "Attention | None") -> list[Tensor]:
     """What a Masked attention kept, also where another one (on a cache) works through it."""
     attention = getattr(attention, "inner", attention)
-    return attention.probabilities if isinstance(attention, Masked) else []
+    return attention.probabilities if isinstance(attention, MaskedAttention) else []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch.attention import Varlen, uniform_cu_seqlens
+from bertfast.batch.attention import VarlenAttention, uniform_cu_seqlens
 from bertfast.runtime.config_access import setting
 from bertfast.runtime.native import _C
 
@@ -30,7 +30,7 @@ _MASK_KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class PackedMask:
     """A 2-D mask, read: which cells are real, and the boundaries between sequences once the others are gone."""
 
     cu_seqlens: Tensor  # [B + 1] int32
@@ -41,7 +41,7 @@ class Packing:
     first_column_kept: bool
 
 
-def nothing_padded(mask: Tensor) -> bool:
+def mask_is_full(mask: Tensor) -> bool:
     """Whether a mask [B, S] on the CPU, of one of _MASK_KINDS, is known to have no 0: one whose rows have gaps has to be copied first."""
     kind, (B, S) = _MASK_KINDS.get(mask.dtype), mask.shape
     row, column = mask.stride()
@@ -59,7 +59,7 @@ def integer_range(values: Tensor) -> tuple[int, int]:
     return _C.integer_range(values.data_ptr(), kind, values.numel())
 
 
-def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
+def read_mask(mask: Tensor, device: torch.device) -> PackedMask | None:
     """mask: [B, S], any number type; every value but 0 is a real token, as in transformers. None: nothing is padded. The answer lies
     on `device`; a mask that lies there too is waited for, once."""
     host = mask if mask.device.type == "cpu" else mask.ne(0).cpu()
@@ -68,7 +68,7 @@ def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
     if host.shape[1] and host.stride(1) != 1:
         host = host.contiguous()
     B, S = host.shape
-    if nothing_padded(host):
+    if mask_is_full(host):
         return None
     # One buffer for all, pinned where a GPU is to read it: one copy, and nobody waits for it. Each part begins at a multiple of 16 bytes,
     # on which kernels are specialised. The device by name: torch.set_default_device may say another.
@@ -81,7 +81,7 @@ def read_mask(mask: Tensor, device: torch.device) -> Packing | None:
     buffer = buffer.to(device, non_blocking=True)
     indices, positions = buffer.narrow(0, 0, total), buffer.narrow(0, places, total)
     cu_seqlens = buffer.narrow(0, 2 * places, B // 2 + 1).view(torch.int32).narrow(0, 0, B + 1)
-    return Packing(cu_seqlens, indices, positions, longest, shortest, first_column_kept)
+    return PackedMask(cu_seqlens, indices, positions, longest, shortest, first_column_kept)
 
 
 def read_input(arguments: Arguments, embeddings: Any, config: Any) -> tuple[Tensor | None, Tensor | None, int, int]:
@@ -159,12 +159,12 @@ def read_head_mask(head_mask: Any, config: Any, device: torch.device, dtype: tor
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class CrossInputs:
     """What cross-attention reads: the other model's states, and which of them are real."""
 
     rows: Tensor  # [B * Se, H]
     length: int  # Se
-    packing: Packing | None = None  # of a 2-D mask; None: all are real
+    packing: PackedMask | None = None  # of a 2-D mask; None: all are real
     real: Tensor | None = None  # [B, Se] bool, where there is a packing
     visible: Tensor | None = None  # a 4-D mask
 
@@ -172,15 +172,15 @@ class Encoder:
     def shortest(self) -> int:
         return self.length if self.packing is None else self.packing.shortest
 
-    def packed(self, B: int, cu_seqlens_q: Tensor, longest_q: int) -> tuple[Tensor, Varlen]:
+    def packed(self, B: int, cu_seqlens_q: Tensor, longest_q: int) -> tuple[Tensor, VarlenAttention]:
         if self.packing is None:
             cu_seqlens = uniform_cu_seqlens(B, self.length, self.rows.device)
-            return self.rows, Varlen(cu_seqlens_q, cu_seqlens, longest_q, self.length)
+            return self.rows, VarlenAttention(cu_seqlens_q, cu_seqlens, longest_q, self.length)
         rows = ops.pack(self.rows, self.packing.indices)
-        return rows, Varlen(cu_seqlens_q, self.packing.cu_seqlens, longest_q, self.packing.longest)
+        return rows, VarlenAttention(cu_seqlens_q, self.packing.cu_seqlens, longest_q, self.packing.longest)
 
 
-def read_encoder(arguments: Arguments, B: int, S: int, config: Any, device: torch.device, dtype: torch.dtype) -> Encoder | None:
+def read_cross_inputs(arguments: Arguments, B: int, S: int, config: Any, device: torch.device, dtype: torch.dtype) -> CrossInputs | None:
     """encoder_hidden_states [B, Se, H] and encoder_attention_mask; None where there are none, or (as in transformers) no decoder."""
     states, mask = arguments.get("encoder_hidden_states"), arguments.get("encoder_attention_mask")
     if states is None or not setting(config, "is_decoder"):
@@ -198,12 +198,12 @@ def read_encoder(arguments: Arguments, B: int, S: int, config: Any, device: torc
     Se = states.shape[1]
     rows = states.reshape(B * Se, H).contiguous()
     if mask is None:
-        return Encoder(rows, Se)
+        return CrossInputs(rows, Se)
     mask = read_attention_mask(mask, "encoder_attention_mask", B, config.num_attention_heads, S, Se, device, dtype)
     if mask.dim() == 4:
-        return Encoder(rows, Se, visible=mask)
+        return CrossInputs(rows, Se, visible=mask)
     packing = read_mask(mask, device)
-    return Encoder(rows, Se) if packing is None else Encoder(rows, Se, packing, mask.ne(0).to(device))
+    return CrossInputs(rows, Se) if packing is None else CrossInputs(rows, Se, packing, mask.ne(0).to(device))
 
 
 def describe(value: Any) -> str:

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch.attention import Attention, Masked, Varlen, remembered, uniform_cu_seqlens, uniform_first_rows
-from bertfast.batch.inputs import Arguments, read_attention_mask, read_encoder, read_head_mask, read_ids, read_input, read_mask
-from bertfast.batch.packed import Needs, PackedBatch, Rows
-from bertfast.quantization.int8_layers import Quantized
+from bertfast.batch.attention import Attention, MaskedAttention, VarlenAttention, memoized_by_size, uniform_cu_seqlens, uniform_first_rows
+from bertfast.batch.inputs import Arguments, read_attention_mask, read_cross_inputs, read_head_mask, read_ids, read_input, read_mask
+from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
+from bertfast.quantization.int8_layers import QuantizedLayer
 from bertfast.runtime.config_access import is_causal, setting
 
 
-@remembered
-def counted(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 .. S - 1, B times
+@memoized_by_size
+def column_indices(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 .. S - 1, B times
     return torch.arange(S, device=device).repeat(B)
 
 
-def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
+def make_batch(arguments: Arguments, model: Any, needs: OutputNeeds) -> PackedBatch:
     """Checks what a BERT reads (see transformers' BertModel.forward) and lays out its rows.
 
     Raises ValueError, naming the argument, where a shape, dtype or combination makes no sense.
@@ -47,7 +47,7 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
         else:
             packing = read_mask(mask, device)
 
-    encoder = read_encoder(arguments, B, S, config, device, dtype)
+    encoder = read_cross_inputs(arguments, B, S, config, device, dtype)
     if encoder is not None and (encoder.visible is not None or (eager and encoder.shortest == 0)):
         plain = True  # cross-attention under a mask needs its queries in place
 
@@ -70,34 +70,36 @@ def make_batch(arguments: Arguments, model: Any, needs: Needs) -> PackedBatch:
         limit = embeddings.position_embeddings.weight.shape[0]
         if limit < S:
             raise ValueError(f"input of length {S}: expected at most max_position_embeddings={limit} tokens; truncate it")
-        positions = packing.positions if drop and packing is not None else counted(B, S, device)
+        positions = packing.positions if drop and packing is not None else column_indices(B, S, device)
     if ids is not None:
         row_ids = ids.reshape(-1) if cells is None else ids.reshape(-1).index_select(0, cells)
     else:
-        row_ids = counted(1, B * S, device) if cells is None else cells
+        row_ids = column_indices(1, B * S, device) if cells is None else cells
 
     cu_seqlens = packing.cu_seqlens if drop and packing is not None else uniform_cu_seqlens(B, S, device)
     longest = packing.longest if drop and packing is not None else S
     attention: Attention
     # What attention reads and gives is coarser than bfloat16 in int8. A decoder's is not rounded: its steps on a cache agree with this.
-    rounded = isinstance(embeddings.word_embeddings, Quantized) and not causal
+    rounded = isinstance(embeddings.word_embeddings, QuantizedLayer) and not causal
     blank = None
     if plain:
         real = mask.ne(0).to(device) if packing is not None and mask is not None else None
         if visible is None:
             visible = visible_keys(real, S if causal else 0, eager, dtype, device)
-        attention = Masked(B, visible, head_masks, needs.probabilities)
+        attention = MaskedAttention(B, visible, head_masks, needs.probabilities)
         if real is not None and not keep:
             blank = ~real
     elif packing is not None and not drop:
-        attention = Varlen(cu_seqlens, packing.cu_seqlens, longest, packing.longest, key_rows=packing.indices, bfloat16_products=rounded)
+        attention = VarlenAttention(
+            cu_seqlens, packing.cu_seqlens, longest, packing.longest, key_rows=packing.indices, bfloat16_products=rounded
+        )
     else:
-        attention = Varlen(cu_seqlens, cu_seqlens, longest, longest, causal, bfloat16_products=rounded)
+        attention = VarlenAttention(cu_seqlens, cu_seqlens, longest, longest, causal, bfloat16_products=rounded)
 
-    rows = Rows(row_ids, words, rows_of(arguments.get("token_type_ids"), "token_type_ids"), positions, attention)
+    rows = GraphInputs(row_ids, words, rows_of(arguments.get("token_type_ids"), "token_type_ids"), positions, attention)
     if encoder is not None and plain:
         visible = encoder.visible if encoder.visible is not None else visible_keys(encoder.real, 0, eager, dtype, device)
-        rows.encoder_rows, rows.cross_attention = encoder.rows, Masked(B, visible, head_masks, needs.probabilities)
+        rows.encoder_rows, rows.cross_attention = encoder.rows, MaskedAttention(B, visible, head_masks, needs.probabilities)
     elif encoder is not None:
         rows.encoder_rows, rows.cross_attention = encoder.packed(B, cu_seqlens, longest)
     return PackedBatch(rows, B, S, cells, blank, cu_seqlens[:-1].long() if drop else uniform_first_rows(B, S, device))

@@ -10,7 +10,7 @@ from bertfast.batch.attention import Attention
 
 
 @dataclass(slots=True)
-class Rows:
+class GraphInputs:
     """What the embeddings read, a row each, and how the rows attend to one another."""
 
     input_ids: Tensor  # [R] int64
@@ -27,7 +27,7 @@ class Rows:
 class PackedBatch:
     """The rows of one call and the way back to [B, S]."""
 
-    rows: Rows
+    rows: GraphInputs
     batch: int  # B
     columns: int  # S
     indices: Tensor | None  # [R] int64: the cell of each row in the flattened [B, S]; None: rows are the cells themselves
@@ -53,7 +53,7 @@ class PackedBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class OutputNeeds:
     """What a call asks of its batch beyond the hidden states."""
 
     keep_padding: bool = False  # padded cells count: compute them as transformers does

@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from bertfast.batch.attention import Attention, Varlen, uniform_cu_seqlens
-from bertfast.cache.store import Store, Write, as_rows
+from bertfast.batch.attention import Attention, VarlenAttention, uniform_cu_seqlens
+from bertfast.cache.store import CacheWriter, WriteLayer, as_rows
 
 
 @dataclass(slots=True)
-class Fresh:
+class PrefillAttention:
     """Attention of a call that found the cache empty."""
 
     inner: Attention
-    store: Store
+    store: CacheWriter
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         self.store(k, v, heads, O)
@@ -25,13 +25,13 @@ class Fresh:
 
 
 @dataclass(slots=True)
-class Ranges:
+class CachedRangeAttention:
     """Each row sees one range of the cells of its sequence."""
 
     rows: Tensor  # [R] int64: its row of the cache
     first: Tensor | None  # [R] int64; None: from the first cell
     last: Tensor  # [R] int64: one past the last cell
-    store: Write | None  # None: keys and values are whole cells already
+    store: WriteLayer | None  # None: keys and values are whole cells already
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
@@ -44,12 +44,12 @@ class Ranges:
 
 
 @dataclass(slots=True)
-class Spread:
+class GatheredCacheAttention:
     """Any other attention, over the cells as rows [B * count, H]."""
 
     inner: Attention
     count: int
-    store: Write | None
+    store: WriteLayer | None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
@@ -59,10 +59,10 @@ class Spread:
         return None
 
 
-class Prompt:
+class PromptAttention:
     """Attention of the prompts: varlen, causal, its keys and values kept. The last layer needs the last position of each alone."""
 
-    def __init__(self, inner: Varlen, write: Write) -> None:
+    def __init__(self, inner: VarlenAttention, write: WriteLayer) -> None:
         self.inner, self.write = inner, write
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
@@ -72,4 +72,4 @@ class Prompt:
     def first_rows(self) -> "Attention | None":
         """One query a sequence: here the last, which a causal mask aligned at the end lets see everything."""
         one = uniform_cu_seqlens(len(self.inner.cu_seqlens_q) - 1, 1, self.inner.cu_seqlens_q.device)
-        return Prompt(Varlen(one, self.inner.cu_seqlens_k, 1, self.inner.max_seqlen_k, causal=True), self.write)
+        return PromptAttention(VarlenAttention(one, self.inner.cu_seqlens_k, 1, self.inner.max_seqlen_k, causal=True), self.write)

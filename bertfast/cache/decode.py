@@ -7,11 +7,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from bertfast.cache import layers as kv_cache
-from bertfast.cache.store import Write
+from bertfast.cache.store import WriteLayer
 from bertfast.runtime.native import _C
 
 
-class Cells:
+class DecodeCache:
     """The loop's own KV cache: for each layer keys and values, [slots, N, C, D], and whose slot is whose."""
 
     def __init__(self, bert: Any, slots: int, cells: int) -> None:
@@ -23,7 +23,7 @@ class Cells:
             self.keys, self.values = (list(part.unbind()) for part in self.buffer)
         self.table = _C.SlotTable(slots, cells)
 
-    def store(self, rows: Tensor, cells: Tensor) -> Write:
+    def store(self, rows: Tensor, cells: Tensor) -> WriteLayer:
         """Writes each layer's new keys and values, [R, H], at (rows, cells), both [R]; gives back all cells of the layer."""
         layer = iter(zip(self.keys, self.values, strict=True))
 
@@ -54,7 +54,7 @@ class Cells:
             cells = (self.buffer if whole else self.buffer[:, :, rows])[:, :, :, :, :columns]
         cache = DynamicCache()
         for keys, values in zip(*cells, strict=True):
-            layer = kv_cache.Layer()
+            layer = kv_cache.GrowingLayer()
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             cache.layers.append(layer)

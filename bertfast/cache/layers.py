@@ -19,13 +19,13 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from bertfast.runtime.config_access import is_causal
 
 # transformers renamed past_key_values to cache in 5.24, in signatures and outputs; both are read here, this one is written.
-FIELD = next(name for name in ("cache", "past_key_values") if name in {f.name for f in fields(CausalLMOutputWithCrossAttentions)})
-NAMES = ("cache", "past_key_values")
+CACHE_FIELD = next(name for name in ("cache", "past_key_values") if name in {f.name for f in fields(CausalLMOutputWithCrossAttentions)})
+CACHE_NAMES = ("cache", "past_key_values")
 
 LegacyCache = tuple[tuple[Tensor, ...], ...]  # a layer each: keys and values, then those of cross-attention where there are any
 
 
-class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
     """One layer's keys and values, [B, N, P, D] to its readers, in buffers [B, N, C, D].
 
     What was read stays true: `keys` and `values` are views of the buffers, and a cell that a reader may still see is never
@@ -41,7 +41,7 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
         super().__init__(**kwargs)
 
     @classmethod
-    def of(cls, other: DynamicLayer) -> "Layer":
+    def of(cls, other: DynamicLayer) -> "GrowingLayer":
         """A layer that goes on from what another holds."""
         layer = cls()
         if other.is_initialized:
@@ -153,15 +153,15 @@ class Layer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
                 cells.index_copy_(0, moved, cells.index_select(0, parents))
         self._alike = after
 
-    def __copy__(self) -> "Layer":
+    def __copy__(self) -> "GrowingLayer":
         """Two layers must not write into the same buffers."""
-        other = Layer.of(self)
+        other = GrowingLayer.of(self)
         if other.is_initialized:
             other.keys, other.values = self.keys.clone(), self.values.clone()
         return other
 
 
-def reason_to_leave(cache: Any, config: Any) -> str | None:
+def why_unsupported(cache: Any, config: Any) -> str | None:
     """Why a call with this cache takes transformers' forward; None where our graph can work on it."""
     if not is_causal(config):
         return "a cache was handed to a model that is not a causal decoder"
@@ -172,7 +172,7 @@ def reason_to_leave(cache: Any, config: Any) -> str | None:
         if getattr(part, "offloading", False):
             return "a cache that is offloaded moves between devices"
         for layer in part.layers:
-            if type(layer) not in (Layer, DynamicLayer, StaticLayer):
+            if type(layer) not in (GrowingLayer, DynamicLayer, StaticLayer):
                 return f"a {type(layer).__name__} in the cache"
             if any(t.requires_grad for t in peek(layer)):
                 return "the cache holds tensors that require grad (prefix tuning)"
@@ -181,13 +181,13 @@ def reason_to_leave(cache: Any, config: Any) -> str | None:
 
 def peek(layer: Any) -> list[Tensor]:
     """What a layer keeps its keys and values in, as long as they may be; not a read in the sense of Layer."""
-    states = layer._buffers if type(layer) is Layer else (layer.keys, layer.values)
+    states = layer._buffers if type(layer) is GrowingLayer else (layer.keys, layer.values)
     return [t for t in states if t is not None]
 
 
 def cells_of(layer: Any) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer that was written, [B, N, any, D], for a call that lets go of them when it ends."""
-    return layer.cells() if type(layer) is Layer else (layer.keys, layer.values)
+    return layer.cells() if type(layer) is GrowingLayer else (layer.keys, layer.values)
 
 
 def shape_of(layer: Any) -> tuple[int, ...] | None:
@@ -201,7 +201,7 @@ def from_legacy(cache: Any) -> Cache:
         return cache
     if not isinstance(cache, (tuple, list)) or not all(isinstance(layer, (tuple, list)) and len(layer) in (2, 4) for layer in cache):
         raise ValueError(
-            f"{FIELD}: got {type(cache).__name__}, expected a Cache of transformers, or for each layer a tuple of keys and values "
+            f"{CACHE_FIELD}: got {type(cache).__name__}, expected a Cache of transformers, or for each layer a tuple of keys and values "
             "(and those of cross-attention)"
         )
     own = DynamicCache([tuple(layer[:2]) for layer in cache])
@@ -219,23 +219,23 @@ def to_legacy(cache: Cache) -> LegacyCache:
 
 def given_cache(arguments: Any) -> Any:
     """What the caller passed as the cache, under either name; None where nothing."""
-    given = [arguments[name] for name in NAMES if arguments.get(name) is not None]
+    given = [arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None]
     if len(given) > 1:
         raise ValueError("cache and past_key_values: both were given; they are the new and the old name of one argument, pass one")
     return given[0] if given else None
 
 
-def adopt_layers(cache: Cache, count: int) -> Sequence[Any]:
+def convert_layers(cache: Cache, count: int) -> Sequence[Any]:
     """The cache's first `count` layers; those of a DynamicCache become ours, in place, with what they hold."""
     layers: list[Any] = cache.layers
     if isinstance(cache, DynamicCache):
         for i in range(count):
             if i == len(layers):
-                layers.append(Layer())
+                layers.append(GrowingLayer())
             elif type(layers[i]) is DynamicLayer:
-                layers[i] = Layer.of(layers[i])
+                layers[i] = GrowingLayer.of(layers[i])
     if len(layers) < count:
-        raise ValueError(f"{FIELD}: got a cache of {len(layers)} layers, expected {count}, one for each layer of the model")
+        raise ValueError(f"{CACHE_FIELD}: got a cache of {len(layers)} layers, expected {count}, one for each layer of the model")
     return layers[:count]
 
 

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch.attention import Masked, Varlen, uniform_cu_seqlens
-from bertfast.batch.inputs import Arguments, read_attention_mask, read_encoder, read_head_mask, read_ids, read_input, read_mask
-from bertfast.batch.layout import counted, make_batch, visible_keys
-from bertfast.batch.packed import Needs, PackedBatch, Rows
+from bertfast.batch.attention import MaskedAttention, VarlenAttention, uniform_cu_seqlens
+from bertfast.batch.inputs import Arguments, read_attention_mask, read_cross_inputs, read_head_mask, read_ids, read_input, read_mask
+from bertfast.batch.layout import column_indices, make_batch, visible_keys
+from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
 from bertfast.cache import layers as kv_cache
-from bertfast.cache.attention import Fresh, Ranges, Spread
+from bertfast.cache.attention import CachedRangeAttention, GatheredCacheAttention, PrefillAttention
 from bertfast.cache.cross import add_cross_attention
-from bertfast.cache.store import CallCache, Store
+from bertfast.cache.store import CacheWriter, CallCache
 from bertfast.runtime.config_access import setting
 
 
-def make_cached_batch(arguments: Arguments, model: Any, needs: Needs, call: CallCache) -> tuple[PackedBatch, Store]:
+def make_cached_batch(arguments: Arguments, model: Any, needs: OutputNeeds, call: CallCache) -> tuple[PackedBatch, CacheWriter]:
     """bertfast.batch.layout.make_batch, for a call that reads or writes a cache.
 
     Raises ValueError, before anything is computed, where the mask or the cache does not fit the input.
@@ -40,13 +40,13 @@ def make_cached_batch(arguments: Arguments, model: Any, needs: Needs, call: Call
     whole = not isinstance(mask, Tensor) or mask.dim() < 3 or mask.shape[-1] == S
     if call.past == 0 and whole:
         batch = make_batch(arguments, model, needs)
-        store = Store(call, batch, limit)
+        store = CacheWriter(call, batch, limit)
         cross = batch.rows.cross_attention
-        encoder = None if cross is None else read_encoder(arguments, B, S, model.config, weight.device, weight.dtype)
-        if encoder is not None and isinstance(cross, (Masked, Varlen)):
-            how = cross if isinstance(cross, Masked) else (cross.cu_seqlens_q, cross.max_seqlen_q)
+        encoder = None if cross is None else read_cross_inputs(arguments, B, S, model.config, weight.device, weight.dtype)
+        if encoder is not None and isinstance(cross, (MaskedAttention, VarlenAttention)):
+            how = cross if isinstance(cross, MaskedAttention) else (cross.cu_seqlens_q, cross.max_seqlen_q)
             add_cross_attention(batch, encoder, call, model.config, how)
-        batch.rows.attention = Fresh(batch.rows.attention, store)
+        batch.rows.attention = PrefillAttention(batch.rows.attention, store)
     else:
         batch, store = continue_batch(arguments, model, needs, call, limit)
     return batch, store
@@ -61,14 +61,16 @@ def check_fit(call: CallCache, B: int, S: int, limit: int | None, config: Any) -
     for layer in call.layers:
         most, shape = layer.get_max_length(), kv_cache.shape_of(layer)
         if 0 <= most < past + S:
-            raise ValueError(f"{kv_cache.FIELD}: {new} do not fit, it holds {most}; make it longer (max_cache_len)")
+            raise ValueError(f"{kv_cache.CACHE_FIELD}: {new} do not fit, it holds {most}; make it longer (max_cache_len)")
         if shape is not None and shape[0] != B:
             raise ValueError(f"input_ids: got a batch of {B}, but the cache is one of {shape[0]} sequences")
         if shape is not None and (shape[1], shape[3]) != (N, D):
-            raise ValueError(f"{kv_cache.FIELD}: it holds {shape[1]} heads of size {shape[3]}, expected {N} of {D}: it is another model's")
+            raise ValueError(
+                f"{kv_cache.CACHE_FIELD}: it holds {shape[1]} heads of size {shape[3]}, expected {N} of {D}: it is another model's"
+            )
 
 
-def continue_batch(arguments: Arguments, model: Any, needs: Needs, call: CallCache, limit: int) -> tuple[PackedBatch, Store]:
+def continue_batch(arguments: Arguments, model: Any, needs: OutputNeeds, call: CallCache, limit: int) -> tuple[PackedBatch, CacheWriter]:
     config, embeddings = model.config, model.embeddings
     weight = embeddings.position_embeddings.weight
     device, dtype = weight.device, weight.dtype
@@ -76,7 +78,7 @@ def continue_batch(arguments: Arguments, model: Any, needs: Needs, call: CallCac
     past, total = call.past, call.past + S
     eager = setting(config, "_attn_implementation") == "eager"
     head_masks = read_head_mask(arguments.get("head_mask"), config, device, dtype)
-    encoder = read_encoder(arguments, B, S, config, device, dtype)
+    encoder = read_cross_inputs(arguments, B, S, config, device, dtype)
     plain = needs.probabilities or head_masks is not None
     plain = plain or (encoder is not None and (encoder.visible is not None or (eager and encoder.shortest == 0)))
 
@@ -108,38 +110,38 @@ def continue_batch(arguments: Arguments, model: Any, needs: Needs, call: CallCac
 
     positions = rows_of(arguments.get("position_ids"), "position_ids")
     if positions is None:
-        positions = (counted(B, S, device) if drop is None else drop.positions) + past
-    row_ids = rows_of(ids, "input_ids") if ids is not None else (counted(1, B * S, device) if cells is None else cells)
+        positions = (column_indices(B, S, device) if drop is None else drop.positions) + past
+    row_ids = rows_of(ids, "input_ids") if ids is not None else (column_indices(1, B * S, device) if cells is None else cells)
     assert row_ids is not None, "ids or embeddings: one was given"
     cu_seqlens, longest = (uniform_cu_seqlens(B, S, device), S) if drop is None else (drop.cu_seqlens, drop.longest)
 
-    attention = Varlen(cu_seqlens, cu_seqlens, longest, longest)  # what reads the new rows as they are; replaced below
-    rows = Rows(row_ids, words, rows_of(arguments.get("token_type_ids"), "token_type_ids"), positions, attention)
+    attention = VarlenAttention(cu_seqlens, cu_seqlens, longest, longest)  # what reads the new rows as they are; replaced below
+    rows = GraphInputs(row_ids, words, rows_of(arguments.get("token_type_ids"), "token_type_ids"), positions, attention)
     if plain and mask is not None:
         mask = mask.to(device)
     blank = mask[:, past:].eq(0) if plain and not keep and mask is not None else None
     batch = PackedBatch(rows, B, S, cells, blank, cu_seqlens[:-1].long())
-    store = Store(call, batch, limit)
+    store = CacheWriter(call, batch, limit)
     masked = None
     if plain:
         if visible is None:
             visible = visible_cells(None if seen is None else mask, B, S, total, eager, dtype, device)
-        masked = Masked(B, visible, head_masks, needs.probabilities)
-        rows.attention = Spread(masked, count, store)
+        masked = MaskedAttention(B, visible, head_masks, needs.probabilities)
+        rows.attention = GatheredCacheAttention(masked, count, store)
     elif seen is None:
-        rows.attention = Ranges(store.places.rows, None, store.places.cells + 1, store)
+        rows.attention = CachedRangeAttention(store.places.rows, None, store.places.cells + 1, store)
     elif mask is not None and (starts := first_cells(mask)) is not None:
         first = starts.to(device).index_select(0, store.places.rows)
-        rows.attention = Ranges(store.places.rows, first, store.places.cells + 1, store)
+        rows.attention = CachedRangeAttention(store.places.rows, first, store.places.cells + 1, store)
     else:
-        attention = Varlen(cu_seqlens, seen.cu_seqlens, longest, seen.longest, causal=True, key_rows=seen.indices)
-        rows.attention = Spread(attention, total, store)
+        attention = VarlenAttention(cu_seqlens, seen.cu_seqlens, longest, seen.longest, causal=True, key_rows=seen.indices)
+        rows.attention = GatheredCacheAttention(attention, total, store)
 
     if encoder is not None:
-        how: Masked | tuple[Tensor, int] = (cu_seqlens, longest)
+        how: MaskedAttention | tuple[Tensor, int] = (cu_seqlens, longest)
         if plain:
             visible = encoder.visible if encoder.visible is not None else visible_keys(encoder.real, 0, eager, dtype, device)
-            how = Masked(B, visible, head_masks, needs.probabilities)
+            how = MaskedAttention(B, visible, head_masks, needs.probabilities)
         add_cross_attention(batch, encoder, call, config, how)
     return batch, store
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch.attention import remembered
+from bertfast.batch.attention import memoized_by_size
 from bertfast.batch.inputs import Arguments
-from bertfast.batch.layout import counted
+from bertfast.batch.layout import column_indices
 from bertfast.batch.packed import PackedBatch
 from bertfast.cache import layers as kv_cache
-from bertfast.cache.layers import Layer
+from bertfast.cache.layers import GrowingLayer
 
 
 @dataclass(slots=True)
@@ -39,10 +39,12 @@ def open_cache(arguments: Arguments, config: Any) -> CallCache:
     crosses = arguments.get("encoder_hidden_states") is not None or config.is_encoder_decoder
     cache = kv_cache.new_cache(crosses) if given is None else kv_cache.from_legacy(given)
     own = getattr(cache, "self_attention_cache", cache)
-    layers = kv_cache.adopt_layers(own, config.num_hidden_layers)
+    layers = kv_cache.convert_layers(own, config.num_hidden_layers)
     lengths = {int(layer.get_seq_length()) for layer in layers}
     if len(lengths) > 1:
-        raise ValueError(f"{kv_cache.FIELD}: its layers hold {sorted(lengths)} tokens, expected one length; an earlier call did not finish")
+        raise ValueError(
+            f"{kv_cache.CACHE_FIELD}: its layers hold {sorted(lengths)} tokens, expected one length; an earlier call did not finish"
+        )
     return CallCache(
         cache, layers, past=max(lengths, default=0), returned=bool(config.use_cache if use_cache is None else use_cache),
         legacy=isinstance(given, (tuple, list)),
@@ -50,37 +52,37 @@ def open_cache(arguments: Arguments, config: Any) -> CallCache:
 
 
 # Cached tensors outlive the call that made them: not as inference tensors, which autograd refuses.
-@remembered
-def row_of_cells(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 S times, 1 S times, ...
+@memoized_by_size
+def sequence_indices(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 S times, 1 S times, ...
     return torch.arange(B, device=device).repeat_interleave(S)
 
 
 @dataclass(slots=True)
-class Places:
+class CachePositions:
     """Where the rows of one call lie in the cache."""
 
     rows: Tensor  # [R] int64
     cells: Tensor  # [R] int64
 
     @classmethod
-    def of(cls, batch: PackedBatch, past: int) -> "Places":
+    def of(cls, batch: PackedBatch, past: int) -> "CachePositions":
         B, S = batch.batch, batch.columns
         if batch.indices is None:
             device = batch.rows.input_ids.device
-            return cls(row_of_cells(B, S, device), counted(B, S, device) + past)
+            return cls(sequence_indices(B, S, device), column_indices(B, S, device) + past)
         return cls(batch.indices.div(S, rounding_mode="floor"), batch.indices.remainder(S) + past)
 
 
 # Keeps the next layer's keys and values, [R, H] each, of so many heads, by the ops O; gives back all of its cells, [B, N, C, D] each.
-Write = Callable[[Tensor, Tensor, int, Any], tuple[Tensor, Tensor]]
+WriteLayer = Callable[[Tensor, Tensor, int, Any], tuple[Tensor, Tensor]]
 
 
-class Store:
+class CacheWriter:
     """Keeps the keys and values of one call, layer after layer."""
 
     def __init__(self, call: CallCache, batch: PackedBatch, limit: int) -> None:
         self.call, self.batch = call, batch
-        self.places = Places.of(batch, call.past)
+        self.places = CachePositions.of(batch, call.past)
         self.limit = limit  # positions the model has
         self.written = 0  # layers
 
@@ -89,7 +91,7 @@ class Store:
         layer = self.call.layers[self.written]
         self.written += 1
         B, S, past, D = self.batch.batch, self.batch.columns, self.call.past, k.shape[1] // heads
-        if not isinstance(layer, Layer):  # transformers' own: by its own interface, padding as zeros
+        if not isinstance(layer, GrowingLayer):  # transformers' own: by its own interface, padding as zeros
             keys, values = layer.update(*(as_cells(self.batch, t, heads) for t in (k, v)))
             return keys, values
         keys, values = layer.room_for(S, k.new_empty(B, heads, 0, D), self.limit)
@@ -102,7 +104,7 @@ class Store:
     def finish(self) -> None:
         """The call went through: what it wrote counts from now on."""
         for layer in self.call.layers:
-            if isinstance(layer, Layer):
+            if isinstance(layer, GrowingLayer):
                 layer.extend(self.batch.columns)
 
 

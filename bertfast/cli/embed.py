@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bertfast.cli.files import Output, check_output, open_output, read_lines
+from bertfast.cli.files import OutputFile, check_output, open_output, read_lines
 
 if TYPE_CHECKING:
     from bertfast.text.embedder import Embedder
@@ -80,7 +80,7 @@ def count_lines(source: str) -> int | None:
     return total
 
 
-def skip_finished(texts: Iterator[str], sink: Output, embedder: "Embedder", name: str) -> None:
+def skip_finished(texts: Iterator[str], sink: OutputFile, embedder: "Embedder", name: str) -> None:
     """Pass over the texts that have their rows, and make sure by the last of them that these rows came from these texts and this model."""
     text = None
     for row in range(sink.rows):
@@ -95,7 +95,7 @@ def skip_finished(texts: Iterator[str], sink: Output, embedder: "Embedder", name
         )
 
 
-def embed_lines(texts: Iterator[str], embedder: "Embedder", sink: Output, console: Console, total: int | None) -> None:
+def embed_lines(texts: Iterator[str], embedder: "Embedder", sink: OutputFile, console: Console, total: int | None) -> None:
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=total, completed=sink.rows)

@@ -28,7 +28,7 @@ def read_lines(stream: IO[bytes], name: str) -> Iterator[str]:
         yield text.removesuffix("\n").removesuffix("\r")
 
 
-class Output(Protocol):
+class OutputFile(Protocol):
     """Rows that have been written so far, and how to write more."""
 
     rows: int
@@ -55,7 +55,7 @@ def check_output(path: str, *, resume: bool, restart: bool) -> None:
         raise ValueError(f"{_part(target)} holds rows of a run that was cut short; add --resume to go on from them, or --restart")
 
 
-def open_output(path: str, dim: int, *, resume: bool) -> Output:
+def open_output(path: str, dim: int, *, resume: bool) -> OutputFile:
     """Begin the result file `path`, or go on with its unfinished one: .npy, .jsonl, or "-" for JSON Lines on standard output."""
     if path == "-":
         return JsonLines(sys.stdout.buffer, None, dim)

@@ -71,7 +71,7 @@ def gpu() -> Iterator[Row]:
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(i)
         yield f"cuda:{i}", properties.name, f"sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
-        reason = fp8_layers.reason_against_device(torch.device("cuda", i))
+        reason = fp8_layers.why_device_unsupported(torch.device("cuda", i))
         yield "", "fp8", reason or "quantization='fp8' runs here; nobody has measured yet where it beats bfloat16"
 
 
@@ -92,7 +92,7 @@ def model_rows(folder: str) -> Iterator[Row]:
 
     import bertfast
     from bertfast.engine import cuda_graphs
-    from bertfast.engine.eligibility import reason_to_leave
+    from bertfast.engine.eligibility import why_reference
     from bertfast.quantization.schemes import scheme_of
     from bertfast.text.sentence_transformers_folder import read_settings
 
@@ -106,19 +106,19 @@ def model_rows(folder: str) -> Iterator[Row]:
     yield name, shape, f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} million parameters"
     scheme = scheme_of(model)
     if scheme is not None:
-        reason = reason_to_leave(model, {})
+        reason = why_reference(model, {})
         yield f"cpu {scheme}", "bertfast's graph, kernels" if reason is None else "transformers' own forward", reason or "in eval mode"
     for device in () if scheme is not None else ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         for dtype in DTYPES:
             where = f"{device} {str(dtype).removeprefix('torch.')}"
-            if (reason := reason_to_leave(model, {})) is not None:
+            if (reason := why_reference(model, {})) is not None:
                 yield where, "transformers' own forward", reason
             elif ops.has_kernels(torch.device(device), dtype):
                 yield where, "bertfast's graph, kernels", "in eval mode"
             else:
                 yield where, "bertfast's graph, plain torch", "no kernels for it in this build"
     if torch.cuda.is_available() and scheme is None:
-        reason = cuda_graphs.trial(model.to("cuda", torch.float16))
+        reason = cuda_graphs.why_eager_trial(model.to("cuda", torch.float16))
         yield "CUDA graphs", "not used" if reason else "recorded and replayed", reason or "one for each bucket of shapes"
     if config.hidden_act not in ops.ACTIVATIONS:
         yield "activation", config.hidden_act, "not one that the kernels fuse; applied by transformers' function"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch.packed import PackedBatch, Rows
+from bertfast.batch.packed import GraphInputs, PackedBatch
 from bertfast.ops import reference
 
 
@@ -54,7 +54,7 @@ class DroppingOps:
     unpack = staticmethod(reference.unpack)
 
 
-class Memory(Protocol):
+class KVMemory(Protocol):
     """A KV cache, as attention sees it."""
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Memory(Protocol):
 
 
 @dataclass(slots=True)
-class Dense:
+class PaddedAttention:
     """softmax(q k^T / sqrt(D) + mask) v on padded rows; one object serves the layers in turn."""
 
     batch: int
@@ -71,7 +71,7 @@ class Dense:
     keep: bool = False
     dropout: Dropout | None = None
     shared_dropout: bool = False  # one dropout pattern for all sequences and heads, as flax.linen's broadcast_dropout
-    memory: Memory | None = None
+    memory: KVMemory | None = None
     probabilities: list[Tensor] = field(default_factory=list)  # [B, N, S, Sk] a layer, where kept
     layer: int = 0
 
@@ -105,15 +105,15 @@ def padded_batch(
     words: Tensor | None,  # [B * S, H]: the word vectors themselves
     token_type_ids: Tensor | None,  # [B, S]
     position_ids: Tensor,  # [B, S]
-    attention: Dense,
+    attention: PaddedAttention,
     encoder_rows: Tensor | None = None,  # [B * Se, He]
-    cross_attention: Dense | None = None,
+    cross_attention: PaddedAttention | None = None,
 ) -> PackedBatch:
     """A batch whose rows are all of its cells. Every id must lie in its table."""
     B, S = shape
     device = embeddings.word_embeddings.weight.device
     ids = torch.arange(B * S, device=device) if input_ids is None else flat(input_ids)
-    rows = Rows(
+    rows = GraphInputs(
         ids, words, None if token_type_ids is None else flat(token_type_ids), flat(position_ids), attention, encoder_rows, cross_attention
     )
     return PackedBatch(rows, B, S, None, None, torch.arange(B, device=device) * S)

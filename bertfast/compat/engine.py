@@ -12,17 +12,17 @@ from bertfast import ops
 from bertfast.batch.attention import Attention
 from bertfast.batch.inputs import integer_range
 from bertfast.batch.layout import make_batch
-from bertfast.batch.packed import Needs, PackedBatch
-from bertfast.compat.dense import Dense, Dropout, DroppingOps
-from bertfast.engine.call import Call
-from bertfast.engine.forward import outputs_of, plain_outputs
+from bertfast.batch.packed import OutputNeeds, PackedBatch
+from bertfast.compat.dense import Dropout, DroppingOps, PaddedAttention
+from bertfast.engine.call import ForwardCall
+from bertfast.engine.forward import cached_layout_or_graph, run_graph
 from bertfast.engine.guard import guard_of
 from bertfast.graph.encoder import Trace, encode
-from bertfast.graph.heads import HEADS, Encoded
+from bertfast.graph.heads import HEADS, HeadInputs
 
 
 @dataclass(slots=True)
-class Result:
+class EngineOutput:
     """What the graph gave, as torch tensors of the padded shape."""
 
     outputs: dict[str, Tensor]  # by the names of the torch class's output
@@ -41,35 +41,35 @@ class Engine:
         self.device = self.bert.embeddings.word_embeddings.weight.device
         self.dtype = self.bert.embeddings.word_embeddings.weight.dtype
 
-    def plain(self, arguments: dict[str, Any], keep_padding: bool, hidden_states: bool) -> Result:
+    def plain(self, arguments: dict[str, Any], keep_padding: bool, hidden_states: bool) -> EngineOutput:
         """A call that means the same to the torch class; with keep_padding, padded cells are computed like the others."""
         if keep_padding:
             pooled = self.head.pooled and self.bert.pooler is not None
-            return self.encoded(make_batch(arguments, self.bert, Needs(True, pooled)), hidden_states)
+            return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
         # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
         # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
         if guard_of(self.module).reason() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
-            return Result({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
+            return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:
-            return Result(plain_outputs(self.module, self.head, arguments)[0])
-        call = Call(self.module, self.head, arguments, hidden=True)
-        return Result(outputs_of(call), tuple(call.hidden_states()))
+            return EngineOutput(cached_layout_or_graph(self.module, self.head, arguments)[0])
+        call = ForwardCall(self.module, self.head, arguments, hidden=True)
+        return EngineOutput(run_graph(call), tuple(call.hidden_states()))
 
-    def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> Result:
+    def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:
         """The graph over a batch; head_dropout: the rate before the head's own layer."""
         O: Any = ops if dropout is None else DroppingOps(dropout)
         trace = Trace(hidden_states=[]) if hidden_states else None
         rows = encode(self.bert, batch.rows, O, trace)
         seen = rows if dropout is None else dropout(rows, head_dropout)
-        logits = self.head.compute(self.module, Encoded(seen, batch, {}, O, only_first=False))
+        logits = self.head.compute(self.module, HeadInputs(seen, batch, {}, O, only_first=False))
         outputs = {name: batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
         if self.head.finish is not None:
             outputs = self.head.finish(outputs, {})
         states = None
         if trace is not None and trace.hidden_states is not None:
             states = tuple(batch.cells(batch.unpack(x, O)) for x in trace.hidden_states)
-        return Result(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
+        return EngineOutput(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
 
     def converted(self, dtype: torch.dtype) -> "Engine":
         """The same weights in another dtype, for a compute dtype that is not the parameters'."""
@@ -77,7 +77,7 @@ class Engine:
 
 
 def probabilities(attention: Attention | None) -> tuple[Tensor, ...] | None:
-    return tuple(attention.probabilities) if isinstance(attention, Dense) and attention.keep else None
+    return tuple(attention.probabilities) if isinstance(attention, PaddedAttention) and attention.keep else None
 
 
 class MaskKind(Enum):

@@ -9,17 +9,17 @@ from torch import Tensor
 from bertfast import ops
 from bertfast.batch.attention import probabilities_of
 from bertfast.batch.layout import make_batch
-from bertfast.batch.packed import Needs, PackedBatch
+from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
 from bertfast.cache.store import open_cache
 from bertfast.graph.encoder import Trace, encode
-from bertfast.graph.heads import Encoded, Head, Logits
+from bertfast.graph.heads import Head, HeadInputs, HeadOutput
 from bertfast.ops import reference
 
 Arguments = dict[str, Any]
 
 
-class Call:
+class ForwardCall:
     """One forward on our own graph: its inputs read, checked and laid out; and what came out, as transformers returns it."""
 
     def __init__(
@@ -32,24 +32,24 @@ class Call:
         self.O = reference if differentiable else ops
         self.trace = Trace(hidden_states=[]) if hidden else None
         pooled = head.pooled and self.bert.pooler is not None
-        keep = model.keep_padding or padding_counts(head, inputs)
-        needs = Needs(keep, pooled, attentions, differentiable)
+        keep = model.keep_padding or padding_affects_loss(head, inputs)
+        needs = OutputNeeds(keep, pooled, attentions, differentiable)
         self.cache = open_cache(inputs, self.bert.config) if cached else None
         self.store = None
-        self.logits: dict[str, Logits] = {}  # what the head gave, once the call was computed
+        self.logits: dict[str, HeadOutput] = {}  # what the head gave, once the call was computed
         with torch.set_grad_enabled(differentiable):
             if self.cache is None:
                 self.batch = make_batch(inputs, self.bert, needs)
             else:
                 self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
 
-    def run_ops(self, batch: PackedBatch, O: Any) -> dict[str, Logits]:
+    def run_ops(self, batch: PackedBatch, O: Any) -> dict[str, HeadOutput]:
         """The forward as calls of the ops O: what is recorded, and what runs where nothing is."""
         first = self.only_first()
         rows = encode(self.bert, batch.rows, O, self.trace, batch.first_rows if first else None)
         if self.store is not None:
             self.store.finish()
-        return self.head.compute(self.model, Encoded(rows, batch, self.inputs, O, first))
+        return self.head.compute(self.model, HeadInputs(rows, batch, self.inputs, O, first))
 
     def only_first(self) -> bool:
         return self.head.only_first and self.trace is None
@@ -81,7 +81,7 @@ class Call:
         return tuple(map(self.batch.unpack_probabilities, probabilities_of(attention)))
 
 
-def padding_counts(head: Head, inputs: Mapping[str, Any]) -> bool:
+def padding_affects_loss(head: Head, inputs: Mapping[str, Any]) -> bool:
     """Whether the loss reads logits of padded cells, which then must be what transformers computes there."""
     if head.span_labels and all(inputs.get(name) is not None for name in head.span_labels):
         return True

@@ -18,54 +18,54 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch.attention import Varlen
-from bertfast.batch.packed import PackedBatch, Rows
+from bertfast.batch.attention import VarlenAttention
+from bertfast.batch.packed import GraphInputs, PackedBatch
 from bertfast.engine import cuda_graphs
-from bertfast.engine.call import Call
+from bertfast.engine.call import ForwardCall
 from bertfast.engine.guard import guard_of
-from bertfast.engine.recorder import ROWS, SLOTS, WORDS, CannotRecordError, Recorded, Recorder
-from bertfast.graph.heads import Logits
+from bertfast.engine.recorder import ROWS, SLOTS, WORDS, CannotRecordError, RecordedPlan, Recorder
+from bertfast.graph.heads import HeadOutput
 
-PLANNED = (torch.float32, torch.bfloat16)  # a plan's ops are all of one of these
+PLAN_DTYPES = (torch.float32, torch.bfloat16)  # a plan's ops are all of one of these
 
 
-def run(call: Call) -> dict[str, Logits]:
+def run(call: ForwardCall) -> dict[str, HeadOutput]:
     """The outputs of a call: replayed where it can be, recorded where it is the first of its kind, else op by op."""
     if call.batch.rows.input_ids.is_cuda:
         return cuda_graphs.run(call)
-    key = kind_of(call)
+    key = plan_key(call)
     if key is None:
         return call.run_ops(call.batch, call.O)
     plans = plans_of(call.model)
     plan = plans.find(key)
     if plan is None:
         return record(call, plans, key)
-    return replay(call, plan) if isinstance(plan, Recorded) else call.run_ops(call.batch, call.O)
+    return replay(call, plan) if isinstance(plan, RecordedPlan) else call.run_ops(call.batch, call.O)
 
 
-def run_plainly(call: Call, reason: str) -> dict[str, Logits]:
+def run_eagerly(call: ForwardCall, reason: str) -> dict[str, HeadOutput]:
     """The outputs of a call that nothing could record: op by op, and on a GPU `bertfast info` says why."""
     if call.batch.first_rows.is_cuda:
-        return cuda_graphs.launch(call, reason)
+        return cuda_graphs.run_eagerly(call, reason)
     return call.run_ops(call.batch, call.O)
 
 
-def plans_of(model: Any) -> Plans:
+def plans_of(model: Any) -> PlanCache:
     guard = guard_of(model)
     if guard.plans is None:
-        guard.plans = Plans(guard.addresses())
-    plans: Plans = guard.plans
+        guard.plans = PlanCache(guard.addresses())
+    plans: PlanCache = guard.plans
     return plans
 
 
-def kind_of(call: Call) -> tuple[Any, ...] | None:
+def plan_key(call: ForwardCall) -> tuple[Any, ...] | None:
     """What must be alike for two calls to share a plan; None where the call has no plan."""
     rows = call.batch.rows
     attention, cross = rows.attention, rows.cross_attention
-    if type(attention) is not Varlen or (cross is not None and type(cross) is not Varlen) or call.batch.blank is not None:
+    if type(attention) is not VarlenAttention or (cross is not None and type(cross) is not VarlenAttention) or call.batch.blank is not None:
         return None
     weight = call.bert.embeddings.position_embeddings.weight
-    if weight.dtype not in PLANNED or weight.device.type != "cpu":
+    if weight.dtype not in PLAN_DTYPES or weight.device.type != "cpu":
         return None
     return (
         call.only_first(),
@@ -83,8 +83,8 @@ def inputs_of(batch: PackedBatch) -> list[Tensor | None]:
     """The tensors behind SLOTS."""
     rows = batch.rows
     attention, cross = rows.attention, rows.cross_attention
-    assert isinstance(attention, Varlen), "kind_of let nothing else through"
-    cross_q, cross_k = (cross.cu_seqlens_q, cross.cu_seqlens_k) if isinstance(cross, Varlen) else (None, None)
+    assert isinstance(attention, VarlenAttention), "kind_of let nothing else through"
+    cross_q, cross_k = (cross.cu_seqlens_q, cross.cu_seqlens_k) if isinstance(cross, VarlenAttention) else (None, None)
     return [
         rows.input_ids, rows.position_ids, attention.cu_seqlens_q, attention.cu_seqlens_k, rows.token_type_ids, rows.words,
         attention.key_rows, batch.indices, batch.first_rows, attention.first_cu_seqlens(), rows.encoder_rows, cross_q, cross_k,
@@ -98,13 +98,13 @@ def batch_of(inputs: Sequence[Tensor | None], like: PackedBatch) -> PackedBatch:
     ids, positions, cu_q, cu_k, types, words, key_rows, indices, first_rows, first_cu, encoder, cross_q, cross_k, *_ = copies
     rows = like.rows
     attention, cross = rows.attention, rows.cross_attention
-    assert isinstance(attention, Varlen), "kind_of let nothing else through"
+    assert isinstance(attention, VarlenAttention), "kind_of let nothing else through"
     return PackedBatch(
-        Rows(
+        GraphInputs(
             ids, words, types, positions,
             replace(attention, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, key_rows=key_rows, first_cu=first_cu),
             encoder,
-            replace(cross, cu_seqlens_q=cross_q, cu_seqlens_k=cross_k) if isinstance(cross, Varlen) else None,
+            replace(cross, cu_seqlens_q=cross_q, cu_seqlens_k=cross_k) if isinstance(cross, VarlenAttention) else None,
         ),
         like.batch, like.columns, indices, None, first_rows,
     )  # fmt: skip
@@ -112,7 +112,7 @@ def batch_of(inputs: Sequence[Tensor | None], like: PackedBatch) -> PackedBatch:
 
 def counts_of(batch: PackedBatch) -> list[int]:
     rows = batch.rows
-    key_rows = rows.attention.key_rows if isinstance(rows.attention, Varlen) else None
+    key_rows = rows.attention.key_rows if isinstance(rows.attention, VarlenAttention) else None
     return [
         rows.input_ids.shape[0],
         batch.batch,
@@ -123,7 +123,7 @@ def counts_of(batch: PackedBatch) -> list[int]:
     ]
 
 
-def record(call: Call, plans: Plans, key: tuple[Any, ...]) -> dict[str, Logits]:
+def record(call: ForwardCall, plans: PlanCache, key: tuple[Any, ...]) -> dict[str, HeadOutput]:
     if call.batch.rows.input_ids.numel() == 0:  # results without storage cannot be told apart
         return call.run_ops(call.batch, call.O)
     # On copies: two inputs that happen to be one tensor today must not become one slot.
@@ -137,17 +137,17 @@ def record(call: Call, plans: Plans, key: tuple[Any, ...]) -> dict[str, Logits]:
     return logits
 
 
-def replay(call: Call, recorded: Recorded) -> dict[str, Logits]:
+def replay(call: ForwardCall, recorded: RecordedPlan) -> dict[str, HeadOutput]:
     inputs, counts = inputs_of(call.batch), counts_of(call.batch)
     dtype = recorded.dtype
-    outputs = {o.name: Logits(torch.empty(counts[o.rows], o.columns, dtype=dtype, device="cpu"), o.cells) for o in recorded.outputs}
+    outputs = {o.name: HeadOutput(torch.empty(counts[o.rows], o.columns, dtype=dtype, device="cpu"), o.cells) for o in recorded.outputs}
     addresses = [0 if t is None else t.data_ptr() for t in inputs]
     addresses.extend(each.value.data_ptr() for each in outputs.values())
     recorded.plan.run(counts, addresses)
     return outputs
 
 
-class StepPlan:
+class DecodeStepPlan:
     """One step of a generation: one row a sequence, against buffers that stay where they are. The first step records it.
 
     run: the step as calls of ops, on tensors of the same kinds -> [A, V].
@@ -158,9 +158,9 @@ class StepPlan:
         self.buffers = frozenset(t.data_ptr() for t in buffers)
         weight = model.bert.embeddings.position_embeddings.weight
         self.dtype = weight.dtype
-        self.recordable = self.dtype in PLANNED and weight.device.type == "cpu"
-        self.plans: Plans | None = None  # those of the weights that were recorded
-        self.recorded: Recorded | None = None
+        self.recordable = self.dtype in PLAN_DTYPES and weight.device.type == "cpu"
+        self.plans: PlanCache | None = None  # those of the weights that were recorded
+        self.recorded: RecordedPlan | None = None
 
     def __call__(self, given: dict[str, Tensor | None]) -> Tensor:
         """given: the step's inputs by the names of SLOTS, each [A]."""
@@ -173,7 +173,7 @@ class StepPlan:
             recorder = Recorder(inputs, plans.weights | self.buffers)
             out = self.run(recorder)
             try:
-                self.plans, self.recorded = plans, recorder.finish({"logits": Logits(out)})
+                self.plans, self.recorded = plans, recorder.finish({"logits": HeadOutput(out)})
             except CannotRecordError:
                 self.recordable = False
             return out
@@ -186,19 +186,19 @@ class StepPlan:
         return out
 
 
-class Plans:
+class PlanCache:
     """The plans of one model. Its guard forgets them when one of its weights moves."""
 
     def __init__(self, weights: frozenset[int]) -> None:
         self.weights = weights  # the addresses of the parameters
-        self._kept: dict[tuple[Any, ...], Recorded | str] = {}
+        self._kept: dict[tuple[Any, ...], RecordedPlan | str] = {}
         self._repeats: dict[tuple[Any, ...], Any] = {}  # of bertfast.engine.shape_cache, by what calls have in common
         self._lock = threading.Lock()
 
-    def find(self, key: tuple[Any, ...]) -> Recorded | str | None:
+    def find(self, key: tuple[Any, ...]) -> RecordedPlan | str | None:
         return self._kept.get(key)
 
-    def keep(self, key: tuple[Any, ...], plan: Recorded | str) -> None:
+    def keep(self, key: tuple[Any, ...], plan: RecordedPlan | str) -> None:
         with self._lock:
             self._kept = {**self._kept, key: plan}
 

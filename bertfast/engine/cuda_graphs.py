@@ -31,19 +31,19 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch.attention import Varlen
-from bertfast.batch.packed import PackedBatch, Rows
-from bertfast.engine.call import Call
+from bertfast.batch.attention import VarlenAttention
+from bertfast.batch.packed import GraphInputs, PackedBatch
+from bertfast.engine.call import ForwardCall
 from bertfast.engine.guard import guard_of
-from bertfast.graph.heads import Logits
+from bertfast.graph.heads import HeadOutput
 
 logger = logging.getLogger("bertfast")
 
-LIMIT = 64  # graphs, over all models
-MOST_ROWS = 8192  # above, the work of each kernel hides the launch of the next
+MAX_GRAPHS = 64  # graphs, over all models
+MAX_ROWS = 8192  # above, the work of each kernel hides the launch of the next
 
 Replay = Callable[[], None]
-Outputs = dict[str, "Output"]
+Outputs = dict[str, "CapturedOutput"]
 
 
 class Bucket(NamedTuple):
@@ -65,7 +65,7 @@ def _power_of_two(n: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class CapturedOutput:
     """One output of a head as the graph leaves it."""
 
     value: Tensor  # [Tb, C], or [Bb, C] where it is one row a sequence; rewritten by every replay
@@ -74,7 +74,7 @@ class Output:
 
 
 @dataclass(slots=True)
-class DeferredBatch(PackedBatch):
+class StaticBatch(PackedBatch):
     """A batch whose unpack is put off until after the replay: where the rows go differs from call to call."""
 
     fills: dict[int, float] = field(default_factory=dict)  # by the address of what was to be unpacked
@@ -85,21 +85,21 @@ class DeferredBatch(PackedBatch):
 
     def buffers(self) -> list[Tensor]:
         rows, attention = self.rows, self.rows.attention
-        assert isinstance(attention, Varlen), "made by buffers"
+        assert isinstance(attention, VarlenAttention), "made by buffers"
         found = (rows.input_ids, rows.position_ids, rows.token_type_ids, self.first_rows, attention.cu_seqlens_q, attention.first_cu)
         return [t for t in found if t is not None]
 
 
 @dataclass(slots=True)
-class Graph:
+class CapturedForward:
     """A recorded forward with the buffers that it reads and writes."""
 
-    batch: DeferredBatch
+    batch: StaticBatch
     replay: Replay
     outputs: Outputs
     stream: Any  # where the buffers were allocated; None where there are no streams
 
-    def run(self, call: Call) -> dict[str, Logits]:
+    def run(self, call: ForwardCall) -> dict[str, HeadOutput]:
         from bertfast.ops import cuda  # as in stage
 
         device = call.batch.rows.input_ids.device
@@ -109,7 +109,7 @@ class Graph:
                 buffer.record_stream(stream)
         stage(call.batch, self.batch)
         self.replay()
-        return copied_out(self.outputs, call.batch)
+        return copy_outputs(self.outputs, call.batch)
 
 
 def stream_of(device: torch.device) -> Any:
@@ -120,15 +120,15 @@ def stage(batch: PackedBatch, into: PackedBatch) -> None:
     from bertfast.ops import cuda  # imports triton, which a machine without a GPU may not have
 
     (rows, attention), (rows_out, attention_out) = ((b.rows, b.rows.attention) for b in (batch, into))
-    assert isinstance(attention, Varlen), "reason_against let nothing else through"
-    assert isinstance(attention_out, Varlen), "made by buffers"
+    assert isinstance(attention, VarlenAttention), "reason_against let nothing else through"
+    assert isinstance(attention_out, VarlenAttention), "made by buffers"
     cuda.stage(
         rows.input_ids, rows.position_ids, rows.token_type_ids, attention.cu_seqlens_q, batch.first_rows,
         rows_out.input_ids, rows_out.position_ids, rows_out.token_type_ids, attention_out.cu_seqlens_q, into.first_rows,
     )  # fmt: skip
 
 
-def copied_out(outputs: Outputs, batch: PackedBatch) -> dict[str, Logits]:
+def copy_outputs(outputs: Outputs, batch: PackedBatch) -> dict[str, HeadOutput]:
     """The caller's own tensors: the next replay overwrites the graph's."""
     T = batch.rows.input_ids.shape[0]
     copies = {}
@@ -139,14 +139,14 @@ def copied_out(outputs: Outputs, batch: PackedBatch) -> dict[str, Logits]:
             value = each.value[:T].clone()
         else:
             value = batch.unpack(each.value[:T], ops, each.fill)
-        copies[name] = Logits(value, each.cells)
+        copies[name] = HeadOutput(value, each.cells)
     return copies
 
 
-def buffers(bucket: Bucket, like: PackedBatch) -> DeferredBatch:
+def static_inputs(bucket: Bucket, like: PackedBatch) -> StaticBatch:
     """The fixed places that a graph of this bucket reads its batch from."""
     attention = like.rows.attention
-    assert isinstance(attention, Varlen), "reason_against let nothing else through"
+    assert isinstance(attention, VarlenAttention), "reason_against let nothing else through"
     device = like.rows.input_ids.device
     with torch.inference_mode(False):  # they outlive the call
         ids, positions, types = (torch.zeros(bucket.rows, dtype=torch.int64, device=device) for _ in range(3))
@@ -161,11 +161,11 @@ def buffers(bucket: Bucket, like: PackedBatch) -> DeferredBatch:
         max_seqlen_k=bucket.longest,
         first_cu=first_cu,
     )
-    rows = Rows(ids, None, None if like.rows.token_type_ids is None else types, positions, varlen)
-    return DeferredBatch(rows, bucket.sequences, 1, None, None, first_rows)
+    rows = GraphInputs(ids, None, None if like.rows.token_type_ids is None else types, positions, varlen)
+    return StaticBatch(rows, bucket.sequences, 1, None, None, first_rows)
 
 
-def capture(run: Callable[[], dict[str, Logits]], device: torch.device) -> tuple[Replay, dict[str, Logits]]:
+def capture(run: Callable[[], dict[str, HeadOutput]], device: torch.device) -> tuple[Replay, dict[str, HeadOutput]]:
     """Records run(), which has run before as ever: its kernels are compiled and its libraries have chosen."""
     graph = torch.cuda.CUDAGraph()
     place = {"pool": _pool(device), "stream": _side_stream(device)}
@@ -189,12 +189,12 @@ def _side_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
 
-def recorded(call: Call, bucket: Bucket) -> Graph | str:
+def capture_forward(call: ForwardCall, bucket: Bucket) -> CapturedForward | str:
     """A graph for calls like this one, or why there is none. Trusted only once its first replay has given the bits of plain launches."""
-    batch = buffers(bucket, call.batch)
+    batch = static_inputs(bucket, call.batch)
     stage(call.batch, batch)
 
-    def run() -> dict[str, Logits]:
+    def run() -> dict[str, HeadOutput]:
         return call.run_ops(batch, call.O)
 
     plain = {name: each.value.clone() for name, each in run().items()}
@@ -202,20 +202,20 @@ def recorded(call: Call, bucket: Bucket) -> Graph | str:
         replay, logits = capture(run, batch.rows.input_ids.device)
     except RuntimeError as error:  # CUDA's own account of what a graph cannot hold; the stream is usable again
         return f"CUDA could not record the forward: {str(error).splitlines()[0]}"
-    outputs = {name: Output(each.value, each.cells, batch.fills.get(each.value.data_ptr(), 0.0)) for name, each in logits.items()}
+    outputs = {name: CapturedOutput(each.value, each.cells, batch.fills.get(each.value.data_ptr(), 0.0)) for name, each in logits.items()}
     replay()
     for name, each in outputs.items():
         real = call.batch.rows.input_ids.shape[0] if each.cells else call.batch.batch
-        if not torch.equal(bits(each.value[:real]), bits(plain[name][:real])):
+        if not torch.equal(bit_pattern(each.value[:real]), bit_pattern(plain[name][:real])):
             return f"the first replay gave other values for {name} than plain launches"
-    return Graph(batch, replay, outputs, stream_of(batch.rows.input_ids.device))
+    return CapturedForward(batch, replay, outputs, stream_of(batch.rows.input_ids.device))
 
 
-def bits(t: Tensor) -> Tensor:  # so that a NaN equals itself
+def bit_pattern(t: Tensor) -> Tensor:  # so that a NaN equals itself
     return t.contiguous().view(torch.int32 if t.element_size() == 4 else torch.int16)
 
 
-class Shelf:
+class GraphCache:
     """The graphs of all models, the least recently used first to go."""
 
     def __init__(self, limit: int) -> None:
@@ -240,14 +240,14 @@ class Shelf:
         return len(self._kept)
 
 
-shelf = Shelf(LIMIT)
+graph_cache = GraphCache(MAX_GRAPHS)
 lock = threading.RLock()  # a finalizer may run while the lock is held
 _done: dict[torch.device, Any] = {}  # the event after the last use of the shared memory
 _owners = itertools.count()
 _reasons: Counter[str] = Counter()
 
 
-class Owner:
+class GraphOwner:
     """One model's part of the shelf. Its guard drops it when the model goes, is rebuilt, or has a weight moved; the graphs go with it."""
 
     def __init__(self) -> None:
@@ -258,63 +258,63 @@ class Owner:
 
 def _forget(owner: int) -> None:
     with lock:
-        shelf.drop(owner)
+        graph_cache.drop(owner)
 
 
-def run(call: Call) -> dict[str, Logits]:
+def run(call: ForwardCall) -> dict[str, HeadOutput]:
     """The outputs of a call on a GPU: replayed, recorded where it is the first of its kind, or by plain launches."""
-    reason = reason_against(call)
+    reason = why_eager(call)
     if reason is None:
         rows = call.batch.rows
-        assert isinstance(rows.attention, Varlen), "reason_against let nothing else through"
+        assert isinstance(rows.attention, VarlenAttention), "reason_against let nothing else through"
         bucket = bucket_of(rows.input_ids.shape[0], call.batch.batch, rows.attention.max_seqlen_k)
-        with in_turn(rows.input_ids.device):
+        with serialized(rows.input_ids.device):
             owner = owner_of(call.model)
-            key = (owner.number, bucket, *kind_of(call))
-            graph = shelf.find(key)
+            key = (owner.number, bucket, *graph_key(call))
+            graph = graph_cache.find(key)
             if graph is None:
-                graph = recorded(call, bucket)
+                graph = capture_forward(call, bucket)
                 if isinstance(graph, str):
                     logger.warning("no CUDA graph for %s of %s: %s", type(call.model).__name__, bucket, graph)
-                shelf.keep(key, graph)
-            if isinstance(graph, Graph):
+                graph_cache.keep(key, graph)
+            if isinstance(graph, CapturedForward):
                 return graph.run(call)
             reason = graph
-    return launch(call, reason)
+    return run_eagerly(call, reason)
 
 
-def launch(call: Call, reason: str) -> dict[str, Logits]:
+def run_eagerly(call: ForwardCall, reason: str) -> dict[str, HeadOutput]:
     """The outputs of a call kernel by kernel, for a reason that is counted."""
-    count(reason)
+    count_reason(reason)
     return call.run_ops(call.batch, call.O)
 
 
-def trial(model: Any) -> str | None:
+def why_eager_trial(model: Any) -> str | None:
     """Calls a model on a GPU with a small batch: None where that was replayed as a graph, or why it was launched kernel by kernel."""
-    before = reasons()
+    before = eager_reasons()
     bert = getattr(model, "bert", model)
     with torch.no_grad():
         bert(torch.zeros(2, 8, dtype=torch.int64, device=bert.device), use_cache=False)
-    new = [reason for reason, count in reasons().items() if count > before.get(reason, 0)]
+    new = [reason for reason, count in eager_reasons().items() if count > before.get(reason, 0)]
     return "; ".join(new) or None
 
 
-def count(reason: str) -> None:
+def count_reason(reason: str) -> None:
     _reasons[reason] += 1
 
 
-def reasons() -> dict[str, int]:
+def eager_reasons() -> dict[str, int]:
     """Why calls were launched kernel by kernel, and how often: what `bertfast info` shows."""
     return dict(_reasons)
 
 
-def reason_against(call: Call) -> str | None:
+def why_eager(call: ForwardCall) -> str | None:
     """Why this call runs as plain launches; None where a graph can hold it."""
     rows = call.batch.rows
     attention = rows.attention
-    if (reason := reason_against_model(call.bert)) is not None:
+    if (reason := why_model_eager(call.bert)) is not None:
         return reason
-    if type(attention) is not Varlen or call.batch.blank is not None:
+    if type(attention) is not VarlenAttention or call.batch.blank is not None:
         return "attention under a mask, or on a KV cache"
     if rows.cross_attention is not None:
         return "cross-attention"
@@ -324,12 +324,12 @@ def reason_against(call: Call) -> str | None:
         return "inputs_embeds"
     if rows.input_ids.shape[0] == 0:
         return "an empty batch"
-    if rows.input_ids.shape[0] > MOST_ROWS:
-        return f"more than {MOST_ROWS} rows: their work hides the launches"
+    if rows.input_ids.shape[0] > MAX_ROWS:
+        return f"more than {MAX_ROWS} rows: their work hides the launches"
     return None
 
 
-def reason_against_model(bert: Any) -> str | None:
+def why_model_eager(bert: Any) -> str | None:
     """Why nothing of this BERT can be recorded now, whatever it is called with."""
     config, weight = bert.config, bert.embeddings.position_embeddings.weight
     if not ops.has_kernels(weight.device, weight.dtype):
@@ -343,10 +343,10 @@ def reason_against_model(bert: Any) -> str | None:
     return None
 
 
-def kind_of(call: Call) -> tuple[Any, ...]:
+def graph_key(call: ForwardCall) -> tuple[Any, ...]:
     """Everything but the sizes and the weights that the recorded kernels depend on."""
     rows = call.batch.rows
-    assert isinstance(rows.attention, Varlen), "reason_against let nothing else through"
+    assert isinstance(rows.attention, VarlenAttention), "reason_against let nothing else through"
     weight = call.bert.embeddings.position_embeddings.weight
     return (
         weight.device,
@@ -355,11 +355,11 @@ def kind_of(call: Call) -> tuple[Any, ...]:
         rows.token_type_ids is None,
         rows.attention.causal,
         call.head.pooled and call.bert.pooler is not None,
-        *settings(call.model),
+        *kernel_settings(call.model),
     )
 
 
-def settings(model: Any) -> tuple[Any, ...]:
+def kernel_settings(model: Any) -> tuple[Any, ...]:
     """What else decides which kernels run: torch's switches, and the model's own."""
     matmul = torch.backends.cuda.matmul
     return (
@@ -371,16 +371,16 @@ def settings(model: Any) -> tuple[Any, ...]:
     )
 
 
-def owner_of(model: Any) -> Owner:
+def owner_of(model: Any) -> GraphOwner:
     guard = guard_of(model)
     if guard.cuda_graphs is None:
-        guard.cuda_graphs = Owner()
-    owner: Owner = guard.cuda_graphs
+        guard.cuda_graphs = GraphOwner()
+    owner: GraphOwner = guard.cuda_graphs
     return owner
 
 
 @contextmanager
-def in_turn(device: torch.device) -> Iterator[None]:
+def serialized(device: torch.device) -> Iterator[None]:
     """Work queued inside runs after whatever used the graphs' memory last, on whatever stream; one thread at a time."""
     with lock:
         if device.type != "cuda":

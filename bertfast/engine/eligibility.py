@@ -25,7 +25,7 @@ _said: set[tuple[str, str]] = set()
 
 
 # Keyword arguments the graph reads. Others reach transformers' attention functions, which alone know what they mean.
-READ = frozenset(
+FORWARD_ARGUMENTS = frozenset(
     (
         *("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "head_mask"),
         *("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values", "use_cache"),
@@ -40,17 +40,17 @@ _GLOBAL_HOOKS = [
 ]
 
 
-def say_once(kind: str, message: str) -> None:
+def warn_once(kind: str, message: str) -> None:
     if (kind, message) not in _said:
         _said.add((kind, message))
         logger.warning("%s: %s", kind, message)
 
 
-INSIDE = "part of a forward that left the fast road"  # which said why itself
+INSIDE_REFERENCE = "part of a forward that left the fast road"  # which said why itself
 
 
 @contextmanager
-def reference_only() -> Iterator[None]:
+def force_reference() -> Iterator[None]:
     """Within: every call of this thread takes transformers' forward."""
     before = getattr(_local, "reference_only", False)
     _local.reference_only = True
@@ -60,10 +60,10 @@ def reference_only() -> Iterator[None]:
         _local.reference_only = before
 
 
-def reason_to_leave(model: nn.Module, arguments: Any) -> str | None:
+def why_reference(model: nn.Module, arguments: Any) -> str | None:
     """Why this call takes transformers' forward; None where the fast road covers it."""
     if getattr(_local, "reference_only", False):
-        return INSIDE
+        return INSIDE_REFERENCE
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return "a compiler or tracer reads the forward (torch.compile, torch.export, torch.jit)"
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -74,8 +74,8 @@ def reason_to_leave(model: nn.Module, arguments: Any) -> str | None:
         return "a torch dispatch mode is active"
     if any(_GLOBAL_HOOKS):
         return "a global module hook is registered"
-    if not READ.issuperset(arguments):
-        return f"an argument that transformers' attention functions read: {', '.join(sorted(set(arguments) - READ))}"
+    if not FORWARD_ARGUMENTS.issuperset(arguments):
+        return f"an argument that transformers' attention functions read: {', '.join(sorted(set(arguments) - FORWARD_ARGUMENTS))}"
     for name, value in arguments.items():
         if isinstance(value, Tensor) and type(value) is not Tensor and type(value) is not nn.Parameter:
             return f"{name} is a {type(value).__name__}"

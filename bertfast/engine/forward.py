@@ -12,9 +12,9 @@ from torch import Tensor
 from bertfast import ops
 from bertfast.cache import layers as kv_cache
 from bertfast.engine import cpu_plans, eligibility, gradients, shape_cache
-from bertfast.engine.call import Arguments, Call
+from bertfast.engine.call import Arguments, ForwardCall
 from bertfast.engine.guard import guard_of
-from bertfast.graph.heads import HEADS, Head, Logits
+from bertfast.graph.heads import HEADS, Head, HeadOutput
 from bertfast.runtime.config_access import setting
 
 FIELDS = {head.output: tuple(field.name for field in fields(head.output)) for head in HEADS.values()}  # in order
@@ -22,10 +22,10 @@ FIELDS = {head.output: tuple(field.name for field in fields(head.output)) for he
 
 def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
     """What base.forward(model, **arguments) returns, by the fast road where it covers the call."""
-    reason = eligibility.reason_to_leave(model, arguments)
+    reason = eligibility.why_reference(model, arguments)
     cached = reason is None and wants_cache(model.config, head, arguments)
     if cached:
-        reason = reason_of_cache(model, arguments)
+        reason = why_reference_with_cache(model, arguments)
     if reason is None:
         return compute(model, base, head, arguments, cached)
     if arguments.pop("head_mask", None) is not None:
@@ -33,9 +33,9 @@ def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
             f"head_mask: transformers' forward no longer knows it, and this call has to take that forward ({reason}); "
             "call the model in eval mode and without hooks inside"
         )
-    if reason is not eligibility.INSIDE:
-        eligibility.say_once(type(model).__name__, f"transformers' own forward is used: {reason}")
-    with eligibility.reference_only():  # the model inside a head as well: its padding may count here
+    if reason is not eligibility.INSIDE_REFERENCE:
+        eligibility.warn_once(type(model).__name__, f"transformers' own forward is used: {reason}")
+    with eligibility.force_reference():  # the model inside a head as well: its padding may count here
         return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is the transformers class
 
 
@@ -48,39 +48,39 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments, cached: bo
     differentiated = recording and guard_of(model).wants_gradient(inputs)
     call = None
     if inspected or cached:
-        call = Call(model, head, inputs, bool(hidden), bool(attentions), differentiated and inspected, cached)
+        call = ForwardCall(model, head, inputs, bool(hidden), bool(attentions), differentiated and inspected, cached)
     if differentiated and not inspected:
         tensors = recomputed(model, base, head, arguments, inputs, call)
     else:
         with torch.no_grad() if recording and not differentiated else nullcontext():
-            tensors = plain_outputs(model, head, inputs)[0] if call is None else outputs_of(call)
+            tensors = cached_layout_or_graph(model, head, inputs)[0] if call is None else run_graph(call)
     loss = head.loss(model, tensors, inputs)
     return make_output(model, head, call, tensors, loss, hidden, bool(attentions), return_dict(arguments, config))
 
 
-def plain_outputs(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], Call | None]:
+def cached_layout_or_graph(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], ForwardCall | None]:
     """The outputs of a call of which nothing else is wanted, in the shapes that transformers returns; and how it was computed: None
     where an earlier call was repeated, which had no padding."""
-    key = shape_cache.key_of(inputs, getattr(model, "bert", model).config)
-    repeat = shape_cache.find(guard_of(model).plans, key)
+    key = shape_cache.layout_key(inputs, getattr(model, "bert", model).config)
+    repeat = shape_cache.lookup(guard_of(model).plans, key)
     if repeat is not None:
         tensors = repeat(inputs)
         return (tensors if head.finish is None else head.finish(tensors, inputs)), None
-    call = Call(model, head, inputs)
-    tensors = outputs_of(call)
+    call = ForwardCall(model, head, inputs)
+    tensors = run_graph(call)
     if key is not None:
-        shape_cache.keep(call, key)
+        shape_cache.remember(call, key)
     return tensors, call
 
 
-def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: Arguments, call: Call | None) -> dict[str, Tensor]:
+def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: Arguments, call: ForwardCall | None) -> dict[str, Tensor]:
     """The fast forward as one autograd node; its backward differentiates transformers' forward. call: where there is one already."""
     names: list[str] = []
     blanks: list[Tensor | None] = []
     cache = None if call is None else call.cache
 
     def run() -> list[Tensor]:
-        tensors, ran = plain_outputs(model, head, inputs) if call is None else (outputs_of(call), call)
+        tensors, ran = cached_layout_or_graph(model, head, inputs) if call is None else (run_graph(call), call)
         names.extend(tensors)
         blanks.extend([None] * len(tensors) if ran is None else ran.blanks(tensors))
         return list(tensors.values())
@@ -94,7 +94,7 @@ def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: 
         unlabelled = {k: v for k, v in arguments.items() if k not in NOT_RECOMPUTED}
         if cache is not None:
             unlabelled["use_cache"] = False
-        with eligibility.reference_only():
+        with eligibility.force_reference():
             outputs = base.forward(model, **{**unlabelled, "return_dict": True})
         # What came back as a fill was a constant: no gradient passes there.
         return [
@@ -106,19 +106,19 @@ def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: 
     return dict(zip(names, tensors, strict=True))
 
 
-def outputs_of(call: Call) -> dict[str, Tensor]:
+def run_graph(call: ForwardCall) -> dict[str, Tensor]:
     """The outputs of a call on our own graph, in the shapes that transformers returns."""
     if call.model.batch_invariant:
         with ops.batch_invariant(call.bert.embeddings.position_embeddings.weight):
-            call.logits = recorded_or_plain(call)
+            call.logits = recorded_or_eager(call)
     else:
-        call.logits = recorded_or_plain(call)
+        call.logits = recorded_or_eager(call)
     return call.tensors()
 
 
-def recorded_or_plain(call: Call) -> dict[str, Logits]:
+def recorded_or_eager(call: ForwardCall) -> dict[str, HeadOutput]:
     reason = call.reason_against_recording()
-    return cpu_plans.run(call) if reason is None else cpu_plans.run_plainly(call, reason)
+    return cpu_plans.run(call) if reason is None else cpu_plans.run_eagerly(call, reason)
 
 
 # What a recomputed forward does without: its outputs are logits alone, and the loss is taken outside.
@@ -138,7 +138,7 @@ def wants_cache(config: Any, head: Head, arguments: Arguments) -> bool:
     """Whether the call reads or writes a KV cache."""
     if kv_cache.given_cache(arguments) is not None:
         return True
-    if not setting(config, "is_decoder") or kv_cache.FIELD not in FIELDS[head.output]:
+    if not setting(config, "is_decoder") or kv_cache.CACHE_FIELD not in FIELDS[head.output]:
         return False
     if head.shifted and arguments.get("labels") is not None:
         return False
@@ -146,7 +146,7 @@ def wants_cache(config: Any, head: Head, arguments: Arguments) -> bool:
     return bool(setting(config, "use_cache") if use_cache is None else use_cache)
 
 
-def reason_of_cache(model: Any, arguments: Arguments) -> str | None:
+def why_reference_with_cache(model: Any, arguments: Arguments) -> str | None:
     """Why a call with a cache takes transformers' forward; None where the fast road covers it.
 
     Under grad mode the fast road stays: its keys and values carry no gradient, and a backward that would need one raises. Where the
@@ -156,7 +156,7 @@ def reason_of_cache(model: Any, arguments: Arguments) -> str | None:
     if inspected and torch.is_grad_enabled() and guard_of(model).wants_gradient(arguments):
         return "hidden states or attentions under grad mode, and a KV cache"
     given = kv_cache.given_cache(arguments)
-    return None if given is None else kv_cache.reason_to_leave(kv_cache.from_legacy(given), model.config)
+    return None if given is None else kv_cache.why_unsupported(kv_cache.from_legacy(given), model.config)
 
 
 def flatten_choices(arguments: Arguments) -> Arguments:
@@ -179,11 +179,11 @@ def return_dict(arguments: Arguments, config: Any) -> bool:
 
 
 def make_output(
-    model: Any, head: Head, call: Call | None, tensors: Mapping[str, Tensor], loss: Tensor | None,
+    model: Any, head: Head, call: ForwardCall | None, tensors: Mapping[str, Tensor], loss: Tensor | None,
     hidden: bool | int | Sequence[int] | None, attentions: bool, as_dict: bool,
 ) -> Any:  # fmt: skip
     """The head's ModelOutput; fields and order as transformers fills them. call: where more than `tensors` is wanted of it."""
-    cache: dict[str, Any] = {} if call is None or call.cache is None else {kv_cache.FIELD: call.cache.output()}
+    cache: dict[str, Any] = {} if call is None or call.cache is None else {kv_cache.CACHE_FIELD: call.cache.output()}
     inside: dict[str, Any] = {}
     if hidden and call is not None:
         inside["hidden_states"] = select_hidden(call.hidden_states(), hidden)
@@ -194,16 +194,16 @@ def make_output(
     if getattr(model, "bert", model) is model:
         if inside.get("hidden_states") and inside["hidden_states"][-1] is not None:
             inside["hidden_states"] = (*inside["hidden_states"][:-1], tensors["last_hidden_state"])
-        out = filled(head.output, {**tensors, **cache})
+        out = fast_model_output(head.output, {**tensors, **cache})
         for name, value in inside.items():  # transformers adds these to the finished output, so they come last in its tuple
             out[name] = value
     else:
         known = {name: value for name, value in inside.items() if name in FIELDS[head.output]}
-        out = filled(head.output, {"loss": loss, **tensors, **cache, **known})
+        out = fast_model_output(head.output, {"loss": loss, **tensors, **cache, **known})
     return out if as_dict else out.to_tuple()
 
 
-def filled(cls: Any, values: Mapping[str, Any]) -> Any:
+def fast_model_output(cls: Any, values: Mapping[str, Any]) -> Any:
     """cls(**values), a ModelOutput, without what that costs: its __setattr__ looks through all of its fields for each of them."""
     fields_of_it = FIELDS[cls]
     out = cls.__new__(cls)

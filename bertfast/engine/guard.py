@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bertfast.engine.module_audit import _HOOKS, lasting_reason
-from bertfast.quantization.int8_layers import Quantized
+from bertfast.engine.module_audit import _HOOKS, why_unsupported
+from bertfast.quantization.int8_layers import QuantizedLayer
 from bertfast.runtime.config_access import setting
 from bertfast.runtime.native import _C
 
@@ -28,11 +28,11 @@ class Guard:
         inner = [m for m in model.modules() if m is not model]
         everything = [model, *inner]
         self._implementation = setting(model.config, "_attn_implementation")
-        self._reason = lasting_reason(model, inner)
+        self._reason = why_unsupported(model, inner)
         self.plans: Any = None  # made by bertfast.engine.cpu_plans, on first use; what they read is watched here
         self.cuda_graphs: Any = None  # the same of bertfast.engine.cuda_graphs
         self._parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
-        self._quantized = [(m._buffers, name) for m in everything if isinstance(m, Quantized) for name in m._buffers]
+        self._quantized = [(m._buffers, name) for m in everything if isinstance(m, QuantizedLayer) for name in m._buffers]
         self._differentiable = list(dict.fromkeys(d[name] for d, name in self._parameters))
         self._watch = _C.Watch(
             members=[

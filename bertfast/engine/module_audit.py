@@ -8,18 +8,27 @@ from transformers.models.bert import modeling_bert as bert
 from bertfast.quantization.fp8_layers import Fp8LayerNorm, Fp8Linear
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear
 
-ATTENTIONS = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention", "paged|sdpa", None}
+ATTENTION_IMPLEMENTATIONS = {
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+    "paged|sdpa",
+    None,
+}
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def lasting_reason(model: Any, inner: list[nn.Module]) -> str | None:
+def why_unsupported(model: Any, inner: list[nn.Module]) -> str | None:
     """What about the modules themselves keeps a model off the fast road."""
-    if model.config._attn_implementation not in ATTENTIONS:
+    if model.config._attn_implementation not in ATTENTION_IMPLEMENTATIONS:
         return f"the config names an attention function of its own: {model.config._attn_implementation}"
     for name, m in model.named_modules():
-        if m is not model and (kind := foreign(name.rpartition(".")[2], m)) is not None:
+        if m is not model and (kind := why_submodule_unsupported(name.rpartition(".")[2], m)) is not None:
             return kind
     kinds = set()
     for name, parameter in model.named_parameters():
@@ -70,7 +79,7 @@ _NEVER_QUANTIZED = ("position_embeddings", "token_type_embeddings")
 _AT_HOME = ("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bertfast.")
 
 
-def foreign(name: str, m: Any) -> str | None:
+def why_submodule_unsupported(name: str, m: Any) -> str | None:
     """Why the own forward of a submodule, called `name` in its parent, has to run."""
     kind = type(m)
     what = f"the {kind.__name__} called {name}"

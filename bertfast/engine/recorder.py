@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.graph.heads import Logits
+from bertfast.graph.heads import HeadOutput
 from bertfast.ops import Int8Weight
 from bertfast.runtime.native import _C
 
@@ -23,9 +23,9 @@ NOTHING: Ref = (_C.REF_NONE, 0, 0)
 # Row counts a plan is told at each replay.
 ROWS, SEQUENCES, CELLS, KEYS, ENCODER, WORDS = range(6)
 
-MAKERS = ("embed_layer_norm", "add_layer_norm", "int8_linear")  # ops of a plan that can quantize what they make
+QUANTIZING_OPS = ("embed_layer_norm", "add_layer_norm", "int8_linear")  # ops of a plan that can quantize what they make
 
-LINE = 32  # numbers: places in the arena start on a cache line
+CACHE_LINE = 32  # numbers: places in the arena start on a cache line
 
 
 class CannotRecordError(Exception):
@@ -59,7 +59,7 @@ SLOTS = [
 
 
 @dataclass(slots=True)
-class Result:
+class Buffer:
     """What an op left: `columns` wide, as many rows as the row count says."""
 
     rows: int
@@ -70,7 +70,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class PlanOutput:
     name: str
     cells: bool
     rows: int
@@ -78,9 +78,9 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedPlan:
     plan: Any
-    outputs: list[Output]
+    outputs: list[PlanOutput]
     dtype: torch.dtype
 
 
@@ -90,7 +90,7 @@ class Recorder:
 
     inputs: Sequence[Tensor | None]
     weights: frozenset[int]
-    results: dict[int, Result] = field(default_factory=dict)  # by the address of their storage
+    results: dict[int, Buffer] = field(default_factory=dict)  # by the address of their storage
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # so that no address is used twice
     int8_rows: dict[int | None, Tensor] = field(default_factory=dict)  # the quantized rows of a result, by the address of its storage
@@ -159,9 +159,14 @@ class Recorder:
             return self.int8_rows[key]
         rows, words = self.rows_of(x), _C.int8_row_bytes(x.shape[1]) // 4
         made = x.new_empty(x.shape[0], words)
-        if result is not None and whole and (maker := self.calls[result.first])[0] in MAKERS and len(maker[1].get("parts", [0])) == 1:
+        if (
+            result is not None
+            and whole
+            and (maker := self.calls[result.first])[0] in QUANTIZING_OPS
+            and len(maker[1].get("parts", [0])) == 1
+        ):
             maker[1]["quantized"] = made
-            self.results[made.untyped_storage().data_ptr()] = Result(rows, words, result.first, result.first)
+            self.results[made.untyped_storage().data_ptr()] = Buffer(rows, words, result.first, result.first)
             self.kept.append(made)
         else:
             self.note("int8_rows", made, rows, words, x=x, x_stride=self.stride_of(x), rows=rows, inputs=x.shape[1])
@@ -228,7 +233,7 @@ class Recorder:
     def note(self, op: str, out: Tensor, row_count: int, width: int, /, **operands: Any) -> None:
         at = len(self.calls)
         self.note_operands(op, **operands, out=out)
-        self.results[out.untyped_storage().data_ptr()] = Result(row_count, width, at, at)
+        self.results[out.untyped_storage().data_ptr()] = Buffer(row_count, width, at, at)
         self.kept.append(out)
 
     def note_operands(self, op: str, /, **operands: Any) -> None:
@@ -258,30 +263,30 @@ class Recorder:
         address = t.data_ptr()
         return next((i for i, known in enumerate(self.inputs) if known is not None and known.data_ptr() == address), None)
 
-    def finish(self, logits: dict[str, Logits]) -> Recorded:
+    def finish(self, logits: dict[str, HeadOutput]) -> RecordedPlan:
         """The plan. Raises CannotRecordError where something in the graph was no op."""
         if self.trouble is not None:
             raise CannotRecordError(self.trouble)
         dtype = next(iter(logits.values())).value.dtype
         plan = _C.Plan(bfloat16=dtype is torch.bfloat16)
-        outputs: list[Output] = []
+        outputs: list[PlanOutput] = []
         for name, each in logits.items():
             result = self.results.get(each.value.untyped_storage().data_ptr())
             if result is None or each.value.shape[1:] != (result.columns,) or each.value.storage_offset() or result.ref != NOTHING:
                 raise CannotRecordError(f"the output {name} is not the whole result of an op")
             result.ref = (_C.REF_SLOT, len(SLOTS) + len(outputs), 0)
-            outputs.append(Output(name, each.cells, result.rows, result.columns))
+            outputs.append(PlanOutput(name, each.cells, result.rows, result.columns))
         for op, operands in self.calls:
             if op == "int8_linear" and operands["quantized"] is not None:
                 key = operands["out"].untyped_storage().data_ptr()
                 if (result := self.results[key]).last == result.first and result.ref == NOTHING:  # it is read as int8 alone
                     operands["out"] = None
                     del self.results[key]
-        for result, place in places([r for r in self.results.values() if r.ref == NOTHING]):
+        for result, place in assign_offsets([r for r in self.results.values() if r.ref == NOTHING]):
             result.ref = (_C.REF_BUFFER, plan.add_buffer(result.rows, place, result.columns), 0)
         for op, operands in self.calls:
             getattr(plan, op)(**{name: self.resolved(value) for name, value in operands.items()})
-        return Recorded(plan, outputs, dtype)
+        return RecordedPlan(plan, outputs, dtype)
 
     def resolved(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -311,17 +316,17 @@ def strides(keys: Tensor, values: Tensor) -> dict[str, Any]:
     return {"keys": keys, "key_strides": key_strides, "values": values, "value_strides": value_strides, "shape": tuple(keys.shape)}
 
 
-def places(results: list[Result]) -> Iterator[tuple[Result, int]]:
+def assign_offsets(results: list[Buffer]) -> Iterator[tuple[Buffer, int]]:
     """Where each result lies among the columns of its arena: the lowest place that no result needed at the same time takes."""
-    given: list[tuple[Result, int]] = []
+    given: list[tuple[Buffer, int]] = []
     for result in results:
-        wanted = -(-result.columns // LINE) * LINE
+        wanted = -(-result.columns // CACHE_LINE) * CACHE_LINE
         place = 0
         for other, at in sorted(given, key=lambda pair: pair[1]):
             if other.rows != result.rows or other.last < result.first or result.last < other.first:
                 continue
             if place + wanted <= at:
                 break
-            place = max(place, at + -(-other.columns // LINE) * LINE)
+            place = max(place, at + -(-other.columns // CACHE_LINE) * CACHE_LINE)
         given.append((result, place))
         yield result, place

@@ -14,24 +14,24 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from bertfast.batch.inputs import nothing_padded
+from bertfast.batch.inputs import mask_is_full
 from bertfast.engine import cpu_plans
-from bertfast.engine.call import Call
-from bertfast.engine.recorder import SLOTS, Recorded
+from bertfast.engine.call import ForwardCall
+from bertfast.engine.recorder import SLOTS, RecordedPlan
 from bertfast.runtime.config_access import is_causal
 
 Key = tuple[int, int, bool, bool, bool]
 
-KEPT = 64  # kinds of call, each a shape
+MAX_ENTRIES = 64  # kinds of call, each a shape
 
 # What such a call brings itself, and in which of SLOTS the plan reads it.
-BROUGHT = {name: [slot.name for slot in SLOTS].index(name) for name in ("input_ids", "token_type_ids", "position_ids")}
+PATCHED_INPUTS = {name: [slot.name for slot in SLOTS].index(name) for name in ("input_ids", "token_type_ids", "position_ids")}
 # What it may not bring: it changes the rows, or what they attend to.
-OTHERS = ("inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "head_mask")
+DISABLING_INPUTS = ("inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "head_mask")
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class CachedLayout:
     plan: Any
     counts: list[int]
     addresses: list[int]  # of SLOTS; those of what a call brings are put in
@@ -50,48 +50,48 @@ class Repeat:
         return outputs
 
 
-def key_of(inputs: Mapping[str, Any], config: Any) -> Key | None:
+def layout_key(inputs: Mapping[str, Any], config: Any) -> Key | None:
     """What calls have in common that repeat one another. None for one that has to be laid out: it has padding, or is none of the
     plainest kind, int64 rows that lie one after the other."""
     ids = inputs.get("input_ids")
-    if not plain(ids) or ids.dim() != 2:
+    if not is_plain_int64(ids) or ids.dim() != 2:
         return None
     shape = ids.shape
     types, positions, mask = inputs.get("token_type_ids"), inputs.get("position_ids"), inputs.get("attention_mask")
-    if types is not None and not (plain(types) and types.shape == shape):
+    if types is not None and not (is_plain_int64(types) and types.shape == shape):
         return None
-    if positions is not None and not (plain(positions) and positions.shape == shape):
+    if positions is not None and not (is_plain_int64(positions) and positions.shape == shape):
         return None
-    if mask is not None and not (isinstance(mask, Tensor) and mask.is_cpu and mask.shape == shape and nothing_padded(mask)):
+    if mask is not None and not (isinstance(mask, Tensor) and mask.is_cpu and mask.shape == shape and mask_is_full(mask)):
         return None
     kept = inputs.get("logits_to_keep", 0)
     if not isinstance(kept, int) or kept != 0:
         return None
-    for name in OTHERS:
+    for name in DISABLING_INPUTS:
         if inputs.get(name) is not None:
             return None
     return (*shape, types is None, positions is None, is_causal(config))
 
 
-def plain(t: Any) -> TypeGuard[Tensor]:
+def is_plain_int64(t: Any) -> TypeGuard[Tensor]:
     return isinstance(t, Tensor) and t.dtype is torch.int64 and t.is_cpu and t.is_contiguous()
 
 
-def find(plans: cpu_plans.Plans | None, key: Key | None) -> Repeat | None:
-    found: Repeat | None = None if plans is None or key is None else plans.find_repeat(key)
+def lookup(plans: cpu_plans.PlanCache | None, key: Key | None) -> CachedLayout | None:
+    found: CachedLayout | None = None if plans is None or key is None else plans.find_repeat(key)
     return found
 
 
-def keep(call: Call, key: Key) -> None:
+def remember(call: ForwardCall, key: Key) -> None:
     """Remembers how `call`, which has just run, was laid out; nothing if it has no plan."""
-    if call.reason_against_recording() is not None or call.batch.rows.input_ids.is_cuda or (kind := cpu_plans.kind_of(call)) is None:
+    if call.reason_against_recording() is not None or call.batch.rows.input_ids.is_cuda or (kind := cpu_plans.plan_key(call)) is None:
         return
     plans = cpu_plans.plans_of(call.model)
     recorded = plans.find(kind)
-    if not isinstance(recorded, Recorded):
+    if not isinstance(recorded, RecordedPlan):
         return
     inputs, counts = cpu_plans.inputs_of(call.batch), cpu_plans.counts_of(call.batch)
-    brought = [(name, slot) for name, slot in BROUGHT.items() if call.inputs.get(name) is not None]
+    brought = [(name, slot) for name, slot in PATCHED_INPUTS.items() if call.inputs.get(name) is not None]
     for name, slot in brought:
         read = inputs[slot]
         if read is None or read.data_ptr() != call.inputs[name].data_ptr():  # read from a copy, which the next call would not make
@@ -103,4 +103,4 @@ def keep(call: Call, key: Key) -> None:
         rows = (call.batch.batch, call.batch.columns) if out.cells else (counts[out.rows],)
         outputs.append((out.name, without_values.expand(*rows, out.columns)))
     addresses = [0 if t is None else t.data_ptr() for t in inputs]
-    plans.keep_repeat(key, Repeat(recorded.plan, counts, addresses, brought, outputs, inputs), KEPT)
+    plans.keep_repeat(key, CachedLayout(recorded.plan, counts, addresses, brought, outputs, inputs), MAX_ENTRIES)

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutput
 
-from bertfast.batch.attention import Varlen
+from bertfast.batch.attention import VarlenAttention
 from bertfast.cache import layers as kv_cache
-from bertfast.generation.decode_batch import Running, invariance_of, pack_prompts
-from bertfast.generation.eligibility import reason_for_their_loop
+from bertfast.generation.decode_batch import DecodeBatch, invariant_tiles, pack_prompts
+from bertfast.generation.eligibility import why_reference_loop
 
 
-class Searched:
+class BeamSearchModel:
     """What `_beam_search` takes for its model. Whatever it asks beyond the steps, the model answers."""
 
-    def __init__(self, model: Any, running: Running, beams: int) -> None:
+    def __init__(self, model: Any, running: DecodeBatch, beams: int) -> None:
         self.model, self.running, self.beams = model, running, beams
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +51,7 @@ class Searched:
         return cache
 
 
-def prompts_of(input_ids: Tensor, arguments: dict[str, Any], beams: int) -> tuple[Tensor, dict[str, Any]] | None:
+def unique_prompts(input_ids: Tensor, arguments: dict[str, Any], beams: int) -> tuple[Tensor, dict[str, Any]] | None:
     """One row for each K alike of input_ids, [A, S], and of the tensors beside them; None where they are not alike."""
     names = [name for name in ("attention_mask", "position_ids", "token_type_ids") if arguments.get(name) is not None]
     alone = {}
@@ -64,24 +64,24 @@ def prompts_of(input_ids: Tensor, arguments: dict[str, Any], beams: int) -> tupl
     return alone.pop("input_ids"), alone
 
 
-def search_or_leave(
+def beam_search_or_reference(
     model: Any, own: type, theirs: Callable[..., Any], input_ids: Tensor, logits_processor: Any, stopping_criteria: Any,
     generation_config: Any, synced_gpus: bool = False, **model_kwargs: Any,
 ) -> Any:  # fmt: skip
     """What `_beam_search` of our class does: `theirs`, over our steps where they cover the call, else over the model's forward."""
     rest = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus)
     beams, batch = generation_config.num_beams, None
-    if reason_for_their_loop(model, own, input_ids, generation_config, synced_gpus, model_kwargs) is None:
-        alone = prompts_of(input_ids, model_kwargs, beams)
+    if why_reference_loop(model, own, input_ids, generation_config, synced_gpus, model_kwargs) is None:
+        alone = unique_prompts(input_ids, model_kwargs, beams)
         batch = None if alone is None else pack_prompts(model, *alone)
     if batch is None or hasattr(model, "_reorder_cache"):
         return theirs(model, *rest, **model_kwargs)
-    assert isinstance(batch.rows.attention, Varlen), "pack_prompts lets nothing else through"
-    with invariance_of(model):
-        running = Running(model, batch, batch.rows.attention, generation_config.max_length, beams)
-        out = theirs(Searched(model, running, beams), *rest, **model_kwargs)
+    assert isinstance(batch.rows.attention, VarlenAttention), "pack_prompts lets nothing else through"
+    with invariant_tiles(model):
+        running = DecodeBatch(model, batch, batch.rows.attention, generation_config.max_length, beams)
+        out = theirs(BeamSearchModel(model, running, beams), *rest, **model_kwargs)
         if generation_config.return_dict_in_generate:
-            name = next(field.name for field in fields(out) if field.name in kv_cache.NAMES)
+            name = next(field.name for field in fields(out) if field.name in kv_cache.CACHE_NAMES)
             out[name] = running.cache()
         running.finish()
     return out

@@ -23,33 +23,33 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.batch.packed import Rows
-from bertfast.cache.attention import Ranges
+from bertfast.batch.packed import GraphInputs
+from bertfast.cache.attention import CachedRangeAttention
 from bertfast.engine import cuda_graphs
-from bertfast.engine.cuda_graphs import Owner, Replay
+from bertfast.engine.cuda_graphs import GraphOwner, Replay
 from bertfast.engine.guard import guard_of
 from bertfast.graph.encoder import encode
-from bertfast.graph.heads import Logits, predictions
+from bertfast.graph.heads import HeadOutput, predictions
 
 logger = logging.getLogger("bertfast")
 
-TOKENS, POSITIONS, TYPES, SLOTS, FILLED = range(5)  # the rows of the state
+TOKENS, POSITIONS, TYPES, CACHE_ROWS, FILLED = range(5)  # the rows of the state
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CapturedStep:
     replay: Replay
     logits: Tensor  # [A, V], rewritten by every replay
 
 
-def covers(model: Any) -> bool:
+def is_supported(model: Any) -> bool:
     """Whether steps of this model are recorded: on a GPU, unless something is against it, which is counted for `bertfast info`."""
     weight = model.bert.embeddings.position_embeddings.weight
     if not on_gpu(weight):
         return False
-    reason = cuda_graphs.reason_against_model(model.bert)
+    reason = cuda_graphs.why_model_eager(model.bert)
     if reason is not None:
-        cuda_graphs.count(reason)
+        cuda_graphs.count_reason(reason)
     return reason is None
 
 
@@ -57,10 +57,10 @@ def on_gpu(t: Tensor) -> bool:
     return t.is_cuda
 
 
-class Steps:
+class CudaDecoder:
     """A KV cache, the state of the sequences in it, and the steps that were recorded over them."""
 
-    def __init__(self, model: Any, owner: Owner, cells: Any, slots: int, room: int) -> None:
+    def __init__(self, model: Any, owner: GraphOwner, cells: Any, slots: int, room: int) -> None:
         """cells: of bertfast.generation.loop, [slots, N, room, D] a layer."""
         self.model: Any = model  # None while nobody uses them, as is the owner
         self.owner: Any = owner
@@ -69,14 +69,14 @@ class Steps:
         self.device, self.dtype = weight.device, weight.dtype
         with torch.inference_mode(False):  # it outlives the call
             self.state = torch.zeros(FILLED + 1, slots, dtype=torch.int64, device=self.device)
-        self.graphs = Owner()  # of the recorded steps, on the shelf of all graphs
+        self.graphs = GraphOwner()  # of the recorded steps, on the shelf of all graphs
         self.count, self.most, self.has_types = 0, 0, False
 
     def begin(self, positions: Tensor, types: Tensor | None, slots: Tensor, filled: Tensor) -> None:  # each [A] int64
         """The sequences as their prompts leave them."""
         self.count = self.most = len(positions)
         self.has_types = types is not None
-        for row, values in ((POSITIONS, positions), (TYPES, types), (SLOTS, slots), (FILLED, filled)):
+        for row, values in ((POSITIONS, positions), (TYPES, types), (CACHE_ROWS, slots), (FILLED, filled)):
             if values is not None:
                 self.state[row, : self.count].copy_(values)
 
@@ -87,7 +87,7 @@ class Steps:
     def reorder(self, parents: Tensor, slots: Tensor) -> None:  # [A'] int64 each
         """Sequence i goes on from sequence parents[i], in a slot of its own."""
         self.state[:, : len(parents)] = self.state[:, : self.count].index_select(1, parents)
-        self.state[SLOTS, : len(slots)] = slots
+        self.state[CACHE_ROWS, : len(slots)] = slots
         self.count = len(parents)
         self.most = max(self.most, self.count)
 
@@ -97,21 +97,21 @@ class Steps:
 
         guard_of(self.model).reason()  # has a new owner if a weight has moved
         if (owner := cuda_graphs.owner_of(self.model)) is not self.owner:
-            self.owner, self.graphs = owner, Owner()
+            self.owner, self.graphs = owner, GraphOwner()
         cuda.raise_out_of_range(self.device)  # what an earlier replay met: the host sees no op of this one
-        with cuda_graphs.in_turn(self.device):
+        with cuda_graphs.serialized(self.device):
             self.state[TOKENS, : self.count].copy_(tokens)
-            key = (self.graphs.number, self.count, self.has_types, *cuda_graphs.settings(self.model))
-            step = cuda_graphs.shelf.find(key)
+            key = (self.graphs.number, self.count, self.has_types, *cuda_graphs.kernel_settings(self.model))
+            step = cuda_graphs.graph_cache.find(key)
             if step is None:
                 step = self.record()
-                cuda_graphs.shelf.keep(key, step)
+                cuda_graphs.graph_cache.keep(key, step)
                 if isinstance(step, str):
                     logger.warning("no CUDA graph for a step of %d sequences: %s", self.count, step)
-            if isinstance(step, Step):
+            if isinstance(step, CapturedStep):
                 step.replay()
                 return step.logits.to(torch.float32, copy=True)
-        cuda_graphs.count(step)
+        cuda_graphs.count_reason(step)
         return self.run().float()
 
     def run(self) -> Tensor:  # [A, V]
@@ -120,17 +120,17 @@ class Steps:
         positions.add_(1)
         cells = filled.clone()
         filled.add_(1)
-        attention = Ranges(slots, None, filled, self.cells.store(slots, cells))
-        rows = Rows(tokens, None, types if self.has_types else None, positions, attention)
+        attention = CachedRangeAttention(slots, None, filled, self.cells.store(slots, cells))
+        rows = GraphInputs(tokens, None, types if self.has_types else None, positions, attention)
         return predictions(self.model.cls.predictions, encode(self.model.bert, rows, ops), ops)
 
-    def record(self) -> Step | str:
+    def record(self) -> CapturedStep | str:
         """The step as a graph, or why there is none. Trusted only once its first replay has given the bits of plain launches."""
         state = self.state[:, : self.count]
         before = state.clone()
 
-        def recording() -> dict[str, Logits]:
-            return {"logits": Logits(self.run())}
+        def recording() -> dict[str, HeadOutput]:
+            return {"logits": HeadOutput(self.run())}
 
         plain = self.run().clone()
         state.copy_(before)
@@ -145,26 +145,26 @@ class Steps:
         moved = before.clone()
         moved[POSITIONS] += 1
         moved[FILLED] += 1
-        if not torch.equal(cuda_graphs.bits(logits), cuda_graphs.bits(plain)) or not torch.equal(after, moved):
+        if not torch.equal(cuda_graphs.bit_pattern(logits), cuda_graphs.bit_pattern(plain)) or not torch.equal(after, moved):
             return "the first replay of a step gave other values than plain launches"
-        return Step(replay, logits)
+        return CapturedStep(replay, logits)
 
 
-def take(model: Any, slots: int, room: int, make: Callable[[int, int], Any]) -> Steps:
+def acquire(model: Any, slots: int, room: int, make: Callable[[int, int], Any]) -> CudaDecoder:
     """Steps over a cache of at least `slots` rows of `room` cells: those of the last generation where they are large enough, else new
     ones over make(slots, room). Nobody else has them until they are given back."""
     owner = cuda_graphs.owner_of(model)
     with cuda_graphs.lock:
         idle, owner.idle_steps = owner.idle_steps, None
-    if isinstance(idle, Steps) and idle.slots >= slots and idle.room >= room:
+    if isinstance(idle, CudaDecoder) and idle.slots >= slots and idle.room >= room:
         idle.model, idle.owner = model, owner
         return idle
     del idle  # before the new one is allocated
     slots, room = 1 << max(slots - 1, 0).bit_length(), max(64, 1 << max(room - 1, 0).bit_length())
-    return Steps(model, owner, make(slots, room), slots, room)
+    return CudaDecoder(model, owner, make(slots, room), slots, room)
 
 
-def give_back(steps: Steps) -> None:
+def release(steps: CudaDecoder) -> None:
     """For the next generation. They wait at their owner, which the model's guard holds: they must keep neither alive."""
     owner, steps.owner, steps.model = steps.owner, None, None
     with cuda_graphs.lock:

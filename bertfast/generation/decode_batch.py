@@ -8,22 +8,22 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from bertfast import ops
-from bertfast.batch.attention import Varlen
+from bertfast.batch.attention import VarlenAttention
 from bertfast.batch.layout import make_batch
-from bertfast.batch.packed import Needs, PackedBatch, Rows
-from bertfast.cache.attention import Prompt, Ranges
-from bertfast.cache.decode import Cells
-from bertfast.engine.cpu_plans import StepPlan
+from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
+from bertfast.cache.attention import CachedRangeAttention, PromptAttention
+from bertfast.cache.decode import DecodeCache
+from bertfast.engine.cpu_plans import DecodeStepPlan
 from bertfast.generation import cuda_steps
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import predictions
 from bertfast.runtime.native import _C
 
 
-class Running:
+class DecodeBatch:
     """The sequences that are not done, a row each."""
 
-    def __init__(self, model: Any, batch: PackedBatch, inner: Varlen, most: int, beams: int = 1) -> None:
+    def __init__(self, model: Any, batch: PackedBatch, inner: VarlenAttention, most: int, beams: int = 1) -> None:
         """most: how long a sequence may get, padding included. beams: how many sequences each prompt may become, by `reorder`."""
         self.model, self.bert = model, model.bert
         rows, S = batch.rows, batch.columns
@@ -31,13 +31,13 @@ class Running:
         host = lengths.tolist()
         self.blank = S - max(host)  # columns in which every prompt is padded
         room = max(host) + max(most - S - 1, 0)
-        self.steps: cuda_steps.Steps | None = None
-        if cuda_steps.covers(model):
-            self.steps = cuda_steps.take(model, batch.batch * beams, room, lambda slots, cells: Cells(self.bert, slots, cells))
+        self.steps: cuda_steps.CudaDecoder | None = None
+        if cuda_steps.is_supported(model):
+            self.steps = cuda_steps.acquire(model, batch.batch * beams, room, lambda slots, cells: DecodeCache(self.bert, slots, cells))
             self.cells = self.steps.cells
             self.cells.table = _C.SlotTable(self.steps.slots, self.steps.room)
         else:
-            self.cells = Cells(self.bert, batch.batch * beams, room)
+            self.cells = DecodeCache(self.bert, batch.batch * beams, room)
         device = lengths.device
         self.slots = torch.tensor(self.cells.table.admit(host), device=device)  # [A] int64
         self.members = torch.arange(batch.batch, device=device)  # [A] int64: which row of the batch
@@ -48,7 +48,7 @@ class Running:
         types = rows.token_type_ids
         self.token_types = None if types is None else types.index_select(0, self.last_rows)  # a new token has its predecessor's
         self.batch, self.inner = batch, inner
-        self.plan = StepPlan(model, [*self.cells.keys, *self.cells.values], self.run_step)
+        self.plan = DecodeStepPlan(model, [*self.cells.keys, *self.cells.values], self.run_step)
         if self.steps is not None:
             self.steps.begin(self.position, self.token_types, self.slots, self.length)
 
@@ -57,7 +57,7 @@ class Running:
         sequence = torch.repeat_interleave(self.length, output_size=self.batch.rows.input_ids.shape[0])
         places = torch.arange(len(sequence), device=sequence.device) - (self.last_rows + 1 - self.length).index_select(0, sequence)
         rows = self.batch.rows
-        rows.attention = Prompt(self.inner, self.cells.store(self.slots.index_select(0, sequence), places))
+        rows.attention = PromptAttention(self.inner, self.cells.store(self.slots.index_select(0, sequence), places))
         return predictions(self.model.cls.predictions, encode(self.bert, rows, ops, None, self.last_rows), ops)
 
     @torch.no_grad()
@@ -68,8 +68,8 @@ class Running:
             return self.steps(tokens)
         self.position = self.position + 1
         cells, self.length = self.length, self.length + 1
-        attention = Ranges(self.slots, None, self.length, self.cells.store(self.slots, cells))
-        self.rows = Rows(tokens, None, self.token_types, self.position, attention)
+        attention = CachedRangeAttention(self.slots, None, self.length, self.cells.store(self.slots, cells))
+        self.rows = GraphInputs(tokens, None, self.token_types, self.position, attention)
         return self.plan({
             "input_ids": tokens, "position_ids": self.position, "token_type_ids": self.token_types,
             "cache_rows": self.slots, "cells": cells, "last": self.length,
@@ -111,17 +111,17 @@ class Running:
 
     def finish(self) -> None:
         if self.steps is not None:
-            cuda_steps.give_back(self.steps)
+            cuda_steps.release(self.steps)
 
 
 def pack_prompts(model: Any, input_ids: Tensor, arguments: dict[str, Any]) -> PackedBatch | None:
     """The prompts without their padding; None where only a mask can say what they see."""
     given = {name: arguments.get(name) for name in ("attention_mask", "position_ids", "token_type_ids")}
-    batch = make_batch({"input_ids": input_ids, **given}, model.bert, Needs())
-    causal = isinstance(batch.rows.attention, Varlen) and batch.rows.attention.causal
+    batch = make_batch({"input_ids": input_ids, **given}, model.bert, OutputNeeds())
+    causal = isinstance(batch.rows.attention, VarlenAttention) and batch.rows.attention.causal
     return batch if causal and batch.blank is None else None
 
 
-def invariance_of(model: Any) -> AbstractContextManager[None]:
+def invariant_tiles(model: Any) -> AbstractContextManager[None]:
     """In which a generation runs: with fixed tiles, where the model asks for them."""
     return ops.batch_invariant(model.bert.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext()

@@ -25,11 +25,11 @@ def is_row_by_row(processor: Any, B: int) -> bool:
     return type(processor) in ROW_BY_ROW and not any(isinstance(t, Tensor) and t.dim() and len(t) == B for t in vars(processor).values())
 
 
-READ = frozenset(("attention_mask", "position_ids", "token_type_ids", "use_cache", "logits_to_keep", *kv_cache.NAMES))
+LOOP_ARGUMENTS = frozenset(("attention_mask", "position_ids", "token_type_ids", "use_cache", "logits_to_keep", *kv_cache.CACHE_NAMES))
 
 
 # What a loop of ours does in the model's place: of a model that does it in its own way, it is asked.
-ASKED = ("_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+BYPASSED_HOOKS = ("_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 
 
 def check_length(model: Any, generation_config: Any, arguments: Any) -> None:
@@ -57,20 +57,20 @@ def check_length(model: Any, generation_config: Any, arguments: Any) -> None:
         )
 
 
-def reason_for_their_loop(model: Any, own: type, input_ids: Tensor, config: Any, synced_gpus: bool, arguments: Any) -> str | None:
+def why_reference_loop(model: Any, own: type, input_ids: Tensor, config: Any, synced_gpus: bool, arguments: Any) -> str | None:
     """Why a generate() call takes transformers' loop; None where ours covers it."""
-    reason = eligibility.reason_to_leave(model, {})
+    reason = eligibility.why_reference(model, {})
     if reason is not None:
         return reason
     if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]  # own: a model's class
         return "hooks on the model, or a forward of a subclass"
-    if any(getattr(type(model), name) is not getattr(GenerationMixin, name) or name in vars(model) for name in ASKED):
+    if any(getattr(type(model), name) is not getattr(GenerationMixin, name) or name in vars(model) for name in BYPASSED_HOOKS):
         return "the model prepares its inputs in a way of its own"
     if not is_causal(model.config):
         return "the model is no causal decoder"
     if synced_gpus or config.is_assistant or config.prefill_chunk_size is not None or config.compile_config is not None:
         return "an option that ours does not have (synced_gpus, an assistant, chunked prefill, compilation)"
-    unread = sorted(name for name, value in arguments.items() if value is not None and name not in READ)
+    unread = sorted(name for name, value in arguments.items() if value is not None and name not in LOOP_ARGUMENTS)
     if unread:
         return f"an argument that only a forward reads: {', '.join(unread)}"
     if not arguments.get("use_cache") or arguments.get("logits_to_keep") != 1:

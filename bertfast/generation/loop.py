@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from bertfast.batch.attention import Varlen
+from bertfast.batch.attention import VarlenAttention
 from bertfast.batch.packed import PackedBatch
 from bertfast.cache import layers as kv_cache
-from bertfast.generation.decode_batch import Running, invariance_of, pack_prompts
-from bertfast.generation.eligibility import is_row_by_row, reason_for_their_loop
-from bertfast.generation.sampling import choose
+from bertfast.generation.decode_batch import DecodeBatch, invariant_tiles, pack_prompts
+from bertfast.generation.eligibility import is_row_by_row, why_reference_loop
+from bertfast.generation.sampling import next_tokens
 
-LOOK_EVERY = 8  # steps between looks at which rows have ended, where looking means waiting for the device
+POLL_EVERY = 8  # steps between looks at which rows have ended, where looking means waiting for the device
 
 
-class Ended:
+class FinishedTracker:
     """Which rows have ended, known on the host. On a GPU some steps late: nobody waits for a flag that is still on its way."""
 
     def __init__(self, unfinished: Tensor, each_step: bool) -> None:
@@ -42,7 +42,7 @@ class Ended:
         self.steps += 1
         if self.each_step:
             return unfinished.tolist()
-        if self.event is None and self.steps % LOOK_EVERY == 0:
+        if self.event is None and self.steps % POLL_EVERY == 0:
             self.incoming = unfinished.to("cpu", non_blocking=True)
             self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             self.event.record()
@@ -51,7 +51,7 @@ class Ended:
         return self.host.tolist()
 
 
-def sample(
+def run_loop(
     model: Any, input_ids: Tensor, processors: Any, criteria: Any, config: Any, streamer: Any, arguments: dict[str, Any], batch: PackedBatch
 ) -> Any:
     """GenerationMixin._sample: the tokens it would choose, [B, up to max_length], or its output object.
@@ -59,7 +59,7 @@ def sample(
     batch: the prompts, packed; see `pack_prompts`.
     """
     inner = batch.rows.attention
-    assert isinstance(inner, Varlen), "pack_prompts lets nothing else through"
+    assert isinstance(inner, VarlenAttention), "pack_prompts lets nothing else through"
     B, device = input_ids.shape[0], input_ids.device
     scores: tuple[Tensor, ...] | None = () if config.return_dict_in_generate and config.output_scores else None
     logits_kept: tuple[Tensor, ...] | None = () if config.return_dict_in_generate and config.output_logits else None
@@ -68,9 +68,9 @@ def sample(
     drops = pads and not config.return_dict_in_generate and all(is_row_by_row(p, B) for p in processors)
     custom = any(not type(c).__module__.startswith("transformers.") for c in (*processors, *criteria))
 
-    running = Running(model, batch, inner, config.max_length)
+    running = DecodeBatch(model, batch, inner, config.max_length)
     unfinished = torch.ones(B, dtype=torch.bool, device=device)
-    ended = Ended(unfinished, each_step=streamer is not None or custom)
+    ended = FinishedTracker(unfinished, each_step=streamer is not None or custom)
     alive: list[Tensor] = []  # after each step, whether any row went on
     prompt_length = input_ids.shape[1]
     logits = running.read_prompts()
@@ -83,7 +83,7 @@ def sample(
             scores += (chosen,)
         if logits_kept is not None:
             logits_kept += (raw,)
-        tokens = choose(chosen, members, B, config.do_sample)
+        tokens = next_tokens(chosen, members, B, config.do_sample)
         if members is not None:
             tokens = pad.expand(B).index_copy(0, members, tokens)  # type: ignore[union-attr]  # rows only leave where there is padding
         if pads:
@@ -110,7 +110,7 @@ def sample(
     running.cells.table.crop(len(alive) - steps)
     cut = {"scores": scores, "logits": logits_kept}
     known = {field.name for field in fields(GenerateDecoderOnlyOutput)}
-    cache = {name: running.cache() for name in kv_cache.NAMES if name in known}
+    cache = {name: running.cache() for name in kv_cache.CACHE_NAMES if name in known}
     running.finish()
     return GenerateDecoderOnlyOutput(
         sequences=input_ids, attentions=None, hidden_states=None,
@@ -118,14 +118,14 @@ def sample(
     )  # fmt: skip
 
 
-def sample_or_leave(
+def sample_or_reference(
     model: Any, own: type, theirs: Callable[..., Any], input_ids: Tensor, logits_processor: Any, stopping_criteria: Any,
     generation_config: Any, synced_gpus: bool = False, streamer: Any = None, **model_kwargs: Any,
 ) -> Any:  # fmt: skip
     """What `_sample` of our class does: our loop where it covers the call, else `theirs`."""
-    reason = reason_for_their_loop(model, own, input_ids, generation_config, synced_gpus, model_kwargs)
+    reason = why_reference_loop(model, own, input_ids, generation_config, synced_gpus, model_kwargs)
     batch = pack_prompts(model, input_ids, model_kwargs) if reason is None else None
     if batch is None:
         return theirs(model, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs)
-    with invariance_of(model):
-        return sample(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs, batch)
+    with invariant_tiles(model):
+        return run_loop(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs, batch)

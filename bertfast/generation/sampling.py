@@ -6,25 +6,25 @@ from torch import Tensor
 from bertfast.runtime.native import _C
 
 
-def choose(scores: Tensor, members: Tensor | None, B: int, do_sample: bool) -> Tensor:  # [A, V] -> [A]
+def next_tokens(scores: Tensor, members: Tensor | None, B: int, do_sample: bool) -> Tensor:  # [A, V] -> [A]
     if not do_sample:
         return argmax(scores)
     probabilities = scores.softmax(dim=-1)
     if members is None:
-        return draw(probabilities)
+        return sample_rows(probabilities)
     # Rows that have left still draw, so that those that run meet the random numbers they would have met.
     everybody = probabilities.new_ones(B, probabilities.shape[1]).index_copy(0, members, probabilities)
-    return draw(everybody).index_select(0, members)
+    return sample_rows(everybody).index_select(0, members)
 
 
-def draw(probabilities: Tensor) -> Tensor:  # [B, V] -> [B]
+def sample_rows(probabilities: Tensor) -> Tensor:  # [B, V] -> [B]
     """One sample a row: torch.multinomial's, from the same random numbers."""
     if probabilities.device.type != "cuda":
         return torch.multinomial(probabilities, num_samples=1).squeeze(1)
-    return race(probabilities)  # multinomial may look at the probabilities on the host first
+    return exponential_race(probabilities)  # multinomial may look at the probabilities on the host first
 
 
-def race(probabilities: Tensor) -> Tensor:  # [B, V] -> [B]
+def exponential_race(probabilities: Tensor) -> Tensor:  # [B, V] -> [B]
     """What multinomial does for one sample: of exponential clocks that tick at these rates, which rings first."""
     return (probabilities / torch.empty_like(probabilities).exponential_(1)).argmax(dim=-1)
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.attention import Attention
-from bertfast.batch.packed import Rows
+from bertfast.batch.packed import GraphInputs
 from bertfast.quantization.fp8_layers import Fp8LayerNorm
-from bertfast.quantization.int8_layers import Quantized
+from bertfast.quantization.int8_layers import QuantizedLayer
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Trace:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def encode(bert: Any, rows: Rows, O: Any = ops, trace: Trace | None = None, first_rows: Tensor | None = None) -> Tensor:
+def encode(bert: Any, rows: GraphInputs, O: Any = ops, trace: Trace | None = None, first_rows: Tensor | None = None) -> Tensor:
     """[R, H] after the last layer; or, with first_rows [B], those rows alone: [B, H].
 
     The last layer then computes keys and values for all rows and everything else for the wanted ones only.
@@ -52,14 +52,14 @@ def note_hidden(trace: Trace | None, x: Tensor) -> None:
         trace.hidden_states.append(x)
 
 
-def embed(embeddings: Any, rows: Rows, O: Any = ops) -> Tensor:  # -> [R, H]
+def embed(embeddings: Any, rows: GraphInputs, O: Any = ops) -> Tensor:  # -> [R, H]
     words = embeddings.word_embeddings
     others = (
         rows.position_ids, embeddings.position_embeddings.weight,
         rows.token_type_ids, embeddings.token_type_embeddings.weight,
         *affine(embeddings.LayerNorm),
     )  # fmt: skip
-    if rows.words is None and isinstance(words, Quantized):
+    if rows.words is None and isinstance(words, QuantizedLayer):
         return words.embed(rows.input_ids, O, *others)
     return O.embed_layer_norm(rows.input_ids, words.weight if rows.words is None else rows.words, *others)
 
@@ -67,7 +67,7 @@ def embed(embeddings: Any, rows: Rows, O: Any = ops) -> Tensor:  # -> [R, H]
 def linear(x: Tensor, layers: Sequence[Any], O: Any = ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, F_0 + F_1 + ...]
     """activation(x W^T + b) of a linear layer, or of several side by side in one pass over x. The one place that knows what kinds of
     weights there are: layers of one call are of one kind, which bertfast.engine.eligibility makes sure of."""
-    if isinstance(layers[0], Quantized):
+    if isinstance(layers[0], QuantizedLayer):
         return layers[0].project(x, layers, O, activation)
     if len(layers) == 1:
         return O.linear(x, layers[0].weight, layers[0].bias, activation)
@@ -75,7 +75,7 @@ def linear(x: Tensor, layers: Sequence[Any], O: Any = ops, activation: str | Non
     return O.linear_concat(x, [m.weight for m in layers], [m.bias for m in layers])
 
 
-def encode_layer(layer: Any, x: Tensor, rows: Rows, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
+def encode_layer(layer: Any, x: Tensor, rows: GraphInputs, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
     """Post-norm, as BERT was trained: each block adds its input back, then normalises."""
     x = project_add_norm(layer.attention.output, attend(layer.attention.self, x, rows.attention, O, trace), x, O)
     if rows.cross_attention is not None:
@@ -83,7 +83,7 @@ def encode_layer(layer: Any, x: Tensor, rows: Rows, O: Any = ops, trace: Trace |
     return project_add_norm(layer.output, feed_forward(layer.intermediate, x, O), x, O)
 
 
-def last_layer_first_rows(layer: Any, x: Tensor, rows: Rows, first_rows: Tensor, O: Any = ops) -> Tensor:  # [R, H] -> [B, H]
+def last_layer_first_rows(layer: Any, x: Tensor, rows: GraphInputs, first_rows: Tensor, O: Any = ops) -> Tensor:  # [R, H] -> [B, H]
     attention = rows.attention.first_rows()
     if attention is None or rows.cross_attention is not None:
         return O.pack(encode_layer(layer, x, rows, O), first_rows)
@@ -102,7 +102,7 @@ def attend(self: Any, x: Tensor, attention: Attention, O: Any = ops, trace: Trac
     return attention(q, k, v, self.num_attention_heads, O)
 
 
-def attend_across(self: Any, x: Tensor, rows: Rows, O: Any = ops) -> Tensor:  # [R, H] -> [R, H]
+def attend_across(self: Any, x: Tensor, rows: GraphInputs, O: Any = ops) -> Tensor:  # [R, H] -> [R, H]
     assert rows.cross_attention is not None, "made together, in bertfast.batch.layout"
     q = linear(x, [self.query], O)
     cached = None if rows.cross_cache is None else rows.cross_cache.read()

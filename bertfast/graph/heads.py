@@ -29,11 +29,11 @@ from bertfast.batch.packed import PackedBatch
 from bertfast.graph import losses
 from bertfast.graph.encoder import activated_linear, affine, linear
 
-BLANK_LOGIT = -1e4  # start and end logits of padding: an argmax or softmax over the row never lands there
+PADDED_SPAN_LOGIT = -1e4  # start and end logits of padding: an argmax or softmax over the row never lands there
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class HeadInputs:
     """What a head is given."""
 
     rows: Tensor  # [R, H], or [B, H]: the first rows alone, for a head that asked for those
@@ -44,7 +44,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Logits:
+class HeadOutput:
     """One output of a head, as the ops leave it: a matrix, which becomes [B, S, C] where its rows are the cells of the batch."""
 
     value: Tensor
@@ -52,7 +52,7 @@ class Logits:
     blank: Tensor | None = None  # bool over the leading dimensions of a value that is no matrix of cells: which of them are padding
 
 
-Compute = Callable[[Any, Encoded], dict[str, Logits]]
+Compute = Callable[[Any, HeadInputs], dict[str, HeadOutput]]
 Finish = Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]]
 
 
@@ -60,7 +60,7 @@ Finish = Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]]
 class Head:
     compute: Compute
     output: type  # the ModelOutput it fills
-    loss: losses.Loss = losses.none
+    loss: losses.Loss = losses.no_loss
     pooled: bool = False  # reads column 0 through the pooler
     only_first: bool = False  # and nothing else
     finish: Finish | None = None  # what is left to do to the shaped outputs
@@ -70,13 +70,13 @@ class Head:
     choices: bool = False  # inputs are [B, choices, S]
 
 
-def pool(model: Any, encoded: Encoded) -> Tensor:  # -> [B, H]
+def pool(model: Any, encoded: HeadInputs) -> Tensor:  # -> [B, H]
     first = encoded.rows if encoded.only_first else encoded.O.pack(encoded.rows, encoded.batch.first_rows)
     return activated_linear(model.pooler.dense, model.pooler.activation, first, encoded.O)
 
 
-def token_scores(module: Any, encoded: Encoded, fill: float = 0.0) -> Logits:
-    return Logits(encoded.batch.unpack(linear(encoded.rows, [module], encoded.O), encoded.O, fill), cells=True)
+def token_scores(module: Any, encoded: HeadInputs, fill: float = 0.0) -> HeadOutput:
+    return HeadOutput(encoded.batch.unpack(linear(encoded.rows, [module], encoded.O), encoded.O, fill), cells=True)
 
 
 def predictions(head: Any, x: Tensor, O: Any) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
@@ -85,32 +85,32 @@ def predictions(head: Any, x: Tensor, O: Any) -> Tensor:  # BertLMPredictionHead
     return linear(O.add_layer_norm(hidden, None, *affine(transform.LayerNorm)), [head.decoder], O)
 
 
-def base(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    out = {"last_hidden_state": Logits(encoded.batch.unpack(encoded.rows, encoded.O), cells=True)}
+def encoder_outputs(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
+    out = {"last_hidden_state": HeadOutput(encoded.batch.unpack(encoded.rows, encoded.O), cells=True)}
     if model.pooler is not None:
-        out["pooler_output"] = Logits(pool(model, encoded))
+        out["pooler_output"] = HeadOutput(pool(model, encoded))
     return out
 
 
-def masked_lm(model: Any, encoded: Encoded) -> dict[str, Logits]:
+def masked_lm(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
     scores = predictions(model.cls.predictions, encoded.rows, encoded.O)
-    return {"logits": Logits(encoded.batch.unpack(scores, encoded.O), cells=True)}
+    return {"logits": HeadOutput(encoded.batch.unpack(scores, encoded.O), cells=True)}
 
 
-def causal_lm(model: Any, encoded: Encoded) -> dict[str, Logits]:
+def causal_lm(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
     keep = encoded.arguments.get("logits_to_keep", 0)
     if isinstance(keep, int) and keep == 0:
         return masked_lm(model, encoded)
-    hidden = kept(encoded.batch.cells(encoded.batch.unpack(encoded.rows, encoded.O)), keep)
+    hidden = select_columns(encoded.batch.cells(encoded.batch.unpack(encoded.rows, encoded.O)), keep)
     scores = predictions(model.cls.predictions, hidden.reshape(-1, hidden.shape[-1]).contiguous(), encoded.O).view(*hidden.shape[:-1], -1)
     padding = encoded.batch.padding()
     if padding is None:
-        return {"logits": Logits(scores)}
-    padding = kept(padding[..., None], keep)[..., 0]
-    return {"logits": Logits(scores.masked_fill(padding[..., None], 0.0), blank=padding)}
+        return {"logits": HeadOutput(scores)}
+    padding = select_columns(padding[..., None], keep)[..., 0]
+    return {"logits": HeadOutput(scores.masked_fill(padding[..., None], 0.0), blank=padding)}
 
 
-def kept(x: Tensor, keep: Any) -> Tensor:
+def select_columns(x: Tensor, keep: Any) -> Tensor:
     """The columns of x [B, S, C] that logits_to_keep names: the last `keep`; [k] of every row; [B, k]; a [B, S] bool mask, flat."""
     if isinstance(keep, int):
         return x[:, -keep:] if keep else x
@@ -119,39 +119,39 @@ def kept(x: Tensor, keep: Any) -> Tensor:
     return x[:, keep]
 
 
-def pretraining(model: Any, encoded: Encoded) -> dict[str, Logits]:
+def pretraining(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
     scores = predictions(model.cls.predictions, encoded.rows, encoded.O)
     return {
-        "prediction_logits": Logits(encoded.batch.unpack(scores, encoded.O), cells=True),
-        "seq_relationship_logits": Logits(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O)),
+        "prediction_logits": HeadOutput(encoded.batch.unpack(scores, encoded.O), cells=True),
+        "seq_relationship_logits": HeadOutput(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O)),
     }
 
 
-def next_sentence(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    return {"logits": Logits(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O))}
+def next_sentence(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": HeadOutput(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O))}
 
 
-def sequence_classification(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    return {"logits": Logits(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
+def sequence_classification(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": HeadOutput(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
 
 
-def multiple_choice(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    return {"logits": Logits(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
+def multiple_choice(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": HeadOutput(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
 
 
-def by_question(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]
+def reshape_choices(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]
     return {"logits": outputs["logits"].view(-1, arguments["num_choices"])}
 
 
-def token_classification(model: Any, encoded: Encoded) -> dict[str, Logits]:
+def token_classification(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
     return {"logits": token_scores(model.classifier, encoded)}
 
 
-def question_answering(model: Any, encoded: Encoded) -> dict[str, Logits]:
-    return {"logits": token_scores(model.qa_outputs, encoded, BLANK_LOGIT)}
+def question_answering(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": token_scores(model.qa_outputs, encoded, PADDED_SPAN_LOGIT)}
 
 
-def start_and_end(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B, S, 2] -> [B, S] twice
+def split_span_logits(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B, S, 2] -> [B, S] twice
     logits = outputs["logits"]
     if logits.shape[-1] != 2:
         raise ValueError(f"config.num_labels: got {logits.shape[-1]}, expected 2 (start and end) for question answering")
@@ -160,7 +160,7 @@ def start_and_end(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str,
 
 
 HEADS: dict[str, Head] = {
-    "BertModel": Head(base, BaseModelOutputWithPoolingAndCrossAttentions, pooled=True),
+    "BertModel": Head(encoder_outputs, BaseModelOutputWithPoolingAndCrossAttentions, pooled=True),
     "BertForPreTraining": Head(pretraining, BertForPreTrainingOutput, losses.pretraining, pooled=True, token_labels=("labels",)),
     "BertLMHeadModel": Head(causal_lm, CausalLMOutputWithCrossAttentions, losses.causal_lm, token_labels=("labels",), shifted=True),
     "BertForMaskedLM": Head(masked_lm, MaskedLMOutput, losses.masked_lm, token_labels=("labels",)),
@@ -169,7 +169,13 @@ HEADS: dict[str, Head] = {
         sequence_classification, SequenceClassifierOutput, losses.sequence_classification, pooled=True, only_first=True
     ),
     "BertForMultipleChoice": Head(
-        multiple_choice, MultipleChoiceModelOutput, losses.multiple_choice, pooled=True, only_first=True, choices=True, finish=by_question
+        multiple_choice,
+        MultipleChoiceModelOutput,
+        losses.multiple_choice,
+        pooled=True,
+        only_first=True,
+        choices=True,
+        finish=reshape_choices,
     ),
     "BertForTokenClassification": Head(token_classification, TokenClassifierOutput, losses.token_classification, token_labels=("labels",)),
     "BertForQuestionAnswering": Head(
@@ -177,6 +183,6 @@ HEADS: dict[str, Head] = {
         QuestionAnsweringModelOutput,
         losses.question_answering,
         span_labels=("start_positions", "end_positions"),
-        finish=start_and_end,
+        finish=split_span_logits,
     ),
 }

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Logits = Mapping[str, Tensor]
-Loss = Callable[[Any, Logits, Mapping[str, Any]], Tensor | None]
+Tensors = Mapping[str, Tensor]
+Loss = Callable[[Any, Tensors, Mapping[str, Any]], Tensor | None]
 
 
-def none(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def no_loss(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     return None
 
 
-def pretraining(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def pretraining(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     labels, next_sentence = arguments.get("labels"), arguments.get("next_sentence_label")
     if labels is None or next_sentence is None:
         return None
@@ -27,7 +27,7 @@ def pretraining(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Ten
     return masked_lm + F.cross_entropy(logits["seq_relationship_logits"].view(-1, 2), next_sentence.view(-1))
 
 
-def causal_lm(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def causal_lm(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     labels = arguments.get("labels")
     if labels is None:
         return None
@@ -36,19 +36,19 @@ def causal_lm(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tenso
     return loss
 
 
-def masked_lm(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def masked_lm(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), model.config.vocab_size)
 
 
-def next_sentence(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def next_sentence(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), 2)
 
 
-def token_classification(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def token_classification(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), model.num_labels)
 
 
-def multiple_choice(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def multiple_choice(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), logits["logits"].shape[-1])
 
 
@@ -56,7 +56,7 @@ def cross_entropy(logits: Tensor, labels: Tensor | None, classes: int) -> Tensor
     return None if labels is None else F.cross_entropy(logits.view(-1, classes), labels.view(-1))
 
 
-def sequence_classification(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def sequence_classification(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     """Regression, single or multi label: what config.problem_type says, or what the labels look like (then noted in the config)."""
     labels, values = arguments.get("labels"), logits["logits"]
     if labels is None:
@@ -76,7 +76,7 @@ def sequence_classification(model: Any, logits: Logits, arguments: Mapping[str, 
     return F.binary_cross_entropy_with_logits(values, labels)
 
 
-def question_answering(model: Any, logits: Logits, arguments: Mapping[str, Any]) -> Tensor | None:
+def question_answering(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
     """The mean of both ends' cross entropies; positions outside the input are clamped to its length, and ignored there."""
     start, end = arguments.get("start_positions"), arguments.get("end_positions")
     if start is None or end is None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bertfast.ops import reference
-from bertfast.ops.int8 import GROUP, SPAN, Int8Weight, pack_int8, quantize_weight, unpack_int8
+from bertfast.ops.int8 import GROUP_SIZE, HADAMARD_BLOCK, Int8Weight, pack_int8, quantize_weight, unpack_int8
 
 __all__ = [
     "ACTIVATIONS",
@@ -155,7 +155,7 @@ def int8_linear(
             None if bias is None else bias.shape,
             F,
         )
-        _check_int8(op, weight, GROUP)
+        _check_int8(op, weight, HADAMARD_BLOCK)
         _check(weight.panels.device == x.device, op, "a weight is on {}, x on {}", weight.panels.device, x.device)
         _check_operands(op, x, scales=weight.scales, bias=bias)
     return _int8_backend(x.device.type).int8_linear(x, weights, biases, activation)
@@ -187,8 +187,8 @@ def int8_embed_layer_norm(
 
 
 def _check_int8(op: str, weight: Int8Weight, width: int) -> None:
-    panels, groups, spans = -(-weight.features // width), -(-weight.inputs // GROUP), -(-weight.inputs // SPAN)
-    _check(weight.panels.shape == (panels, groups * GROUP // 4, width, 4), op, "panels {}: use pack_int8", weight.panels.shape)
+    panels, groups, spans = -(-weight.features // width), -(-weight.inputs // HADAMARD_BLOCK), -(-weight.inputs // GROUP_SIZE)
+    _check(weight.panels.shape == (panels, groups * HADAMARD_BLOCK // 4, width, 4), op, "panels {}: use pack_int8", weight.panels.shape)
     _check(weight.scales.shape == (panels, spans, width), op, "scales {}: use pack_int8", weight.scales.shape)
     _check(weight.panels.dtype == torch.uint8 and weight.panels.is_contiguous(), op, "panels are damaged: use pack_int8")
 

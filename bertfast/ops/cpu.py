@@ -11,9 +11,6 @@ from torch import Tensor
 from bertfast.ops.int8 import Int8Weight
 from bertfast.runtime.native import _C
 
-# Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
-_C.set_default_threads(torch.get_num_threads)
-
 
 def embed_layer_norm(
     input_ids: Tensor,

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP = 64  # inputs that are turned together; also the features in a panel of a product
-SPAN = 128  # inputs that share a weight's scale
-LARGEST = 127  # symmetric: -128 is never used
+HADAMARD_BLOCK = 64  # inputs that are turned together; also the features in a panel of a product
+GROUP_SIZE = 128  # inputs that share a weight's scale
+QMAX = 127  # symmetric: -128 is never used
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +49,33 @@ def rotate(x: Tensor) -> Tensor:
 
     By sums and differences of halves, quarters and so on. Kernels keep this order, so that their rotation rounds as this one does.
     """
-    turned = in_groups(x)
-    half = GROUP // 2
+    turned = in_blocks(x)
+    half = HADAMARD_BLOCK // 2
     while half > 0:
         a, b = torch.unflatten(turned, -1, (-1, 2, half)).unbind(-2)
         turned = torch.stack([a + b, a - b], dim=-2).flatten(-3)
         half //= 2
-    return turned.flatten(-2) * GROUP**-0.5
+    return turned.flatten(-2) * HADAMARD_BLOCK**-0.5
 
 
-def pad_to_groups(x: Tensor) -> Tensor:
+def pad_to_blocks(x: Tensor) -> Tensor:
     """[..., K] -> [..., K']."""
-    return F.pad(x, (0, -x.shape[-1] % GROUP))
+    return F.pad(x, (0, -x.shape[-1] % HADAMARD_BLOCK))
+
+
+def in_blocks(x: Tensor) -> Tensor:
+    """[..., K'] -> [..., K' / 64, 64]."""
+    return torch.unflatten(x, -1, (-1, HADAMARD_BLOCK))
 
 
 def in_groups(x: Tensor) -> Tensor:
-    """[..., K'] -> [..., K' / 64, 64]."""
-    return torch.unflatten(x, -1, (-1, GROUP))
-
-
-def in_spans(x: Tensor) -> Tensor:
     """[..., K'] -> [..., S, 128], zeros appended to a last span of 64."""
-    return torch.unflatten(F.pad(x, (0, -x.shape[-1] % SPAN)), -1, (-1, SPAN))
+    return torch.unflatten(F.pad(x, (0, -x.shape[-1] % GROUP_SIZE)), -1, (-1, GROUP_SIZE))
 
 
-def by_group(scales: Tensor, groups: int) -> Tensor:
+def scales_per_block(scales: Tensor, groups: int) -> Tensor:
     """[..., S] -> [..., groups]: each scale for every group that it is of."""
-    return scales.repeat_interleave(SPAN // GROUP, dim=-1)[..., :groups]
+    return scales.repeat_interleave(GROUP_SIZE // HADAMARD_BLOCK, dim=-1)[..., :groups]
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,29 +84,29 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight: [F, K] float32, finite -> [F, K'] int8 in -127..127 and [F, S] float32. ValueError where it is not.
     """
     _check_table("quantize_weight", "weight", weight, "[F, K]")
-    turned = rotate(pad_to_groups(weight.detach()))
-    q, scales = _symmetric(in_spans(turned))
+    turned = rotate(pad_to_blocks(weight.detach()))
+    q, scales = _symmetric(in_groups(turned))
     return q.flatten(-2)[..., : turned.shape[-1]].contiguous(), scales
 
 
 def dequantize(q: Tensor, scales: Tensor, inputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """What rows as `quantize_weight` gives them, [..., K'] and [..., S], stand for: [..., K] of `dtype`. Whole numbers are turned
     back exactly, so a value is rounded once."""
-    groups = in_groups(rotate(q.to(dtype)))
-    turned = groups * by_group(scales.to(dtype), groups.shape[-2])[..., None]
+    groups = in_blocks(rotate(q.to(dtype)))
+    turned = groups * scales_per_block(scales.to(dtype), groups.shape[-2])[..., None]
     return turned.flatten(-2)[..., :inputs].contiguous()
 
 
-def pack_int8(q: Tensor, scales: Tensor, inputs: int, width: int = GROUP) -> Int8Weight:
+def pack_int8(q: Tensor, scales: Tensor, inputs: int, width: int = HADAMARD_BLOCK) -> Int8Weight:
     """What `quantize_weight` gave for a weight of `inputs` inputs, or a file holds, in the layout of the kernels, in panels of `width`.
 
     ValueError for shapes or dtypes that do not fit together, and for scales that are negative or not finite.
     """
     _check(q.dim() == 2 and q.dtype == torch.int8, f"q must be [F, K'] int8, got {q.dtype} of shape {tuple(q.shape)}")
     features, padded = q.shape
-    expected = -(-inputs // GROUP) * GROUP
+    expected = -(-inputs // HADAMARD_BLOCK) * HADAMARD_BLOCK
     _check(inputs >= 0 and padded == expected, f"q {tuple(q.shape)} does not match inputs={inputs}: expected {expected} columns")
-    shape = (features, -(-inputs // SPAN))
+    shape = (features, -(-inputs // GROUP_SIZE))
     _check(scales.dtype == torch.float32, f"scales must be float32, got {scales.dtype}")
     _check(scales.shape == shape, f"scales {tuple(scales.shape)} do not match q {tuple(q.shape)}: expected {shape}")
     _check(scales.device == q.device, f"scales are on {scales.device}, q on {q.device}")
@@ -127,8 +127,8 @@ def unpack_int8(weight: Int8Weight) -> tuple[Tensor, Tensor]:
 
 def _symmetric(x: Tensor) -> tuple[Tensor, Tensor]:
     """[..., n] -> int8 of the same shape and [...] float32: x is nearly q * scale. All zeros have scale 0."""
-    scales = x.abs().amax(dim=-1) / LARGEST
-    q = (x / scales.masked_fill(scales == 0, 1.0)[..., None]).round().clamp(-LARGEST, LARGEST)
+    scales = x.abs().amax(dim=-1) / QMAX
+    q = (x / scales.masked_fill(scales == 0, 1.0)[..., None]).round().clamp(-QMAX, QMAX)
     return q.to(torch.int8), scales
 
 

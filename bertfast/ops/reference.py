@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertfast.ops.int8 import GROUP, Int8Weight, by_group, dequantize, in_groups, in_spans, pad_to_groups, rotate, unpack_int8
+from bertfast.ops.int8 import (
+    HADAMARD_BLOCK,
+    Int8Weight,
+    dequantize,
+    in_blocks,
+    in_groups,
+    pad_to_blocks,
+    rotate,
+    scales_per_block,
+    unpack_int8,
+)
 
 INT8_ZERO = 2.0**-100  # inputs that are all smaller in magnitude count as zeros: their scale could not be divided by
 
@@ -73,14 +83,14 @@ def int8_linear(
 ) -> Tensor:
     """levels: the largest magnitude of a quantized input. It is quantized from float32, whatever x is; what follows is in x's dtype."""
     q, input_scales = quantize_inputs(x.float(), levels)
-    groups = in_groups(q.to(x.dtype))
+    groups = in_blocks(q.to(x.dtype))
     outs = []
     for weight, bias in zip(weights, biases, strict=True):
         w, scales = unpack_int8(weight)
-        weight_scales = by_group(scales, groups.shape[1])
+        weight_scales = scales_per_block(scales, groups.shape[1])
         out = x.new_zeros(x.shape[0], weight.features)
         for g in range(groups.shape[1]):
-            whole = groups[:, g] @ w[:, g * GROUP : (g + 1) * GROUP].to(x.dtype).T  # below 2^24: exact in float32 too
+            whole = groups[:, g] @ w[:, g * HADAMARD_BLOCK : (g + 1) * HADAMARD_BLOCK].to(x.dtype).T  # below 2^24: exact in float32 too
             out += whole * weight_scales[:, g].to(x.dtype) * input_scales[:, g, None].to(x.dtype)
         outs.append(out if bias is None else out + bias)
     return _activated(torch.cat(outs, dim=-1), activation)
@@ -92,8 +102,8 @@ def quantize_inputs(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     With 127 levels the two scales of 128 inputs are the same; with 63, a bit less, 64 inputs have one of their own. Where one that shares
     a scale is not finite, before or after it is turned, the scale is NaN and the integers are zeros.
     """
-    turned = rotate(pad_to_groups(x))
-    groups = in_spans(turned) if levels == 127 else in_groups(turned)
+    turned = rotate(pad_to_blocks(x))
+    groups = in_groups(turned) if levels == 127 else in_blocks(turned)
     finite = groups.isfinite().all(dim=-1, keepdim=True)
     groups = groups.masked_fill(~finite, 0.0)
     largest = groups.abs().amax(dim=-1, keepdim=True)
@@ -102,7 +112,7 @@ def quantize_inputs(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     q = (groups * (most / largest).masked_fill(largest == 0, 0.0)).round()
     scales = (largest / most).masked_fill(~finite, math.nan)[..., 0]
     if levels == 127:
-        scales = by_group(scales, turned.shape[-1] // GROUP)
+        scales = scales_per_block(scales, turned.shape[-1] // HADAMARD_BLOCK)
     return q.to(torch.int8).flatten(-2)[..., : turned.shape[-1]], scales
 
 

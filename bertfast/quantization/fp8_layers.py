@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.quantization.int8_layers import RELOAD, Quantized, without_derivative
+from bertfast.quantization.int8_layers import RELOAD_HINT, QuantizedLayer, without_derivative
 
 LEAST_CAPABILITY = (8, 9)
-LARGEST = 448.0  # of float8_e4m3fn
+E4M3_MAX = 448.0  # of float8_e4m3fn
 MULTIPLE = 16  # of which the scaled product takes K and F
 
 
-class Fp8Linear(Quantized):
+class Fp8Linear(QuantizedLayer):
     """nn.Linear with its weight in float8, on a GPU: [F, K] e4m3, and scales [1, F] or, by groups, [K / 128, F] float32."""
 
     scheme = "fp8"
@@ -56,10 +56,12 @@ class Fp8Linear(Quantized):
         """RuntimeError where .to, .float, .cpu or their like cannot be."""
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.weight_fp8.device))
         if probe.dtype != self.dtype:
-            raise RuntimeError(f"a model in fp8 cannot become {probe.dtype}: its weights are float8 already. For another dtype, {RELOAD}")
-        reason = reason_against_device(probe.device) if probe.device != self.weight_fp8.device else None
+            raise RuntimeError(
+                f"a model in fp8 cannot become {probe.dtype}: its weights are float8 already. For another dtype, {RELOAD_HINT}"
+            )
+        reason = why_device_unsupported(probe.device) if probe.device != self.weight_fp8.device else None
         if reason is not None:
-            raise RuntimeError(f"a model in fp8 cannot move to {probe.device}: {reason}. For another device, {RELOAD}")
+            raise RuntimeError(f"a model in fp8 cannot move to {probe.device}: {reason}. For another device, {RELOAD_HINT}")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         raise RuntimeError(
@@ -116,11 +118,11 @@ def capability(device: torch.device) -> tuple[int, int] | None:
 def groups_supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's scaled product takes a scale for every 128 columns of a row: on Hopper alone, with cuBLAS of CUDA 12.9."""
     found = capability(device)
-    return found is not None and found[0] == 9 and reason_against_product(device, dtype, True) is None
+    return found is not None and found[0] == 9 and why_no_scaled_mm(device, dtype, True) is None
 
 
 @cache
-def reason_against_product(device: torch.device, dtype: torch.dtype, by_group: bool) -> str | None:
+def why_no_scaled_mm(device: torch.device, dtype: torch.dtype, by_group: bool) -> str | None:
     """What torch says against a scaled product of this kind, tried once; None where it computes one. Which kinds there are depends on the
     chip, on cuBLAS and on torch's version: the product itself knows best."""
     from bertfast.ops import cuda
@@ -134,7 +136,7 @@ def reason_against_product(device: torch.device, dtype: torch.dtype, by_group: b
     return None if (out == 256).all() else "it computes something else"
 
 
-def reason_against_device(device: torch.device) -> str | None:
+def why_device_unsupported(device: torch.device) -> str | None:
     """Why fp8 does not run there; None where it does."""
     found = capability(device)
     wanted = "fp8 needs an NVIDIA GPU of compute capability 8.9 or later (Ada, Hopper, Blackwell)"
@@ -146,17 +148,17 @@ def reason_against_device(device: torch.device) -> str | None:
     return None
 
 
-def reason_against(model: Any) -> str | None:
+def why_not_quantizable(model: Any) -> str | None:
     """Why a BERT cannot be quantized; None where it can."""
-    if any(isinstance(m, Quantized) for m in model.modules()):
-        return f"it is quantized already; {RELOAD}, then quantize that"
+    if any(isinstance(m, QuantizedLayer) for m in model.modules()):
+        return f"it is quantized already; {RELOAD_HINT}, then quantize that"
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float16, torch.bfloat16):
             return f"its parameters are {parameter.dtype} ({name}), expected torch.bfloat16 or torch.float16; call .bfloat16() on it first"
-        reason = reason_against_device(parameter.device)
+        reason = why_device_unsupported(parameter.device)
         if reason is not None:
             return reason
-        reason = reason_against_product(parameter.device, parameter.dtype, False)
+        reason = why_no_scaled_mm(parameter.device, parameter.dtype, False)
         if reason is not None:
             return f"torch {torch.__version__} has no scaled product with a {parameter.dtype} result on {parameter.device}: {reason}"
     for name, layer in [*model.named_modules()]:
@@ -182,7 +184,7 @@ def _measured_loss(model: Any) -> str | None:
 def quantize(model: Any) -> None:
     """Puts the layers of this file into a BERT, in place; its float weights there are gone. ValueError, before anything is changed, where
     it cannot be."""
-    reason = reason_against(model)
+    reason = why_not_quantizable(model)
     if reason is not None:
         raise ValueError(f"quantization='fp8': {reason}")
     for layer in model.modules():
@@ -222,8 +224,8 @@ def _side_by_side(linears: list[Any]) -> Iterator[Fp8Linear]:
 def quantized_weight(weight: Tensor, by_group: bool) -> tuple[Tensor, Tensor]:
     """A weight [F, K] in float8 with its scales, [1, F] or [K / 128, F]: max |w| / 448 over a row, or over 128 columns of it."""
     grouped = weight.detach().float().reshape(weight.shape[0], -1, 128 if by_group else weight.shape[1])  # [F, groups, columns]
-    scales = grouped.abs().amax(dim=2).clamp(min=2.0**-60) / LARGEST
-    values = (grouped / scales[:, :, None]).clamp(-LARGEST, LARGEST).flatten(1).to(torch.float8_e4m3fn)
+    scales = grouped.abs().amax(dim=2).clamp(min=2.0**-60) / E4M3_MAX
+    values = (grouped / scales[:, :, None]).clamp(-E4M3_MAX, E4M3_MAX).flatten(1).to(torch.float8_e4m3fn)
     return values, scales.t().contiguous()
 
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.ops import reference
-from bertfast.ops.int8 import GROUP, SPAN, dequantize
+from bertfast.ops.int8 import GROUP_SIZE, HADAMARD_BLOCK, dequantize
 
-RELOAD = "load the float model again (from_pretrained without quantization=, from a folder that is not quantized)"
+RELOAD_HINT = "load the float model again (from_pretrained without quantization=, from a folder that is not quantized)"
 
 
-class Quantized(nn.Module):
+class QuantizedLayer(nn.Module):
     """What the quantized layers have in common: what they refuse."""
 
     scheme = "int8"
@@ -34,23 +34,23 @@ class Quantized(nn.Module):
         if name == "weight":  # an AttributeError, so that hasattr is answered
             raise AttributeError(
                 f"this {type(self).__name__} has no float weight: it is {self.scheme}. dequantized() gives its values; "
-                f"to change them, {RELOAD}"
+                f"to change them, {RELOAD_HINT}"
             )
         return super().__getattr__(name)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLayer":
         probe = fn(torch.empty(0))  # what .to, .half, .cuda and their like would make of the scales
         if probe.dtype != torch.float32:
             raise RuntimeError(
-                f"a model in {self.scheme} cannot become {probe.dtype}: it computes in int8 and float32. For another dtype, {RELOAD}"
+                f"a model in {self.scheme} cannot become {probe.dtype}: it computes in int8 and float32. For another dtype, {RELOAD_HINT}"
             )
         if probe.device.type not in ("cpu", "meta"):
-            raise RuntimeError(f"a model in {self.scheme} cannot move to {probe.device}: it runs on CPUs. For a GPU, {RELOAD}")
-        out: Quantized = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+            raise RuntimeError(f"a model in {self.scheme} cannot move to {probe.device}: it runs on CPUs. For a GPU, {RELOAD_HINT}")
+        out: QuantizedLayer = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         return out
 
 
-class Int8Table(Quantized):
+class Int8Table(QuantizedLayer):
     """A matrix of int8, turned and with a scale for every 128 columns: see bertfast.ops.int8.
 
     As built it holds zeros row by row, for a state dict to be read into; `pack` gives them the form that the kernels read.
@@ -59,8 +59,8 @@ class Int8Table(Quantized):
     def __init__(self, rows: int, columns: int, width: int) -> None:
         super().__init__()
         self._shape, self.width = (rows, columns), width
-        padded = -(-columns // GROUP) * GROUP
-        self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, -(-columns // SPAN)))
+        padded = -(-columns // HADAMARD_BLOCK) * HADAMARD_BLOCK
+        self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, -(-columns // GROUP_SIZE)))
 
     @property
     def packed(self) -> bool:
@@ -137,7 +137,7 @@ class Int8Linear(Int8Table):
     tied = False  # to the word embeddings, whose integers it reads
 
     def __init__(self, inputs: int, features: int, bias: bool = True) -> None:
-        super().__init__(features, inputs, GROUP)
+        super().__init__(features, inputs, HADAMARD_BLOCK)
         self.in_features, self.out_features = inputs, features
         self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
 
@@ -156,7 +156,7 @@ class Int8Linear(Int8Table):
         """Reads the integers of the word embeddings, [F, K] as well, from now on. They are kept once, in panels that suit both, and a state
         dict and a file hold them as the embeddings' alone."""
         words.unpack()
-        words.width = GROUP
+        words.width = HADAMARD_BLOCK
         words.pack()
         self._set_panels(words.weights())
         self.tied = True
@@ -252,7 +252,7 @@ class _NoDerivative(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
             f"backward through an {ctx.scheme} layer: rounding has no derivative, so a quantized model cannot be trained. "
-            f"To train, {RELOAD}"
+            f"To train, {RELOAD_HINT}"
         )
 
 

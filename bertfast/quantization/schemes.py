@@ -28,7 +28,7 @@ from torch import nn
 
 from bertfast import checkpoints
 from bertfast.quantization import fp8_layers
-from bertfast.quantization.int8_layers import RELOAD, Int8Embedding, Int8Linear, Quantized
+from bertfast.quantization.int8_layers import RELOAD_HINT, Int8Embedding, Int8Linear, QuantizedLayer
 
 SCHEMES = ("int8", "fp8")
 SAVED = ("int8",)  # the others are made anew at every load
@@ -52,15 +52,15 @@ def check_saved(name: str) -> None:
 
 def scheme_of(module: nn.Module) -> str | None:
     """The scheme of the quantized layers in a module; None where there are none."""
-    return next((m.scheme for m in module.modules() if isinstance(m, Quantized)), None)
+    return next((m.scheme for m in module.modules() if isinstance(m, QuantizedLayer)), None)
 
 
-def record(scheme: str) -> dict[str, Any]:
+def config_entry(scheme: str) -> dict[str, Any]:
     """What config.json says of a quantized model."""
     return {"library": "bertfast", "scheme": scheme, "version": VERSION}
 
 
-def recorded_scheme(config: Any, where: str) -> str | None:
+def scheme_in_config(config: Any, where: str) -> str | None:
     """The scheme that a config names, as an object or as the dict of its file. ValueError where it is one of a later version."""
     found = config.get("quantization_config") if isinstance(config, dict) else getattr(config, "quantization_config", None)
     if not isinstance(found, dict) or found.get("library") != "bertfast":
@@ -74,13 +74,13 @@ def recorded_scheme(config: Any, where: str) -> str | None:
     return str(scheme)
 
 
-def reason_against(model: nn.Module, scheme: str) -> str | None:
+def why_not_quantizable(model: nn.Module, scheme: str) -> str | None:
     """Why a BERT cannot be quantized; None where it can."""
     if scheme == "fp8":
-        return fp8_layers.reason_against(model)
+        return fp8_layers.why_not_quantizable(model)
     present = scheme_of(model)
     if present not in (None, scheme):
-        return f"it is quantized already, as {present!r}; {RELOAD}, then quantize that"
+        return f"it is quantized already, as {present!r}; {RELOAD_HINT}, then quantize that"
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             return f"its parameters are {parameter.dtype} ({name}), expected torch.float32; call .float() on it first"
@@ -88,13 +88,13 @@ def reason_against(model: nn.Module, scheme: str) -> str | None:
             return f"its parameters are on {parameter.device} ({name}), and {scheme} runs on CPUs; call .to('cpu') on it first"
         if type(parameter) is not nn.Parameter:
             return f"parameter {name} is a {type(parameter).__name__}"
-    for place, layer in places(model):
-        if not isinstance(layer, Quantized) and type(layer) not in (nn.Linear, nn.Embedding):
+    for place, layer in quantizable_layers(model):
+        if not isinstance(layer, QuantizedLayer) and type(layer) not in (nn.Linear, nn.Embedding):
             return f"{place} is a {type(layer).__name__}, expected torch's own layer; merge or remove the adapter first"
     return None
 
 
-def places(model: Any) -> Iterator[tuple[str, nn.Module]]:
+def quantizable_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """The layers of a BERT, with or without a head, that are quantized, by name; a layer that stands in two places comes twice."""
     for name, module in model.named_modules(remove_duplicate=False):
         parent, _, last = name.rpartition(".")
@@ -107,17 +107,19 @@ def places(model: Any) -> Iterator[tuple[str, nn.Module]]:
 def quantize(model: Any, scheme: str = "int8") -> None:
     """Quantizes a BERT in place, layer by layer. ValueError, before anything is changed, where it cannot be."""
     check_scheme(scheme)
-    reason = reason_against(model, scheme)
+    reason = why_not_quantizable(model, scheme)
     if reason is not None:
         raise ValueError(f"quantization={scheme!r}: {reason}")
     if scheme == "fp8":
         fp8_layers.quantize(model)
         return
-    words = {id(layer.weight): name for name, layer in places(model) if type(layer) is nn.Embedding}
-    ties = {name: words[id(layer.weight)] for name, layer in places(model) if type(layer) is nn.Linear and id(layer.weight) in words}
+    words = {id(layer.weight): name for name, layer in quantizable_layers(model) if type(layer) is nn.Embedding}
+    ties = {
+        name: words[id(layer.weight)] for name, layer in quantizable_layers(model) if type(layer) is nn.Linear and id(layer.weight) in words
+    }
     shared = {id(model.get_submodule(name)) for name in ties}
 
-    def made(layer: Any) -> Quantized:
+    def made(layer: Any) -> QuantizedLayer:
         if isinstance(layer, nn.Embedding):
             return Int8Embedding.of(layer)
         return _empty_linear(layer) if id(layer) in shared else Int8Linear.of(layer)
@@ -125,13 +127,13 @@ def quantize(model: Any, scheme: str = "int8") -> None:
     _replace(model, made)
     for decoder, embedding in ties.items():
         model.get_submodule(decoder).tie(model.get_submodule(embedding))
-    model.config.quantization_config = record(scheme)
+    model.config.quantization_config = config_entry(scheme)
 
 
-def _replace(model: Any, made: Callable[[Any], Quantized]) -> None:
-    done: dict[nn.Module, Quantized] = {}
-    for name, layer in list(places(model)):
-        if isinstance(layer, Quantized):
+def _replace(model: Any, made: Callable[[Any], QuantizedLayer]) -> None:
+    done: dict[nn.Module, QuantizedLayer] = {}
+    for name, layer in list(quantizable_layers(model)):
+        if isinstance(layer, QuantizedLayer):
             continue
         if layer not in done:
             with named(name):
@@ -157,7 +159,7 @@ def forget_ties(root: nn.Module) -> None:
         keys = getattr(module, "_tied_weights_keys", None), module.__dict__.get("all_tied_weights_keys")
         if not any(isinstance(each, dict) for each in keys):
             continue
-        gone = {f"{name}.weight" for name, m in module.named_modules(remove_duplicate=False) if isinstance(m, Quantized)}
+        gone = {f"{name}.weight" for name, m in module.named_modules(remove_duplicate=False) if isinstance(m, QuantizedLayer)}
         for name, ties in zip(("_tied_weights_keys", "all_tied_weights_keys"), keys, strict=True):
             if gone and isinstance(ties, dict):
                 kept = {target: source for target, source in ties.items() if target not in gone and source not in gone}
@@ -178,7 +180,7 @@ def prepare(model: Any) -> None:
     """For a model that was just built: its quantized layers, where it is being loaded from a quantized folder. ValueError for a config of
     such a folder that is used in another way."""
     if getattr(_local, "building", None) is None:
-        scheme = recorded_scheme(model.config, "config.quantization_config")
+        scheme = scheme_in_config(model.config, "config.quantization_config")
         if scheme is not None:
             raise ValueError(
                 f"config.quantization_config: this config belongs to a model in {scheme}, which only from_pretrained can build; "
@@ -201,7 +203,7 @@ def _empty_linear(layer: Any) -> Int8Linear:
     return made
 
 
-def initialize(layer: Quantized, std: float) -> None:
+def initialize(layer: QuantizedLayer, std: float) -> None:
     """For a layer whose weights a checkpoint lacks: what transformers would draw, quantized."""
     if getattr(layer.weight_int8, "_is_hf_initialized", False) and getattr(layer.weight_scales, "_is_hf_initialized", False):
         return
@@ -249,20 +251,20 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
     with building(stored):
         model, info = checkpoints.from_pretrained(load, config_class, path, *args, config=config, output_loading_info=True, **kwargs)
     for name, layer in model.named_modules():
-        if isinstance(layer, Quantized):
+        if isinstance(layer, QuantizedLayer):
             absent = {key for key in info["missing_keys"] if key in (f"{name}.weight_int8", f"{name}.weight_scales")}
             if len(absent) == 1:
                 raise ValueError(f"{path}: damaged: it lacks {absent.pop()}, and holds the other half of that weight")
             with named(f"{path}: {name}"):
                 layer.pack()
-    model.config.quantization_config = record(stored)
+    model.config.quantization_config = config_entry(stored)
     return (model, info) if with_info else model
 
 
 def _load_fp8(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
     """The float model, in bfloat16 unless float16 was asked for, on the GPU (the current one unless device_map names it), in fp8."""
     device = torch.device(kwargs.pop("device_map", None) or "cuda")
-    why = fp8_layers.reason_against_device(device) if device.type != "cuda" or torch.cuda.is_available() else "torch sees no GPU"
+    why = fp8_layers.why_device_unsupported(device) if device.type != "cuda" or torch.cuda.is_available() else "torch sees no GPU"
     if why is not None:
         raise ValueError(f"quantization='fp8': {why}")
     names = [name for name in ("dtype", "torch_dtype") if kwargs.get(name) not in (None, "auto")]
@@ -285,7 +287,7 @@ def _stored_scheme(path: Any, kwargs: dict[str, Any]) -> str | None:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # whoever reads it next says what is wrong
         return None
-    return recorded_scheme(config, str(file)) if isinstance(config, dict) else None
+    return scheme_in_config(config, str(file)) if isinstance(config, dict) else None
 
 
 def _check_loading(scheme: str, kwargs: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 from bertfast import _C
 
 __all__ = ["_C"]
@@ -50,3 +52,5 @@ def check(root: Path = ROOT) -> None:
 
 
 check()
+# Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
+_C.set_default_threads(torch.get_num_threads)

@@ -1,6 +1,5 @@
 """How many threads the CPU kernels run on. Until it is said, as many as torch uses."""
 
-from bertfast.ops import cpu as _cpu  # noqa: F401  it tells the kernels to ask torch
 from bertfast.runtime.native import _C
 
 

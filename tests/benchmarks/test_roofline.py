@@ -52,9 +52,9 @@ def test_flops_of_a_step_are_those_that_torch_counts():
     model = BertLMHeadModel(config).eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad():
-        cache = getattr(model(torch.randint(50, (2, 10)), use_cache=True), kv_cache.FIELD)
+        cache = getattr(model(torch.randint(50, (2, 10)), use_cache=True), kv_cache.CACHE_FIELD)
         with counter:
-            model(torch.randint(50, (2, 1)), **{kv_cache.FIELD: cache})
+            model(torch.randint(50, (2, 1)), **{kv_cache.CACHE_FIELD: cache})
     kernels = roofline.decode(Model("m", 3, 48, 4, 80, 50, 512), 2, 11, "float32")
     assert sum(k.flops for k in kernels) == counter.get_total_flops()
 

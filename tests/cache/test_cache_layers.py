@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor
 
 from bertfast._C import SlotTable
-from bertfast.cache.layers import Layer
+from bertfast.cache.layers import GrowingLayer
 
 SLOTS, CELLS = 5, 9
 
@@ -136,7 +136,7 @@ class Growth(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = Layer()
+        self.layer = GrowingLayer()
         self.expected = torch.empty(2, 2, 0, 3)
         self.read: list[tuple[Tensor, Tensor]] = []
 
@@ -189,7 +189,7 @@ class Growth(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("looked", [False, True])
 def test_reordering_keeps_the_room_and_what_does_not_change(looked: bool):
-    layer, start = Layer(), torch.rand(3, 2, 4, 5)
+    layer, start = GrowingLayer(), torch.rand(3, 2, 4, 5)
     layer.update(start, -start)
     layer.update(start[:, :, :1], start[:, :, :1])
     before = layer.room_for(0, start)[0]
@@ -207,7 +207,7 @@ def test_reordering_keeps_the_room_and_what_does_not_change(looked: bool):
 
 
 def test_a_sequence_that_is_like_another_is_not_copied_from_it():
-    layer, start = Layer(), torch.rand(4, 2, 3, 5)
+    layer, start = GrowingLayer(), torch.rand(4, 2, 3, 5)
     layer.update(start, -start)
 
     def reordered(*order: int) -> bool:

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCa
 from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
-from bertfast.cache.layers import FIELD, Layer
+from bertfast.cache.layers import CACHE_FIELD, GrowingLayer
 from bertfast.engine import eligibility
 
 LIMIT = 2e-5  # float32, stated for the cached forward as a whole; logits here are of size 1 to 10
@@ -44,7 +44,7 @@ def fast_road_only(monkeypatch, request):
         def refuse(kind, message):
             raise AssertionError(f"{kind} left the fast road: {message}")
 
-        monkeypatch.setattr(eligibility, "say_once", refuse)
+        monkeypatch.setattr(eligibility, "warn_once", refuse)
 
 
 def make_mask(padding: str) -> Tensor:
@@ -70,10 +70,10 @@ def run_in_chunks(model, ids, mask, positions, cuts, cache=None, **extra):
         part = slice(start, end)
         out = model(
             ids[:, part], attention_mask=None if mask is None else mask[:, :end], position_ids=positions[:, part], use_cache=True,
-            **{FIELD: cache}, **extra,
+            **{CACHE_FIELD: cache}, **extra,
         )  # fmt: skip
         logits.append(out[0])
-        cache, start = out[FIELD], end
+        cache, start = out[CACHE_FIELD], end
     return torch.cat(logits, dim=1), cache
 
 
@@ -126,12 +126,12 @@ def test_the_old_tuple_of_tuples_comes_back_as_one():
     ids, mask, positions = make_inputs("left")
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     first = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
-    legacy = tuple((layer.keys, layer.values) for layer in first[FIELD].layers)
-    second = model(ids[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], **{FIELD: legacy})
+    legacy = tuple((layer.keys, layer.values) for layer in first[CACHE_FIELD].layers)
+    second = model(ids[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], **{CACHE_FIELD: legacy})
     assert_close(torch.cat([first.logits, second.logits], dim=1), expected, mask)
-    assert isinstance(second[FIELD], tuple)
-    assert len(second[FIELD]) == 3
-    assert all(t.shape == (B, 4, S, 12) for layer in second[FIELD] for t in layer)
+    assert isinstance(second[CACHE_FIELD], tuple)
+    assert len(second[CACHE_FIELD]) == 3
+    assert all(t.shape == (B, 4, S, 12) for layer in second[CACHE_FIELD] for t in layer)
     assert legacy[0][0].shape[2] == 6
 
 
@@ -139,7 +139,7 @@ def test_the_old_tuple_of_tuples_comes_back_as_one():
 def test_the_cache_holds_what_transformers_cache_holds():
     original, model = make_pair()
     ids, _, _ = make_inputs("none")
-    theirs_cache, ours = original(ids)[FIELD], model(ids)[FIELD]
+    theirs_cache, ours = original(ids)[CACHE_FIELD], model(ids)[CACHE_FIELD]
     for a, b in zip(theirs_cache.layers, ours.layers, strict=True):
         assert_close(b.keys, a.keys)
         assert_close(b.values, a.values)
@@ -152,8 +152,8 @@ def test_either_forward_continues_the_others_cache():
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     for one, other in ((original, model), (model, original)):
         first = one(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
-        second = other(ids[:, 6:9], attention_mask=mask[:, :9], position_ids=positions[:, 6:9], **{FIELD: first[FIELD]})
-        third = one(ids[:, 9:], attention_mask=mask, position_ids=positions[:, 9:], **{FIELD: second[FIELD]})
+        second = other(ids[:, 6:9], attention_mask=mask[:, :9], position_ids=positions[:, 6:9], **{CACHE_FIELD: first[CACHE_FIELD]})
+        third = one(ids[:, 9:], attention_mask=mask, position_ids=positions[:, 9:], **{CACHE_FIELD: second[CACHE_FIELD]})
         assert_close(torch.cat([first.logits, second.logits, third.logits], dim=1), expected, mask)
 
 
@@ -163,7 +163,7 @@ def test_positions_go_on_where_the_cache_ends():
     ids, _, _ = make_inputs("none")
     expected = original(ids, use_cache=False).logits
     first = model(ids[:, :4])
-    second = model(ids[:, 4:], **{FIELD: first[FIELD]})
+    second = model(ids[:, 4:], **{CACHE_FIELD: first[CACHE_FIELD]})
     assert_close(torch.cat([first.logits, second.logits], dim=1), expected)
 
 
@@ -205,9 +205,9 @@ def test_four_dimensional_masks(kind, static):
         cache, logits = (StaticCache(config=model.config, max_cache_len=total) if static else None), []
         for start, end in ((0, 5), (5, 6), (6, S)):
             part = seen[:, :, start:end, : total if static else end]
-            out = m(ids[:, start:end], attention_mask=part, position_ids=positions[:, start:end], **{FIELD: cache})
+            out = m(ids[:, start:end], attention_mask=part, position_ids=positions[:, start:end], **{CACHE_FIELD: cache})
             logits.append(out.logits)
-            cache = out[FIELD]
+            cache = out[CACHE_FIELD]
         results.append(torch.cat(logits, dim=1))
     assert_close(results[1], results[0], mask)
 
@@ -218,7 +218,7 @@ def test_a_mask_made_for_all_that_is_to_come():
     ids, mask, positions = make_inputs("left")
     longer = torch.cat([mask, torch.ones(B, 4, dtype=torch.long)], dim=1)
     first = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
-    second = model(ids[:, 6:], attention_mask=longer, position_ids=positions[:, 6:], **{FIELD: first[FIELD]})
+    second = model(ids[:, 6:], attention_mask=longer, position_ids=positions[:, 6:], **{CACHE_FIELD: first[CACHE_FIELD]})
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 6:]
     assert_close(second.logits, expected, mask[:, 6:])
 
@@ -231,7 +231,7 @@ def test_hidden_states_and_attentions(padding):
     outputs = []
     for m in (original, model):
         first = m(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
-        inside = {"output_attentions": True, "output_hidden_states": True, FIELD: first[FIELD]}
+        inside = {"output_attentions": True, "output_hidden_states": True, CACHE_FIELD: first[CACHE_FIELD]}
         outputs.append(m(ids[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], **inside))
     expected, actual = outputs
     assert list(actual.keys()) == list(expected.keys())
@@ -249,7 +249,7 @@ def test_head_mask_on_a_cache():
     head_mask = (torch.rand(3, 4) < 0.5).float()
     expected = model(ids, head_mask=head_mask, use_cache=False).logits
     first = model(ids[:, :6], head_mask=head_mask)
-    second = model(ids[:, 6:], head_mask=head_mask, **{FIELD: first[FIELD]})
+    second = model(ids[:, 6:], head_mask=head_mask, **{CACHE_FIELD: first[CACHE_FIELD]})
     assert_close(torch.cat([first.logits, second.logits], dim=1), expected)
 
 
@@ -285,13 +285,13 @@ def test_cross_attention_reads_the_cache_and_not_the_states():
     ids, _, _ = make_inputs("none")
     states = torch.randn(B, ENCODER_COLUMNS, 48)
     first = model(ids[:, :6], encoder_hidden_states=states)
-    expected = model(ids[:, 6:], encoder_hidden_states=states, **{FIELD: copy.deepcopy(first[FIELD])}).logits
-    actual = model(ids[:, 6:], encoder_hidden_states=torch.full_like(states, torch.nan), **{FIELD: first[FIELD]}).logits
+    expected = model(ids[:, 6:], encoder_hidden_states=states, **{CACHE_FIELD: copy.deepcopy(first[CACHE_FIELD])}).logits
+    actual = model(ids[:, 6:], encoder_hidden_states=torch.full_like(states, torch.nan), **{CACHE_FIELD: first[CACHE_FIELD]}).logits
     assert_close(actual, expected)
-    legacy = bertfast.cache.layers.to_legacy(model(ids[:, :6], encoder_hidden_states=states)[FIELD])
-    out = model(ids[:, 6:], encoder_hidden_states=states, **{FIELD: legacy})
+    legacy = bertfast.cache.layers.to_legacy(model(ids[:, :6], encoder_hidden_states=states)[CACHE_FIELD])
+    out = model(ids[:, 6:], encoder_hidden_states=states, **{CACHE_FIELD: legacy})
     assert_close(out.logits, expected)
-    assert [len(layer) for layer in out[FIELD]] == [4, 4, 4]
+    assert [len(layer) for layer in out[CACHE_FIELD]] == [4, 4, 4]
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -312,7 +312,7 @@ def test_beams_of_a_prompt_share_what_they_read_of_the_encoder(padded, monkeypat
         reorder(cache, order)
         orders.append(order.tolist())
         layers = cache.cross_attention_cache.layers
-        cells.append([(t.data_ptr(), t._version) for layer in layers if isinstance(layer, Layer) for t in layer._buffers])
+        cells.append([(t.data_ptr(), t._version) for layer in layers if isinstance(layer, GrowingLayer) for t in layer._buffers])
 
     mask = torch.ones(2, ENCODER_COLUMNS, dtype=torch.long)
     if padded:
@@ -336,7 +336,7 @@ def test_other_states_than_those_cached_are_an_error():
     ids, _, _ = make_inputs("none")
     first = model(ids[:, :6], encoder_hidden_states=torch.randn(B, ENCODER_COLUMNS, 48))
     with pytest.raises(ValueError, match="encoder_hidden_states"):
-        model(ids[:, 6:], encoder_hidden_states=torch.randn(B, ENCODER_COLUMNS + 1, 48), **{FIELD: first[FIELD]})
+        model(ids[:, 6:], encoder_hidden_states=torch.randn(B, ENCODER_COLUMNS + 1, 48), **{CACHE_FIELD: first[CACHE_FIELD]})
 
 
 @torch.no_grad()
@@ -382,19 +382,19 @@ def test_crop_reorder_and_selection():
     order = torch.tensor([2, 0, 0])
     results = []
     for m in (original, model):
-        cache = m(ids[:, :8])[FIELD]
+        cache = m(ids[:, :8])[CACHE_FIELD]
         logits = []
         cache.crop(-3)
-        logits.append(m(ids[:, 6:8], **{FIELD: cache}).logits)
+        logits.append(m(ids[:, 6:8], **{CACHE_FIELD: cache}).logits)
         cache.reorder_cache(order)
-        logits.append(m(ids[:, 8:9], **{FIELD: cache}).logits)
+        logits.append(m(ids[:, 8:9], **{CACHE_FIELD: cache}).logits)
         cache.batch_repeat_interleave(2)
-        logits.append(m(ids[:, 9:10].repeat_interleave(2, 0), **{FIELD: cache}).logits)
+        logits.append(m(ids[:, 9:10].repeat_interleave(2, 0), **{CACHE_FIELD: cache}).logits)
         cache.batch_select_indices(torch.tensor([5, 1]))
-        logits.append(m(ids[:2, 10:11], **{FIELD: cache}).logits)
+        logits.append(m(ids[:2, 10:11], **{CACHE_FIELD: cache}).logits)
         assert cache.get_seq_length() == 10
         cache.reset()
-        logits.append(m(ids[:, :4], **{FIELD: cache}).logits if cache.get_seq_length() == 0 else logits[0])
+        logits.append(m(ids[:, :4], **{CACHE_FIELD: cache}).logits if cache.get_seq_length() == 0 else logits[0])
         results.append(logits)
     for expected, actual in zip(*results, strict=True):
         assert_close(actual, expected)
@@ -405,18 +405,18 @@ def test_what_was_read_of_a_cache_stays_true():
     """As with transformers' cache, whose every step makes new tensors."""
     _, model = make_pair()
     ids, _, _ = make_inputs("none")
-    cache = model(ids[:, :8])[FIELD]
-    model(ids[:, 8:9], **{FIELD: cache})  # now there is room to spare
+    cache = model(ids[:, :8])[CACHE_FIELD]
+    model(ids[:, 8:9], **{CACHE_FIELD: cache})  # now there is room to spare
     held = [(layer.keys, layer.values) for layer in cache.layers]
     copies = [(k.clone(), v.clone()) for k, v in held]
     twin = copy.deepcopy(cache)
     cache.crop(-4)
-    model(torch.randint(0, V, (B, 6)), **{FIELD: cache})
+    model(torch.randint(0, V, (B, 6)), **{CACHE_FIELD: cache})
     for a, b in zip(held, copies, strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
     shallow = [copy.copy(layer) for layer in twin.layers]
-    model(ids[:, 9:], **{FIELD: twin})
+    model(ids[:, 9:], **{CACHE_FIELD: twin})
     assert [layer.get_seq_length() for layer in shallow] == [9, 9, 9]
     assert all(torch.equal(layer.keys, k) for layer, (k, _) in zip(shallow, copies, strict=True))
 
@@ -425,10 +425,10 @@ def test_what_was_read_of_a_cache_stays_true():
 def test_steps_do_not_copy_what_is_cached():
     """Room is made twice as large when it runs out: of many steps only few find other buffers than the one before."""
     _, model = make_pair()
-    cache = model(torch.randint(0, V, (B, 1)))[FIELD]
+    cache = model(torch.randint(0, V, (B, 1)))[CACHE_FIELD]
     addresses = set()
     for _ in range(23):
-        model(torch.randint(0, V, (B, 1)), **{FIELD: cache})
+        model(torch.randint(0, V, (B, 1)), **{CACHE_FIELD: cache})
         addresses.add(cache.layers[0]._buffers[0].data_ptr())
     assert len(addresses) <= 5
     assert cache.layers[0]._buffers[0].shape[2] == model.config.max_position_embeddings
@@ -441,9 +441,9 @@ def test_inference_mode_and_grad_mode_share_a_cache():
         expected = model(ids, use_cache=False).logits
     with torch.inference_mode():
         first = model(ids[:, :5])
-    second = model(ids[:, 5:8], **{FIELD: first[FIELD]})
+    second = model(ids[:, 5:8], **{CACHE_FIELD: first[CACHE_FIELD]})
     with torch.no_grad():
-        third = model(ids[:, 8:], **{FIELD: second[FIELD]})
+        third = model(ids[:, 8:], **{CACHE_FIELD: second[CACHE_FIELD]})
     assert_close(torch.cat([first.logits, second.logits.detach(), third.logits], dim=1), expected)
 
 
@@ -456,7 +456,7 @@ def test_a_forgotten_no_grad_costs_no_result_and_a_backward_is_right_or_refused(
     reference.logits.square().mean().backward()
     for a, b in zip(model.parameters(), original.parameters(), strict=True):
         assert_close(a.grad, b.grad)
-    step = model(ids[:, -1:], **{FIELD: out[FIELD]})
+    step = model(ids[:, -1:], **{CACHE_FIELD: out[CACHE_FIELD]})
     assert step.logits.requires_grad
     with pytest.raises(RuntimeError, match="cache"):
         step.logits.sum().backward()
@@ -473,7 +473,7 @@ def test_a_learned_prefix_gets_its_gradient():
         m.requires_grad_(False)
         prefix = [t.clone().requires_grad_() for t in start]
         cache = DynamicCache([(prefix[2 * i], prefix[2 * i + 1]) for i in range(3)])
-        m(ids, **{FIELD: cache}).logits.square().mean().backward()
+        m(ids, **{CACHE_FIELD: cache}).logits.square().mean().backward()
         grads.append([t.grad for t in prefix])
     for a, b in zip(*grads, strict=True):
         assert_close(a, b)
@@ -487,7 +487,7 @@ def test_an_encoder_that_is_handed_a_cache_does_as_transformers_does():
     model = bertfast.optimize(copy.deepcopy(original))
     prefix = [(torch.randn(B, 4, 2, 12), torch.randn(B, 4, 2, 12)) for _ in range(2)]
     ids = torch.randint(0, V, (B, 5))
-    expected, actual = (m(ids, **{FIELD: DynamicCache(prefix)}).last_hidden_state for m in (original, model))
+    expected, actual = (m(ids, **{CACHE_FIELD: DynamicCache(prefix)}).last_hidden_state for m in (original, model))
     assert_close(actual, expected)
 
 
@@ -498,15 +498,15 @@ class TestErrors:
     def filled(self):
         _, model = make_pair()
         with torch.no_grad():
-            return model, model(torch.randint(0, V, (B, 20)))[FIELD]
+            return model, model(torch.randint(0, V, (B, 20)))[CACHE_FIELD]
 
     def refused(self, filled, message, *args, **kwargs):
         model, cache = filled
         with pytest.raises(ValueError, match=message), torch.no_grad():
-            model(*args, **{FIELD: cache}, **kwargs)
+            model(*args, **{CACHE_FIELD: cache}, **kwargs)
         assert cache.get_seq_length() == 20
         with torch.no_grad():
-            model(torch.randint(0, V, (B, 4)), **{FIELD: cache})
+            model(torch.randint(0, V, (B, 4)), **{CACHE_FIELD: cache})
         assert cache.get_seq_length() == 24
 
     def test_more_than_the_model_has_positions(self, filled):
@@ -525,25 +525,25 @@ class TestErrors:
         _, model = make_pair()
         cache = StaticCache(config=model.config, max_cache_len=4)
         with pytest.raises(ValueError, match="holds 4"), torch.no_grad():
-            model(torch.randint(0, V, (B, 5)), **{FIELD: cache})
+            model(torch.randint(0, V, (B, 5)), **{CACHE_FIELD: cache})
         assert int(cache.get_seq_length()) == 0
 
     def test_a_cache_of_another_model(self):
         _, model = make_pair()
         cache = DynamicCache([(torch.randn(B, 4, 2, 12),) * 2] * 2)
         with pytest.raises(ValueError, match="layers"), torch.no_grad():
-            model(torch.randint(0, V, (B, 2)), **{FIELD: cache})
+            model(torch.randint(0, V, (B, 2)), **{CACHE_FIELD: cache})
 
     def test_heads_of_another_model(self):
         _, model = make_pair()
         cache = DynamicCache([(torch.randn(B, 3, 2, 12),) * 2] * 3)
         with pytest.raises(ValueError, match="heads"), torch.no_grad():
-            model(torch.randint(0, V, (B, 2)), **{FIELD: cache})
+            model(torch.randint(0, V, (B, 2)), **{CACHE_FIELD: cache})
 
     def test_something_that_is_no_cache(self):
         _, model = make_pair()
-        with pytest.raises(ValueError, match=FIELD), torch.no_grad():
-            model(torch.randint(0, V, (B, 2)), **{FIELD: [1, 2, 3]})
+        with pytest.raises(ValueError, match=CACHE_FIELD), torch.no_grad():
+            model(torch.randint(0, V, (B, 2)), **{CACHE_FIELD: [1, 2, 3]})
 
     def test_both_names_at_once(self):
         _, model = make_pair()

@@ -7,14 +7,15 @@ from transformers.utils import ModelOutput
 
 import bertfast
 from bertfast import modeling
-from bertfast.batch import inputs, layout
+from bertfast.batch import layout
+from bertfast.batch.inputs import _MASK_KINDS
 from bertfast.engine import call, cpu_plans, forward, shape_cache
 from bertfast.engine.guard import guard_of
 from bertfast.graph.heads import HEADS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = [cls.__name__ for cls in modeling.THEIRS]
+NAMES = [cls.__name__ for cls in modeling.REFERENCE_CLASS]
 B, S, V = 2, 6, 50
 
 
@@ -52,7 +53,7 @@ def laid_out(monkeypatch):
 def anew(model, **arguments):
     """What the call gives when it is laid out for itself."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(shape_cache, "find", lambda plans, key: None)
+        patch.setattr(shape_cache, "lookup", lambda plans, key: None)
         return model(**arguments)
 
 
@@ -65,7 +66,7 @@ def assert_same(got, expected):
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
-@pytest.mark.parametrize("dtype", cpu_plans.PLANNED, ids=str)
+@pytest.mark.parametrize("dtype", cpu_plans.PLAN_DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_repeated_call_is_not_laid_out_and_has_the_same_bits(name, dtype, grad, laid_out):
     model = make(name).to(dtype)
@@ -81,7 +82,7 @@ def test_a_repeated_call_is_not_laid_out_and_has_the_same_bits(name, dtype, grad
             assert_same(got, anew(model, **inputs(name, seed, **without)))
 
 
-@pytest.mark.parametrize("kind", inputs._MASK_KINDS, ids=str)
+@pytest.mark.parametrize("kind", _MASK_KINDS, ids=str)
 def test_a_mask_of_any_kind_is_read_in_every_call(kind, laid_out):
     model, whole = make("BertModel"), inputs("BertModel", attention_mask=torch.ones(B, S, dtype=kind))
     with torch.no_grad():
@@ -220,7 +221,7 @@ def test_only_so_many_are_kept():
             for rows in (1, 2, 3):
                 model(**inputs("BertModel", shape=(rows, width), position_ids=None))
     kept = list(cpu_plans.plans_of(model)._repeats)
-    assert len(kept) == shape_cache.KEPT
+    assert len(kept) == shape_cache.MAX_ENTRIES
     assert kept[-1][:2] == (3, 30)
 
 
@@ -268,7 +269,7 @@ def test_an_output_is_what_its_class_makes(name):
     names = forward.FIELDS[cls]
     for present in ([names[0]], list(names), list(names[1:]), [names[0], names[-1]]):
         values = {field: torch.tensor([float(i)]) for i, field in enumerate(names) if field in present}
-        ours, expected = forward.filled(cls, values), cls(**values)
+        ours, expected = forward.fast_model_output(cls, values), cls(**values)
         assert isinstance(ours, ModelOutput)
         assert type(ours) is cls
         assert list(ours.items()) == list(expected.items())

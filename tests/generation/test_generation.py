@@ -11,10 +11,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
-from bertfast.cache.layers import FIELD
+from bertfast.cache.layers import CACHE_FIELD
 from bertfast.engine import eligibility
 from bertfast.generation import beam_search, loop
-from bertfast.generation.decode_batch import Running
+from bertfast.generation.decode_batch import DecodeBatch
+from bertfast.runtime.native import _C
 
 V, LIMIT = 80, 64
 ENDS = list(range(2, 10))  # several end-of-sequence tokens, so that rows end at different times
@@ -39,7 +40,7 @@ def fast_road_only(monkeypatch):
     def refuse(kind, message):
         raise AssertionError(f"{kind} left the fast road: {message}")
 
-    monkeypatch.setattr(eligibility, "say_once", refuse)
+    monkeypatch.setattr(eligibility, "warn_once", refuse)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def loops(monkeypatch):
     """Which loop each generate() took, and how many rows each of our steps had."""
     taken: list[str] = []
     rows: list[int] = []
-    sample, step, searched = loop.sample, Running.step, beam_search.Searched
+    sample, step, searched = loop.run_loop, DecodeBatch.step, beam_search.BeamSearchModel
 
     def noted(*args, **kwargs):
         taken.append("ours")
@@ -61,9 +62,9 @@ def loops(monkeypatch):
         rows.append(len(tokens))
         return step(self, tokens)
 
-    monkeypatch.setattr(loop, "sample", noted)
-    monkeypatch.setattr(beam_search, "Searched", noted_search)
-    monkeypatch.setattr(Running, "step", counted)
+    monkeypatch.setattr(loop, "run_loop", noted)
+    monkeypatch.setattr(beam_search, "BeamSearchModel", noted_search)
+    monkeypatch.setattr(DecodeBatch, "step", counted)
     return taken, rows
 
 
@@ -220,7 +221,7 @@ def test_beams_move_and_copy_no_more_than_differs(pair, monkeypatch):
     moves: list[list[list[int]]] = []
     orders: list[list[int]] = []
 
-    class Noted(loop._C.SlotTable):
+    class Noted(_C.SlotTable):
         def reorder(self, parents):
             orders.append(parents)
             moves.append(super().reorder(parents))
@@ -241,11 +242,11 @@ def test_beams_move_and_copy_no_more_than_differs(pair, monkeypatch):
 def test_the_cache_of_a_beam_search(pair, loops, ragged):
     prompts = make_prompts(3, ragged=ragged)
     expected, actual = generate_both(pair, prompts, max_new_tokens=12, num_beams=3, eos_token_id=ENDS, **RETURNED)
-    cache = actual[FIELD]
-    seen = assert_same_cells(expected[FIELD], cache, prompts["attention_mask"].repeat_interleave(3, dim=0))
+    cache = actual[CACHE_FIELD]
+    seen = assert_same_cells(expected[CACHE_FIELD], cache, prompts["attention_mask"].repeat_interleave(3, dim=0))
     assert loops[0] == ["beams"]
     order = torch.tensor([4, 0, 0, 8, 3, 3, 6, 7, 7])  # the caller goes on with it, by transformers' own interface
-    for found in (expected[FIELD], cache):
+    for found in (expected[CACHE_FIELD], cache):
         found.reorder_cache(order)
         found.batch_select_indices(torch.tensor([0, 1, 5]))
         found.batch_repeat_interleave(2)
@@ -256,8 +257,8 @@ def test_the_cache_of_a_beam_search(pair, loops, ragged):
     positions = mask.sum(dim=1, keepdim=True) - 1
     with torch.no_grad():
         outputs = [
-            model(new, attention_mask=mask, position_ids=positions, **{FIELD: found}).logits
-            for model, found in zip(pair, (expected[FIELD], cache), strict=True)
+            model(new, attention_mask=mask, position_ids=positions, **{CACHE_FIELD: found}).logits
+            for model, found in zip(pair, (expected[CACHE_FIELD], cache), strict=True)
         ]
     torch.testing.assert_close(*outputs, rtol=0, atol=NEAR)
 
@@ -389,7 +390,7 @@ def test_scores_logits_and_the_cache_are_returned(pair, loops, ragged, do_sample
         for a, b in zip(actual[name], expected[name], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=NEAR)
     assert loops[0] == ["ours"]
-    assert_same_cells(expected[FIELD], actual[FIELD], prompts["attention_mask"])
+    assert_same_cells(expected[CACHE_FIELD], actual[CACHE_FIELD], prompts["attention_mask"])
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -398,7 +399,7 @@ def test_columns_in_which_every_prompt_is_padded(pair, loops, num_beams):
     expected, actual = generate_both(pair, prompts, max_new_tokens=5, num_beams=num_beams, eos_token_id=ENDS, **RETURNED)
     assert torch.equal(expected.sequences, actual.sequences)
     assert len(loops[0]) == 1
-    assert_same_cells(expected[FIELD], actual[FIELD], prompts["attention_mask"].repeat_interleave(num_beams, dim=0))
+    assert_same_cells(expected[CACHE_FIELD], actual[CACHE_FIELD], prompts["attention_mask"].repeat_interleave(num_beams, dim=0))
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -430,8 +431,8 @@ def test_a_given_cache_is_continued(pair):
     outputs = []
     for model in pair:
         with torch.no_grad():
-            cache = model(ids[:, :6], **{FIELD: DynamicCache()})[FIELD]
-        outputs.append(model.generate(ids, max_new_tokens=10, eos_token_id=ENDS, **{FIELD: cache}))
+            cache = model(ids[:, :6], **{CACHE_FIELD: DynamicCache()})[CACHE_FIELD]
+        outputs.append(model.generate(ids, max_new_tokens=10, eos_token_id=ENDS, **{CACHE_FIELD: cache}))
         assert cache.get_seq_length() == outputs[-1].shape[1] - 1
     assert torch.equal(*outputs)
 
@@ -535,7 +536,7 @@ def test_time_runs_out(pair):
 
 
 def test_a_forgotten_eval_or_a_hook_is_transformers_own_affair(pair, monkeypatch, loops):
-    monkeypatch.setattr(eligibility, "say_once", lambda kind, message: None)
+    monkeypatch.setattr(eligibility, "warn_once", lambda kind, message: None)
     model = copy.deepcopy(pair[1])
     prompts = make_prompts(3)
     expected = pair[0].generate(**prompts, max_new_tokens=10, eos_token_id=ENDS)
@@ -580,7 +581,7 @@ class TestLimits:
 
         cache = StaticCache(config=pair[1].config, max_cache_len=20)
         with pytest.raises(ValueError, match="holds 20"):
-            pair[1].generate(**make_prompts(3), max_new_tokens=12, **{FIELD: cache})
+            pair[1].generate(**make_prompts(3), max_new_tokens=12, **{CACHE_FIELD: cache})
 
 
 def test_all_positions_may_be_used(pair):

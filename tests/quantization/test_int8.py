@@ -68,7 +68,7 @@ def test_inputs_share_a_scale_where_they_have_bits_to_spare(levels, shared):
         assert (scales[:, part] == scales[:, first, None]).all()
         assert (q[:, first * 64 : (first + shared) * 64].abs().amax(dim=1) == levels).all()
     assert len(scales[0].unique()) == -(-5 // shared)
-    turned = int8.rotate(int8.pad_to_groups(x)).unflatten(1, (5, 64))
+    turned = int8.rotate(int8.pad_to_blocks(x)).unflatten(1, (5, 64))
     assert ((q.unflatten(1, (5, 64)) * scales[:, :, None] - turned).abs() <= scales[:, :, None] * 0.5001).all()
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bertfast import _C, ops
-from bertfast.engine.recorder import MAKERS, SLOTS, Recorded, Recorder
-from bertfast.graph.heads import Logits
+from bertfast.engine.recorder import QUANTIZING_OPS, SLOTS, RecordedPlan, Recorder
+from bertfast.graph.heads import HeadOutput
 
 H, N, INNER, EPS = 96, 3, 300, 1e-12  # neither a multiple of 64; the last 44 of 300 have a scale of their own
 
@@ -58,14 +58,14 @@ def make_inputs(lengths: list[int]) -> list[Tensor]:
     return [torch.randint(0, 40, (T,)), torch.cat([torch.arange(n) for n in lengths]), torch.tensor([0, *lengths]).cumsum(0).int()]
 
 
-def record(layer: Layer, ids: Tensor, positions: Tensor, cu: Tensor) -> tuple[Recorder, Recorded]:
+def record(layer: Layer, ids: Tensor, positions: Tensor, cu: Tensor) -> tuple[Recorder, RecordedPlan]:
     names = {"input_ids": ids, "position_ids": positions, "cu_seqlens_q": cu, "cu_seqlens_k": cu}
     recorder = Recorder([names.get(slot.name) for slot in SLOTS], layer.weights())
     out = layer.run(recorder, ids, positions, cu)
-    return recorder, recorder.finish({"logits": Logits(out)})
+    return recorder, recorder.finish({"logits": HeadOutput(out)})
 
 
-def replay(recorded: Recorded, ids: Tensor, positions: Tensor, cu: Tensor) -> Tensor:
+def replay(recorded: RecordedPlan, ids: Tensor, positions: Tensor, cu: Tensor) -> Tensor:
     out = torch.full((len(ids), recorded.outputs[0].columns), torch.nan)
     addresses = {"input_ids": ids, "position_ids": positions, "cu_seqlens_q": cu, "cu_seqlens_k": cu}
     slots = [addresses[s.name].data_ptr() if s.name in addresses else 0 for s in SLOTS]
@@ -87,7 +87,7 @@ def test_rows_are_quantized_where_they_are_made():
     recorder, recorded = record(Layer(), *make_inputs([4, 2]))
     names = [op for op, _ in recorder.calls]
     assert names.count("int8_rows") == 1, "only attention leaves floats alone"
-    assert [ops["quantized"] is not None for name, ops in recorder.calls if name in MAKERS] == [
+    assert [ops["quantized"] is not None for name, ops in recorder.calls if name in QUANTIZING_OPS] == [
         *(True, False, False, True),  # embeddings; QKV; the output product; LayerNorm
         *(True, False, True, False),  # up; down; LayerNorm; the head
     ]

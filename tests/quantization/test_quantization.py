@@ -45,7 +45,7 @@ def quantized_pair(head: str = "BertModel", **changes: Any) -> tuple[Any, Any]:
 
 def plain(model: Any, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Any:
     """transformers' own forward on a quantized model's modules, each by the plain definition, with inputs of the kernels' 7 or 8 bits."""
-    with monkeypatch.context() as patch, eligibility.reference_only(), torch.no_grad():
+    with monkeypatch.context() as patch, eligibility.force_reference(), torch.no_grad():
         patch.setattr(reference, "int8_linear", partial(reference.int8_linear, levels=_C.int8_levels()))
         patch.setattr(int8_layers, "kernels_can_run", lambda: False)
         return model(**arguments)
@@ -60,7 +60,7 @@ def fast_road_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(kind: str, message: str) -> None:
         raise AssertionError(f"{kind} left the fast road: {message}")
 
-    monkeypatch.setattr(eligibility, "say_once", refuse)
+    monkeypatch.setattr(eligibility, "warn_once", refuse)
 
 
 # How exact
@@ -200,8 +200,8 @@ def test_a_replayed_forward_gives_the_same_bits() -> None:
 
 def test_what_is_quantized() -> None:
     _, fast = quantized_pair("BertForPreTraining")
-    kinds = {name: type(m) for name, m in fast.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, int8_layers.Quantized))}
-    floats = {name for name, kind in kinds.items() if not issubclass(kind, int8_layers.Quantized)}
+    kinds = {name: type(m) for name, m in fast.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, int8_layers.QuantizedLayer))}
+    floats = {name for name, kind in kinds.items() if not issubclass(kind, int8_layers.QuantizedLayer)}
     assert floats == {
         "bert.embeddings.position_embeddings", "bert.embeddings.token_type_embeddings", "bert.pooler.dense",
         "cls.predictions.transform.dense", "cls.seq_relationship",
@@ -344,15 +344,15 @@ def test_compiled_and_traced() -> None:
 @pytest.mark.usefixtures("fast_road_only")
 def test_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy tokens are those of whole forwards without a cache, and every step after the first is replayed."""
-    recorded: list[cpu_plans.StepPlan] = []
-    call = cpu_plans.StepPlan.__call__
+    recorded: list[cpu_plans.DecodeStepPlan] = []
+    call = cpu_plans.DecodeStepPlan.__call__
 
-    def noted(self: cpu_plans.StepPlan, given: Any) -> Tensor:
+    def noted(self: cpu_plans.DecodeStepPlan, given: Any) -> Tensor:
         out = call(self, given)
         recorded.append(self)
         return out
 
-    monkeypatch.setattr(cpu_plans.StepPlan, "__call__", noted)
+    monkeypatch.setattr(cpu_plans.DecodeStepPlan, "__call__", noted)
     _, fast = quantized_pair("BertLMHeadModel", is_decoder=True, use_cache=True)
     ids = torch.randint(1, fast.config.vocab_size, (3, 7))
     mask = torch.ones_like(ids)
@@ -385,7 +385,7 @@ def test_saved_and_loaded(head: str, tmp_path: Path) -> None:
     _, fast = quantized_pair(head)
     fast.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == schemes.record("int8")
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == schemes.config_entry("int8")
     for options in ({}, {"quantization": "int8"}, {"config": bertfast.BertConfig.from_pretrained(tmp_path)}, {"dtype": "auto"}):
         loaded, info = getattr(bertfast, head).from_pretrained(tmp_path, output_loading_info=True, **options)
         assert not any(info.values())

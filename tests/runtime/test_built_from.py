@@ -16,9 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A source checkout with the module of this one in it."""
-    (tmp_path / "bertfast").mkdir()
-    for path in (ROOT / "bertfast" / "__init__.py", ROOT / "bertfast" / "runtime" / "native.py", Path(_C.__file__)):
+    (tmp_path / "bertfast" / "runtime").mkdir(parents=True)
+    for path in (ROOT / "bertfast" / "__init__.py", Path(_C.__file__)):
         shutil.copy(path, tmp_path / "bertfast")
+    for path in (ROOT / "bertfast" / "runtime").glob("*.py"):
+        shutil.copy(path, tmp_path / "bertfast" / "runtime")
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
     return tmp_path

@@ -46,7 +46,7 @@ def cuda_road(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from bertfast import ops
     from bertfast.engine import cpu_plans
 
-    monkeypatch.setattr(cpu_plans, "PLANNED", ())  # plans are of the CPU kernels, which a GPU's tensors never meet
+    monkeypatch.setattr(cpu_plans, "PLAN_DTYPES", ())  # plans are of the CPU kernels, which a GPU's tensors never meet
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         monkeypatch.setitem(ops._KERNELS, ("cpu", dtype), "bertfast.ops.cuda")
     ops._backend.cache_clear()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bertfast.batch.attention import remembered
+from bertfast.batch.attention import memoized_by_size
 from bertfast.batch.inputs import read_mask
 from bertfast.ops import cuda
 
@@ -75,7 +75,7 @@ def made(log: list[tuple[int, int]]) -> Callable[[int, int, torch.device], torch
 def test_what_depends_on_sizes_alone_is_made_once_a_stream(streams):
     """Another stream could read it before it is written."""
     log: list[tuple[int, int]] = []
-    find, gpu = remembered(made(log)), torch.device("cuda", 0)
+    find, gpu = memoized_by_size(made(log)), torch.device("cuda", 0)
     assert find(2, 3, gpu) is find(2, 3, gpu)
     assert log == [(2, 3)]
     first, streams.current = find(2, 3, gpu), "second"
@@ -88,7 +88,7 @@ def test_what_depends_on_sizes_alone_is_made_once_a_stream(streams):
 def test_nothing_is_remembered_of_a_recording(streams):
     """What a caller's own CUDA graph would compute is not there before it is replayed, and lies in its memory."""
     log: list[tuple[int, int]] = []
-    find, gpu = remembered(made(log)), torch.device("cuda", 0)
+    find, gpu = memoized_by_size(made(log)), torch.device("cuda", 0)
     streams.recording = True
     inside = find(2, 3, gpu)
     streams.recording = False
@@ -98,7 +98,7 @@ def test_nothing_is_remembered_of_a_recording(streams):
 
 def test_on_the_cpu_streams_are_not_asked(streams, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", None)
-    find = remembered(made([]))
+    find = memoized_by_size(made([]))
     with torch.inference_mode():
         kept = find(2, 3, torch.device("cpu"))
     assert not kept.is_inference()

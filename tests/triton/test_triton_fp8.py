@@ -199,14 +199,14 @@ def test_heads_under_graphs_and_plain(head, fp8_gpu, monkeypatch, device):
 
         monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)
         monkeypatch.setattr(cuda_graphs, "capture", rerun)
-    monkeypatch.setattr(cuda_graphs, "shelf", cuda_graphs.Shelf(8))
+    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(8))
     config = {"is_decoder": True, "use_cache": False} if head == "BertLMHeadModel" else {}
     ours, original = pair_of(head, torch.float16, device, **SIZES, num_hidden_layers=1, **config)
     bertfast.optimize(ours, quantization="fp8")
     given = inputs([[1] * 5, [1, 1, 0, 0, 0]], device)
     with torch.no_grad():
         recorded = ours(**given).logits
-        assert len(cuda_graphs.shelf) == 1
+        assert len(cuda_graphs.graph_cache) == 1
         monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
         plain = ours(**given).logits
         truth = original.double()(**given).logits

@@ -15,7 +15,7 @@ import bertfast
 from bertfast import ops
 from bertfast.engine import cuda_graphs, eligibility
 from bertfast.generation import cuda_steps, loop
-from bertfast.generation.sampling import race
+from bertfast.generation.sampling import exponential_race
 from bertfast.ops import cuda
 
 pytestmark = pytest.mark.usefixtures("cuda_road")
@@ -29,7 +29,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.delenv("BERTFAST_CUDA_GRAPHS", raising=False)
     monkeypatch.setattr(cuda_graphs, "capture", stand_in)
     monkeypatch.setattr(cuda_graphs, "_reasons", cuda_graphs.Counter())
-    monkeypatch.setattr(cuda_graphs, "shelf", cuda_graphs.Shelf(cuda_graphs.LIMIT))
+    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(cuda_graphs.MAX_GRAPHS))
     monkeypatch.setattr(cuda_steps, "on_gpu", lambda t: True)
     return stand_in
 
@@ -39,20 +39,20 @@ def fast_road_only(monkeypatch):
     def refuse(kind, message):
         raise AssertionError(f"{kind} left the fast road: {message}")
 
-    monkeypatch.setattr(eligibility, "say_once", refuse)
+    monkeypatch.setattr(eligibility, "warn_once", refuse)
 
 
 @pytest.fixture
 def sizes(monkeypatch) -> list[int]:
     """How many sequences each step had."""
     seen: list[int] = []
-    call = cuda_steps.Steps.__call__
+    call = cuda_steps.CudaDecoder.__call__
 
     def noted(self, tokens):
         seen.append(len(tokens))
         return call(self, tokens)
 
-    monkeypatch.setattr(cuda_steps.Steps, "__call__", noted)
+    monkeypatch.setattr(cuda_steps.CudaDecoder, "__call__", noted)
     return seen
 
 
@@ -92,7 +92,7 @@ def test_greedy_tokens_are_transformers_and_each_size_is_recorded_once(pair, rec
     assert sizes == [3] * 18
     assert recorder.captures == 1
     assert recorder.replays == 1 + 18  # the first is the one that was compared with plain launches
-    assert not cuda_graphs.reasons()
+    assert not cuda_graphs.eager_reasons()
 
 
 def test_ended_sequences_leave_when_the_rest_fits_a_smaller_step(pair, recorder, sizes, device):
@@ -118,7 +118,7 @@ def test_half_precision_by_steps_and_by_plain_launches(dtype, pair, recorder, mo
     assert torch.equal(found[0].sequences, found[1].sequences)
     assert all(map(torch.equal, found[0].scores, found[1].scores))
     assert recorder.captures == 1
-    assert cuda_graphs.reasons() == {"BERTFAST_CUDA_GRAPHS=0": 1}
+    assert cuda_graphs.eager_reasons() == {"BERTFAST_CUDA_GRAPHS=0": 1}
 
 
 def test_sampling_with_processors_and_token_types(pair, recorder, device):
@@ -146,10 +146,10 @@ WAITS = ("tolist", "item", "__bool__", "__int__", "__index__", "cpu", "numpy")
 
 def test_no_token_waits_for_the_device(pair, monkeypatch, device):
     """On a GPU each of these is a wait. A generation may wait where it begins, where it records, where it ends; never at a token."""
-    looks: list[loop.Ended] = []
+    looks: list[loop.FinishedTracker] = []
     if device.type == "cpu":  # as a GPU has it: late looks, with an event that has always happened
 
-        class Ended(loop.Ended):
+        class Ended(loop.FinishedTracker):
             def __init__(self, unfinished, each_step):
                 super().__init__(unfinished, each_step)
                 self.each_step = each_step
@@ -158,7 +158,7 @@ def test_no_token_waits_for_the_device(pair, monkeypatch, device):
         class Event:
             record = query = lambda self: True
 
-        monkeypatch.setattr(loop, "Ended", Ended)
+        monkeypatch.setattr(loop, "FinishedTracker", Ended)
         monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(cuda, "raise_out_of_range", lambda device: None)  # looks at pinned memory of the host
     waits: list[str] = []
@@ -192,7 +192,7 @@ def test_no_token_waits_for_the_device(pair, monkeypatch, device):
 def test_late_looks_at_what_has_ended_change_no_token(pair, monkeypatch, sizes, device):
     """Steps that went too far are cut off."""
 
-    class Late(loop.Ended):
+    class Late(loop.FinishedTracker):
         def __init__(self, unfinished, each_step):
             super().__init__(unfinished, each_step)
             self.each_step, self.seen = False, []
@@ -201,7 +201,7 @@ def test_late_looks_at_what_has_ended_change_no_token(pair, monkeypatch, sizes, 
             self.seen.append(unfinished.tolist())
             return self.seen[max(len(self.seen) - 4, 0)]
 
-    monkeypatch.setattr(loop, "Ended", Late)
+    monkeypatch.setattr(loop, "FinishedTracker", Late)
     given = prompts(device, [[11 + i, 12, 13 + 2 * i] for i in range(3)])
     theirs_, ours = both(pair, given, do_sample=True, max_new_tokens=40)
     assert theirs_.shape[1] < 43, "the rows are to end early: choose other prompts"
@@ -234,17 +234,17 @@ def test_a_larger_generation_takes_a_larger_cache_and_a_smaller_one_what_is_ther
     del steps
     gc.collect()
     if device.type == "cuda":  # a Recorder's replay keeps what it replays
-        assert len(cuda_graphs.shelf) == 1
+        assert len(cuda_graphs.graph_cache) == 1
 
 
 def test_the_least_recently_used_step_goes(pair, monkeypatch, recorder, device):
-    monkeypatch.setattr(cuda_graphs, "shelf", cuda_graphs.Shelf(1))
+    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(1))
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 3}
     for rows, expected in ((PROMPTS, 1), (PROMPTS, 1), (PROMPTS[:2], 2), (PROMPTS, 3)):
         theirs_, ours = both(pair, prompts(device, rows), **options)
         assert torch.equal(ours, theirs_)
         assert recorder.captures == expected
-    assert len(cuda_graphs.shelf) == 1
+    assert len(cuda_graphs.graph_cache) == 1
 
 
 def test_a_model_takes_its_steps_along(pair, monkeypatch, device):
@@ -267,7 +267,7 @@ def test_a_step_that_cuda_cannot_record_is_launched_plainly(pair, monkeypatch, c
     monkeypatch.setattr(cuda_graphs, "capture", refuse)
     theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=5, eos_token_id=None)
     assert torch.equal(ours, theirs_)
-    assert cuda_graphs.reasons() == {"CUDA could not record the step: operation not permitted when stream is capturing": 4}
+    assert cuda_graphs.eager_reasons() == {"CUDA could not record the step: operation not permitted when stream is capturing": 4}
     assert len([r for r in caplog.records if "no CUDA graph for a step of 3 sequences" in r.getMessage()]) == 1
 
 
@@ -296,7 +296,7 @@ def test_a_step_that_replays_other_values_is_not_used(pair, monkeypatch, recorde
     monkeypatch.setattr(cuda_graphs, "capture", forgetful)
     theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=4, eos_token_id=None)
     assert torch.equal(ours, theirs_)
-    assert list(cuda_graphs.reasons()) == ["the first replay of a step gave other values than plain launches"]
+    assert list(cuda_graphs.eager_reasons()) == ["the first replay of a step gave other values than plain launches"]
 
 
 def test_batch_invariant(pair, device):
@@ -326,4 +326,4 @@ def test_our_draw_is_multinomials(B, device):
         torch.manual_seed(seed)
         want = torch.multinomial(probabilities, num_samples=1).squeeze(1)
         torch.manual_seed(seed)
-        assert torch.equal(race(probabilities), want)
+        assert torch.equal(exponential_race(probabilities), want)

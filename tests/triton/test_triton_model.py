@@ -153,7 +153,7 @@ def test_batch_invariant(graph, dtype, monkeypatch, device):
         monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
     elif device.type == "cpu":  # the stand-in for CUDA's capture: see test_triton_graphs.py
         monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)
-        monkeypatch.setattr(cuda_graphs, "shelf", cuda_graphs.Shelf(8))
+        monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(8))
         monkeypatch.setattr(cuda_graphs, "capture", rerun)
     _, reference = pair("BertModel", dtype, device, hidden_act="gelu_new")
     ours = bertfast.optimize(copy.deepcopy(reference), batch_invariant=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.compat import arrays
-from bertfast.compat.dense import Dense, padded_batch
+from bertfast.compat.dense import PaddedAttention, padded_batch
 from bertfast.compat.engine import Engine
 from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.processors import apply, processors, top, warpers
@@ -228,7 +228,7 @@ class Session:
         written, visible = cache.cached_step(self.buffers, self.index, read, self.config, False)
         embeddings = self.engine.bert.embeddings
         ids, words, positions, types = inputs.looked_up(read, embeddings, self.config)
-        attention = Dense(tokens.shape[0], inputs.additive(visible), memory=written)
+        attention = PaddedAttention(tokens.shape[0], inputs.additive(visible), memory=written)
         rows = encode(self.engine.bert, padded_batch(read.shape, embeddings, ids, words, types, positions, attention).rows)
         last = rows.view(*read.shape, -1)[:, -1].contiguous()
         self.buffers = written.buffers

@@ -13,8 +13,8 @@ from torch import Tensor
 from bertfast import checkpoints
 from bertfast.compat import arrays
 from bertfast.compat.config import engine_config, flag, read_config
-from bertfast.compat.dense import Dense, Dropout, padded_batch
-from bertfast.compat.engine import Engine, Result, seeded
+from bertfast.compat.dense import Dropout, PaddedAttention, padded_batch
+from bertfast.compat.engine import Engine, EngineOutput, seeded
 from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.generation import Generation
 from bertfast.compat.flax.weights import Layout, Path, Tree, Weights, cannot_change, cast, snapshot
@@ -295,7 +295,7 @@ class FlaxBertPreTrainedModel:
 
     def _result(
         self, engine: Engine, values: dict[str, Any], attentions: bool, hidden: bool, dropout: Dropout | None, past: Any, kind: arrays.Kind
-    ) -> tuple[Result, Any]:
+    ) -> tuple[EngineOutput, Any]:
         """The outputs, and the cache tree after the call (None without one)."""
         config, device = self.config, engine.device
         read = inputs.read_inputs(values, config, device)
@@ -326,7 +326,7 @@ class FlaxBertPreTrainedModel:
 
     def _plain(
         self, engine: Engine, read: inputs.Inputs, mask: Tensor | None, encoder: tuple[Tensor, Tensor | None] | None, hidden: bool
-    ) -> Result | None:
+    ) -> EngineOutput | None:
         """The call on the torch class, where that means the same by it; else None."""
         arguments: dict[str, Any] = {"input_ids": read.input_ids}
         if read.token_type_ids is not None:
@@ -364,11 +364,13 @@ class FlaxBertPreTrainedModel:
     ) -> Any:
         B = read.shape[0]
         ids, words, positions, types = inputs.looked_up(read, engine.bert.embeddings, self.config)
-        attention = Dense(B, inputs.additive(visible), head_masks, attentions, dropout, True, memory)
+        attention = PaddedAttention(B, inputs.additive(visible), head_masks, attentions, dropout, True, memory)
         if encoder is None:
             return padded_batch(read.shape, engine.bert.embeddings, ids, words, types, positions, attention)
         states, real = encoder
-        across = Dense(B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, dropout, True)
+        across = PaddedAttention(
+            B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, dropout, True
+        )
         rows = states.reshape(-1, states.shape[2])
         return padded_batch(read.shape, engine.bert.embeddings, ids, words, types, positions, attention, rows, across)
 
@@ -382,7 +384,7 @@ class FlaxBertPreTrainedModel:
             raise ValueError("dropout_rng: train=True runs dropout, which needs a seed or a key; pass dropout_rng=")
         return Dropout(*rates, seeded(random.seed_of(random.read_key(rng, "dropout_rng")), device))
 
-    def _output(self, result: Result, next_cache: Any, kind: arrays.Kind, as_dict: bool) -> Any:
+    def _output(self, result: EngineOutput, next_cache: Any, kind: arrays.Kind, as_dict: bool) -> Any:
         made = {name: arrays.from_torch(tensor, kind) for name, tensor in result.outputs.items()}
         for name in ("hidden_states", "attentions", "cross_attentions"):
             tensors = getattr(result, name)

@@ -17,8 +17,8 @@ from bertfast import checkpoints
 from bertfast.checkpoints.names import to_tf
 from bertfast.compat import arrays
 from bertfast.compat.config import engine_config, flag, read_config
-from bertfast.compat.dense import Dense, Dropout, padded_batch
-from bertfast.compat.engine import Engine, MaskKind, Result, kind_of_mask, seeded
+from bertfast.compat.dense import Dropout, PaddedAttention, padded_batch
+from bertfast.compat.engine import Engine, EngineOutput, MaskKind, kind_of_mask, seeded
 from bertfast.compat.outputs import Output, output
 from bertfast.compat.tf import arguments, losses
 from bertfast.runtime.config_access import setting
@@ -160,13 +160,13 @@ class TFBertPreTrainedModel:
 
     def _dense(
         self, inputs: arguments.Inputs, attentions: bool, hidden: bool, head_masks: list[Tensor] | None, dropout: Dropout | None
-    ) -> Result:
+    ) -> EngineOutput:
         (B, S), embeddings = inputs.shape, self._engine.bert.embeddings
         positions = inputs.position_ids
         if positions is None:
             positions = torch.arange(S, device=self._engine.device).expand(B, S)
         words = None if inputs.inputs_embeds is None else inputs.inputs_embeds.reshape(B * S, -1)
-        attention = Dense(
+        attention = PaddedAttention(
             B, arguments.additive_mask(inputs.attention_mask, bool(self.config.is_decoder), S), head_masks, attentions, dropout
         )
         batch = padded_batch((B, S), embeddings, inputs.input_ids, words, inputs.token_type_ids, positions, attention)
@@ -186,10 +186,10 @@ class TFBertPreTrainedModel:
     def _wants_loss(self, values: Mapping[str, Any]) -> bool:
         raise NotImplementedError
 
-    def _loss(self, result: Result, values: Mapping[str, Any]) -> Tensor | None:
+    def _loss(self, result: EngineOutput, values: Mapping[str, Any]) -> Tensor | None:
         raise NotImplementedError
 
-    def _output(self, result: Result, values: Mapping[str, Any], kind: arrays.Kind) -> Any:
+    def _output(self, result: EngineOutput, values: Mapping[str, Any], kind: arrays.Kind) -> Any:
         loss = self._loss(result, values) if self._wants_loss(values) else None
         tensors = {"loss": loss, **result.outputs, "hidden_states": result.hidden_states, "attentions": result.attentions}
         filled = self.output_class.of({name: arrays.tree_from_torch(value, kind) for name, value in tensors.items()})
@@ -296,7 +296,7 @@ class TFBertForTokenClassification(TFBertPreTrainedModel):
     def _wants_loss(self, values: Mapping[str, Any]) -> bool:
         return values["labels"] is not None
 
-    def _loss(self, result: Result, values: Mapping[str, Any]) -> Tensor | None:
+    def _loss(self, result: EngineOutput, values: Mapping[str, Any]) -> Tensor | None:
         return losses.token_classification(result.outputs["logits"], values["labels"], bool(getattr(self.config, "tf_legacy_loss", False)))
 
 
@@ -334,7 +334,7 @@ class TFBertForQuestionAnswering(TFBertPreTrainedModel):
     def _wants_loss(self, values: Mapping[str, Any]) -> bool:
         return values["start_positions"] is not None and values["end_positions"] is not None
 
-    def _loss(self, result: Result, values: Mapping[str, Any]) -> Tensor | None:
+    def _loss(self, result: EngineOutput, values: Mapping[str, Any]) -> Tensor | None:
         outputs = result.outputs
         return losses.question_answering(outputs["start_logits"], outputs["end_logits"], values["start_positions"], values["end_positions"])
 
