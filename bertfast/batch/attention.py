@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bertfast.ops import reference
+from bertfast.ops import Ops, reference
 
 Sized = Callable[[int, int, torch.device], Tensor]
 
@@ -48,7 +48,7 @@ def uniform_first_rows(B: int, S: int, device: torch.device) -> Tensor:  # [B] i
 
 
 class Attention(Protocol):
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         """softmax(q k^T / sqrt(D)) v: [Rq, H], [Rk, H], [Rk, H] -> [Rq, H], by the ops O."""
 
     def first_rows(self) -> "Attention | None":
@@ -68,7 +68,7 @@ class VarlenAttention:
     first_cu: Tensor | None = None  # [B + 1] int32: 0, 1, 2, ...; None: made when asked for
     bfloat16_products: bool = False  # allowed: see the op
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         if self.key_rows is not None:
             k, v = O.pack(k.contiguous(), self.key_rows), O.pack(v.contiguous(), self.key_rows)
         shape = (-1, heads, q.shape[1] // heads)
@@ -102,7 +102,7 @@ class MaskedAttention:
     probabilities: list[Tensor] = field(default_factory=list)  # [B, N, Sq, Sk] a layer
     layer: int = 0
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         Q, K, V = (t.view(self.batch, t.shape[0] // self.batch, heads, -1).transpose(1, 2) for t in (q, k, v))
         head_mask = None if self.head_masks is None else self.head_masks[self.layer]
         context, probabilities = reference.attention(Q, K, V, self.mask, head_mask=head_mask)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bertfast.batch.attention import Attention
+from bertfast.ops import Ops
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class PackedBatch:
     blank: Tensor | None  # [B, S] bool: padded cells, which come back as a fill; None where there are none, or padding is kept
     first_rows: Tensor  # [B] int64: the row of column 0 of each sequence (of its first token, where column 0 is padding)
 
-    def unpack(self, x: Tensor, O: Any, fill: float = 0.0) -> Tensor:  # [R, C] -> [B * S, C]
+    def unpack(self, x: Tensor, O: Ops, fill: float = 0.0) -> Tensor:  # [R, C] -> [B * S, C]
         if self.indices is not None:
             return O.unpack(x, self.indices, self.batch * self.columns, fill)
         return x if self.blank is None else x.masked_fill(self.blank.view(-1, 1), fill)

@@ -1,12 +1,12 @@
 """How rows attend to a KV cache."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from bertfast.batch.attention import Attention, VarlenAttention, uniform_cu_seqlens
 from bertfast.cache.store import CacheWriter, WriteLayer, as_rows
+from bertfast.ops import Ops
 
 
 @dataclass(slots=True)
@@ -16,7 +16,7 @@ class PrefillAttention:
     inner: Attention
     store: CacheWriter
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         self.store(k, v, heads, O)
         return self.inner(q, k, v, heads, O)
 
@@ -33,7 +33,7 @@ class CachedRangeAttention:
     last: Tensor  # [R] int64: one past the last cell
     store: WriteLayer | None  # None: keys and values are whole cells already
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
         shape = (-1, heads, q.shape[1] // heads)
         context: Tensor = O.cached_attention(q.view(shape), keys, values, self.rows, self.first, self.last)
@@ -51,7 +51,7 @@ class GatheredCacheAttention:
     count: int
     store: WriteLayer | None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
         return self.inner(q, as_rows(keys, self.count), as_rows(values, self.count), heads, O)
 
@@ -65,7 +65,7 @@ class PromptAttention:
     def __init__(self, inner: VarlenAttention, write: WriteLayer) -> None:
         self.inner, self.write = inner, write
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         self.write(k, v, heads, O)
         return self.inner(q, k, v, heads, O)
 

@@ -8,6 +8,7 @@ from transformers.cache_utils import DynamicCache
 
 from bertfast.cache import layers as kv_cache
 from bertfast.cache.store import WriteLayer
+from bertfast.ops import Ops
 from bertfast.runtime.native import _C
 
 
@@ -27,7 +28,7 @@ class DecodeCache:
         """Writes each layer's new keys and values, [R, H], at (rows, cells), both [R]; gives back all cells of the layer."""
         layer = iter(zip(self.keys, self.values, strict=True))
 
-        def write(k: Tensor, v: Tensor, heads: int, O: Any) -> tuple[Tensor, Tensor]:
+        def write(k: Tensor, v: Tensor, heads: int, O: Ops) -> tuple[Tensor, Tensor]:
             keys, values = next(layer)
             D = k.shape[1] // heads
             O.write_cache(k.view(-1, heads, D), v.view(-1, heads, D), keys, values, rows, cells)

@@ -14,6 +14,7 @@ from bertfast.batch.layout import column_indices
 from bertfast.batch.packed import PackedBatch
 from bertfast.cache import layers as kv_cache
 from bertfast.cache.layers import GrowingLayer
+from bertfast.ops import Ops
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class CacheWriter:
         self.limit = limit  # positions the model has
         self.written = 0  # layers
 
-    def __call__(self, k: Tensor, v: Tensor, heads: int, O: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, k: Tensor, v: Tensor, heads: int, O: Ops) -> tuple[Tensor, Tensor]:
         """The next layer's keys and values, [R, H] each. Gives back all cells of that layer, [B, N, C, D] each, C >= K."""
         layer = self.call.layers[self.written]
         self.written += 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.packed import GraphInputs, PackedBatch
-from bertfast.ops import reference
+from bertfast.ops import Ops, reference
 
 
 @dataclass(slots=True)
@@ -48,8 +48,13 @@ class DroppingOps:
         # Without a residual it is the prediction head's, where BERT has no dropout.
         return reference.add_layer_norm(x if residual is None else self.dropout(x, self.dropout.hidden), residual, *args)
 
+    int8_embed_layer_norm = staticmethod(reference.int8_embed_layer_norm)
     linear = staticmethod(reference.linear)
     linear_concat = staticmethod(reference.linear_concat)
+    int8_linear = staticmethod(reference.int8_linear)
+    varlen_attention = staticmethod(reference.varlen_attention)
+    write_cache = staticmethod(reference.write_cache)
+    cached_attention = staticmethod(reference.cached_attention)
     pack = staticmethod(reference.pack)
     unpack = staticmethod(reference.unpack)
 
@@ -75,7 +80,7 @@ class PaddedAttention:
     probabilities: list[Tensor] = field(default_factory=list)  # [B, N, S, Sk] a layer, where kept
     layer: int = 0
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Any) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         Q, K, V = (self.split(t, heads) for t in (q, k, v))  # [B, rows, N, D]
         if self.memory is not None:
             K, V = self.memory.append(self.layer, K, V)

@@ -19,6 +19,7 @@ from bertfast.engine.forward import cached_layout_or_graph, run_graph
 from bertfast.engine.guard import guard_of
 from bertfast.graph.encoder import Trace, encode
 from bertfast.graph.heads import HEADS, HeadInputs
+from bertfast.ops import Ops
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Engine:
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:
         """The graph over a batch; head_dropout: the rate before the head's own layer."""
-        O: Any = ops if dropout is None else DroppingOps(dropout)
+        O: Ops = ops if dropout is None else DroppingOps(dropout)
         trace = Trace(hidden_states=[]) if hidden_states else None
         rows = encode(self.bert, batch.rows, O, trace)
         seen = rows if dropout is None else dropout(rows, head_dropout)

@@ -14,7 +14,7 @@ from bertfast.cache.layout import make_cached_batch
 from bertfast.cache.store import open_cache
 from bertfast.graph.encoder import Trace, encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
-from bertfast.ops import reference
+from bertfast.ops import Ops, reference
 
 Arguments = dict[str, Any]
 
@@ -43,7 +43,7 @@ class ForwardCall:
             else:
                 self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
 
-    def run_ops(self, batch: PackedBatch, O: Any) -> dict[str, HeadOutput]:
+    def run_ops(self, batch: PackedBatch, O: Ops) -> dict[str, HeadOutput]:
         """The forward as calls of the ops O: what is recorded, and what runs where nothing is."""
         first = self.only_first()
         rows = encode(self.bert, batch.rows, O, self.trace, batch.first_rows if first else None)

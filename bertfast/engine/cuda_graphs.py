@@ -36,6 +36,7 @@ from bertfast.batch.packed import GraphInputs, PackedBatch
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.guard import guard_of
 from bertfast.graph.heads import HeadOutput
+from bertfast.ops import Ops
 
 logger = logging.getLogger("bertfast")
 
@@ -79,7 +80,7 @@ class StaticBatch(PackedBatch):
 
     fills: dict[int, float] = field(default_factory=dict)  # by the address of what was to be unpacked
 
-    def unpack(self, x: Tensor, O: Any, fill: float = 0.0) -> Tensor:
+    def unpack(self, x: Tensor, O: Ops, fill: float = 0.0) -> Tensor:
         self.fills[x.data_ptr()] = fill
         return x
 

@@ -17,6 +17,7 @@ from bertfast.engine.cpu_plans import DecodeStepPlan
 from bertfast.generation import cuda_steps
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import predictions
+from bertfast.ops import Ops
 from bertfast.runtime.native import _C
 
 
@@ -75,7 +76,7 @@ class DecodeBatch:
             "cache_rows": self.slots, "cells": cells, "last": self.length,
         })  # fmt: skip
 
-    def run_step(self, O: Any) -> Tensor:
+    def run_step(self, O: Ops) -> Tensor:
         return predictions(self.model.cls.predictions, encode(self.bert, self.rows, O), O)
 
     def leave(self, goes_on: list[bool]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from bertfast import ops
 from bertfast.batch.attention import Attention
 from bertfast.batch.packed import GraphInputs
+from bertfast.ops import Ops
 from bertfast.quantization.fp8_layers import Fp8LayerNorm
 from bertfast.quantization.int8_layers import QuantizedLayer
 
@@ -30,7 +31,7 @@ class Trace:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def encode(bert: Any, rows: GraphInputs, O: Any = ops, trace: Trace | None = None, first_rows: Tensor | None = None) -> Tensor:
+def encode(bert: Any, rows: GraphInputs, O: Ops = ops, trace: Trace | None = None, first_rows: Tensor | None = None) -> Tensor:
     """[R, H] after the last layer; or, with first_rows [B], those rows alone: [B, H].
 
     The last layer then computes keys and values for all rows and everything else for the wanted ones only.
@@ -52,7 +53,7 @@ def note_hidden(trace: Trace | None, x: Tensor) -> None:
         trace.hidden_states.append(x)
 
 
-def embed(embeddings: Any, rows: GraphInputs, O: Any = ops) -> Tensor:  # -> [R, H]
+def embed(embeddings: Any, rows: GraphInputs, O: Ops = ops) -> Tensor:  # -> [R, H]
     words = embeddings.word_embeddings
     others = (
         rows.position_ids, embeddings.position_embeddings.weight,
@@ -64,7 +65,7 @@ def embed(embeddings: Any, rows: GraphInputs, O: Any = ops) -> Tensor:  # -> [R,
     return O.embed_layer_norm(rows.input_ids, words.weight if rows.words is None else rows.words, *others)
 
 
-def linear(x: Tensor, layers: Sequence[Any], O: Any = ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, F_0 + F_1 + ...]
+def linear(x: Tensor, layers: Sequence[Any], O: Ops = ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, F_0 + F_1 + ...]
     """activation(x W^T + b) of a linear layer, or of several side by side in one pass over x. The one place that knows what kinds of
     weights there are: layers of one call are of one kind, which bertfast.engine.eligibility makes sure of."""
     if isinstance(layers[0], QuantizedLayer):
@@ -75,7 +76,7 @@ def linear(x: Tensor, layers: Sequence[Any], O: Any = ops, activation: str | Non
     return O.linear_concat(x, [m.weight for m in layers], [m.bias for m in layers])
 
 
-def encode_layer(layer: Any, x: Tensor, rows: GraphInputs, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
+def encode_layer(layer: Any, x: Tensor, rows: GraphInputs, O: Ops = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
     """Post-norm, as BERT was trained: each block adds its input back, then normalises."""
     x = project_add_norm(layer.attention.output, attend(layer.attention.self, x, rows.attention, O, trace), x, O)
     if rows.cross_attention is not None:
@@ -83,7 +84,7 @@ def encode_layer(layer: Any, x: Tensor, rows: GraphInputs, O: Any = ops, trace: 
     return project_add_norm(layer.output, feed_forward(layer.intermediate, x, O), x, O)
 
 
-def last_layer_first_rows(layer: Any, x: Tensor, rows: GraphInputs, first_rows: Tensor, O: Any = ops) -> Tensor:  # [R, H] -> [B, H]
+def last_layer_first_rows(layer: Any, x: Tensor, rows: GraphInputs, first_rows: Tensor, O: Ops = ops) -> Tensor:  # [R, H] -> [B, H]
     attention = rows.attention.first_rows()
     if attention is None or rows.cross_attention is not None:
         return O.pack(encode_layer(layer, x, rows, O), first_rows)
@@ -95,14 +96,14 @@ def last_layer_first_rows(layer: Any, x: Tensor, rows: GraphInputs, first_rows: 
     return project_add_norm(layer.output, feed_forward(layer.intermediate, first, O), first, O)
 
 
-def attend(self: Any, x: Tensor, attention: Attention, O: Any = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
+def attend(self: Any, x: Tensor, attention: Attention, O: Ops = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
     q, k, v = linear(x, [self.query, self.key, self.value], O).chunk(3, dim=1)
     if trace is not None and trace.keys_values is not None:
         trace.keys_values.append((k, v))
     return attention(q, k, v, self.num_attention_heads, O)
 
 
-def attend_across(self: Any, x: Tensor, rows: GraphInputs, O: Any = ops) -> Tensor:  # [R, H] -> [R, H]
+def attend_across(self: Any, x: Tensor, rows: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
     assert rows.cross_attention is not None, "made together, in bertfast.batch.layout"
     q = linear(x, [self.query], O)
     cached = None if rows.cross_cache is None else rows.cross_cache.read()
@@ -116,18 +117,18 @@ def attend_across(self: Any, x: Tensor, rows: GraphInputs, O: Any = ops) -> Tens
     return rows.cross_attention(q, k, v, self.num_attention_heads, O)
 
 
-def feed_forward(intermediate: Any, x: Tensor, O: Any = ops) -> Tensor:  # [R, H] -> [R, I]
+def feed_forward(intermediate: Any, x: Tensor, O: Ops = ops) -> Tensor:  # [R, H] -> [R, I]
     return activated_linear(intermediate.dense, intermediate.intermediate_act_fn, x, O)
 
 
-def project_add_norm(output: Any, x: Tensor, residual: Tensor, O: Any = ops) -> Tensor:  # [R, *] -> [R, H]
+def project_add_norm(output: Any, x: Tensor, residual: Tensor, O: Ops = ops) -> Tensor:  # [R, *] -> [R, H]
     out = linear(x, [output.dense], O)
     if isinstance(output.LayerNorm, Fp8LayerNorm):
         return output.LayerNorm.add(out, residual)
     return O.add_layer_norm(out, residual, *affine(output.LayerNorm))
 
 
-def activated_linear(dense: Any, activation: Any, x: Tensor, O: Any = ops) -> Tensor:
+def activated_linear(dense: Any, activation: Any, x: Tensor, O: Ops = ops) -> Tensor:
     name = fused_name(activation)
     out = linear(x, [dense], O, name)
     return out if name is not None else activation(out)

@@ -28,6 +28,7 @@ from bertfast.batch.inputs import Arguments
 from bertfast.batch.packed import PackedBatch
 from bertfast.graph import losses
 from bertfast.graph.encoder import activated_linear, affine, linear
+from bertfast.ops import Ops
 
 PADDED_SPAN_LOGIT = -1e4  # start and end logits of padding: an argmax or softmax over the row never lands there
 
@@ -39,7 +40,7 @@ class HeadInputs:
     rows: Tensor  # [R, H], or [B, H]: the first rows alone, for a head that asked for those
     batch: PackedBatch
     arguments: Arguments
-    O: Any  # the ops
+    O: Ops  # the ops
     only_first: bool
 
 
@@ -79,7 +80,7 @@ def token_scores(module: Any, encoded: HeadInputs, fill: float = 0.0) -> HeadOut
     return HeadOutput(encoded.batch.unpack(linear(encoded.rows, [module], encoded.O), encoded.O, fill), cells=True)
 
 
-def predictions(head: Any, x: Tensor, O: Any) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
+def predictions(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
     transform = head.transform
     hidden = activated_linear(transform.dense, transform.transform_act_fn, x, O)
     return linear(O.add_layer_norm(hidden, None, *affine(transform.LayerNorm)), [head.decoder], O)

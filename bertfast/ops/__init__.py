@@ -19,17 +19,20 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bertfast.ops import reference
 from bertfast.ops.int8 import GROUP_SIZE, HADAMARD_BLOCK, Int8Weight, pack_int8, quantize_weight, unpack_int8
+from bertfast.ops.protocol import OPS, Ops
 
 __all__ = [
     "ACTIVATIONS",
+    "OPS",
     "Int8Weight",
+    "Ops",
     "add_layer_norm",
     "batch_invariant",
     "cached_attention",
@@ -50,6 +53,13 @@ __all__ = [
 
 logger = logging.getLogger("bertfast")
 
+if TYPE_CHECKING:  # mypy holds every backend to the contract
+    from bertfast.ops import cpu, cuda
+
+    _reference: Ops = reference
+    _cpu: Ops = cpu
+    _cuda: Ops = cuda
+
 ACTIVATIONS = frozenset(reference.ACTIVATIONS)  # what linear can fuse; any other is applied to its result
 
 _KERNELS = {
@@ -67,10 +77,11 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @cache
-def _backend(device_type: str, dtype: torch.dtype) -> Any:
+def _backend(device_type: str, dtype: torch.dtype) -> Ops:
     name = _KERNELS.get((device_type, dtype))
     if name is not None:
-        return import_module(name)
+        backend: Ops = import_module(name)
+        return backend
     if dtype.is_floating_point:
         logger.warning("no kernels for %s on %s: plain torch operations are used", dtype, device_type)  # once: this function is cached
     return reference
@@ -193,7 +204,7 @@ def _check_int8(op: str, weight: Int8Weight, width: int) -> None:
     _check(weight.panels.dtype == torch.uint8 and weight.panels.is_contiguous(), op, "panels are damaged: use pack_int8")
 
 
-def _int8_backend(device_type: str) -> Any:
+def _int8_backend(device_type: str) -> Ops:
     return _backend(device_type, torch.float32) if device_type == "cpu" else reference
 
 

@@ -30,6 +30,8 @@ __all__ = [
     "fp8_add_layer_norm",
     "fp8_linear",
     "fp8_loses",
+    "int8_embed_layer_norm",
+    "int8_linear",
     "is_batch_invariant",
     "linear",
     "linear_concat",
@@ -42,6 +44,10 @@ __all__ = [
 ]
 
 Op = TypeVar("Op", bound=Callable[..., Any])
+
+# No CUDA kernels for int8: the reference ops.
+int8_linear = reference.int8_linear
+int8_embed_layer_norm = reference.int8_embed_layer_norm
 
 
 def on_its_device(op: Op) -> Op:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
+from bertfast.ops import Ops
 from bertfast.quantization.int8_layers import RELOAD_HINT, QuantizedLayer, without_derivative
 
 LEAST_CAPABILITY = (8, 9)
@@ -76,7 +77,7 @@ class Fp8Linear(QuantizedLayer):
         return out.view(*x.shape[:-1], self.out_features)
 
     @staticmethod
-    def project(x: Any, layers: Sequence["Fp8Linear"], O: Any, activation: str | None = None) -> Any:  # [R, K] -> [R, sum F]
+    def project(x: Any, layers: Sequence["Fp8Linear"], O: Ops, activation: str | None = None) -> Any:  # [R, K] -> [R, sum F]
         """What graph.linear does for layers of this kind. x: rows as a tensor or, from an activation, already in float8; with
         an activation, the result is in float8."""
         inputs = [x] if isinstance(x, Tensor) else []

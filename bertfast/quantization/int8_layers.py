@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.ops import reference
+from bertfast.ops import Ops, reference
 from bertfast.ops.int8 import GROUP_SIZE, HADAMARD_BLOCK, dequantize
 
 RELOAD_HINT = "load the float model again (from_pretrained without quantization=, from a folder that is not quantized)"
@@ -180,12 +180,12 @@ class Int8Linear(Int8Table):
             return _unseen(self, x)
         return self.compute(x, ops if kernels_can_run() else reference)
 
-    def compute(self, x: Tensor, O: Any) -> Tensor:
+    def compute(self, x: Tensor, O: Ops) -> Tensor:
         rows = x.to(torch.float32).reshape(-1, self.in_features).contiguous()
         return self.project(rows, [self], O).view(*x.shape[:-1], self.out_features)
 
     @staticmethod
-    def project(x: Tensor, layers: Sequence["Int8Linear"], O: Any, activation: str | None = None) -> Tensor:  # [R, K] -> [R, sum F]
+    def project(x: Tensor, layers: Sequence["Int8Linear"], O: Ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, sum F]
         """What bertfast.graph.encoder.linear does for layers of this kind."""
         weights, biases = [layer.weights() for layer in layers], [layer.bias for layer in layers]
         out: Tensor = without_derivative("int8", lambda: O.int8_linear(x, weights, biases, activation), x, *biases)
@@ -223,7 +223,7 @@ class Int8Embedding(Int8Table):
         unsigned = self.panels[panel, :, word].flatten(-2)
         return dequantize(unsigned.to(torch.float32) - 128, self.panel_scales[panel, :, word], self.embedding_dim)
 
-    def embed(self, input_ids: Tensor, O: Any, *others: Any) -> Tensor:
+    def embed(self, input_ids: Tensor, O: Ops, *others: Any) -> Tensor:
         """What graph.embed does for a table of this kind; others: the arguments of embed_layer_norm from position_ids on."""
         out: Tensor = O.int8_embed_layer_norm(input_ids, self.weights(), *others)
         return out
