@@ -10,7 +10,7 @@ set or padded positions count in the call; see bertfast.batch.layout. At every o
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from transformers.utils import output_capturing
 from bertfast.engine.forward import forward as run_forward
 from bertfast.generation import beam_search, loop
 from bertfast.generation.eligibility import check_length
-from bertfast.graph.heads import HEADS
+from bertfast.graph.family import BERT, Family
 from bertfast.quantization import fp8_layers
 from bertfast.quantization import schemes as quantizing
 from bertfast.quantization.int8_layers import QuantizedLayer
@@ -30,7 +30,7 @@ from bertfast.quantization.int8_layers import QuantizedLayer
 def overrides_forward(cls: Any) -> Any:
     """Gives the class a forward with its base's signature and documentation."""
     base: Any = next(c for c in cls.__mro__[1:] if c.__module__ == theirs.__name__)
-    head = HEADS[base.__name__]
+    head = BERT.heads[base.__name__]
     names = tuple(inspect.signature(base.forward).parameters)[1:]
     names = names[: next(i for i, name in enumerate((*names, "kwargs")) if name == "kwargs")]
 
@@ -59,6 +59,7 @@ class FastBertMixin:
         runs on the plain definitions, excepted). On the CPU kernels that holds anyway.
     """
 
+    family: ClassVar[Family] = BERT
     keep_padding: bool = False
     batch_invariant: bool = False
     config: Any
@@ -104,7 +105,7 @@ class FastBertMixin:
         """
         load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
         loaded = quantizing.from_pretrained(
-            load, theirs.BertConfig, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs
+            load, cls.family.config, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.keep_padding, model.batch_invariant = keep_padding, batch_invariant

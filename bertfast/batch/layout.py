@@ -11,16 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch.attention import Attention, MaskedAttention, VarlenAttention, memoized_by_size, uniform_cu_seqlens, uniform_first_rows
+from bertfast.batch.attention import Attention, MaskedAttention, VarlenAttention, uniform_cu_seqlens, uniform_first_rows
 from bertfast.batch.inputs import Arguments, read_attention_mask, read_cross_inputs, read_head_mask, read_ids, read_input, read_mask
 from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
+from bertfast.batch.positions import column_indices
 from bertfast.quantization.int8_layers import QuantizedLayer
 from bertfast.runtime.config_access import is_causal, setting
-
-
-@memoized_by_size
-def column_indices(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 .. S - 1, B times
-    return torch.arange(S, device=device).repeat(B)
 
 
 def make_batch(arguments: Arguments, model: Any, needs: OutputNeeds) -> PackedBatch:
@@ -70,7 +66,7 @@ def make_batch(arguments: Arguments, model: Any, needs: OutputNeeds) -> PackedBa
         limit = embeddings.position_embeddings.weight.shape[0]
         if limit < S:
             raise ValueError(f"input of length {S}: expected at most max_position_embeddings={limit} tokens; truncate it")
-        positions = packing.positions if drop and packing is not None else column_indices(B, S, device)
+        positions = model.family.positions(B, S, 0, packing if drop else None, ids, device)
     if ids is not None:
         row_ids = ids.reshape(-1) if cells is None else ids.reshape(-1).index_select(0, cells)
     else:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from bertfast.batch.attention import MaskedAttention, VarlenAttention, uniform_cu_seqlens
 from bertfast.batch.inputs import Arguments, read_attention_mask, read_cross_inputs, read_head_mask, read_ids, read_input, read_mask
-from bertfast.batch.layout import column_indices, make_batch, visible_keys
+from bertfast.batch.layout import make_batch, visible_keys
 from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
+from bertfast.batch.positions import column_indices
 from bertfast.cache import layers as kv_cache
 from bertfast.cache.attention import CachedRangeAttention, GatheredCacheAttention, PrefillAttention
 from bertfast.cache.cross import add_cross_attention
@@ -110,7 +111,7 @@ def continue_batch(arguments: Arguments, model: Any, needs: OutputNeeds, call: C
 
     positions = rows_of(arguments.get("position_ids"), "position_ids")
     if positions is None:
-        positions = (column_indices(B, S, device) if drop is None else drop.positions) + past
+        positions = model.family.positions(B, S, past, drop, ids, device)
     row_ids = rows_of(ids, "input_ids") if ids is not None else (column_indices(1, B * S, device) if cells is None else cells)
     assert row_ids is not None, "ids or embeddings: one was given"
     cu_seqlens, longest = (uniform_cu_seqlens(B, S, device), S) if drop is None else (drop.cu_seqlens, drop.longest)

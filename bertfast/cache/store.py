@@ -10,8 +10,8 @@ from torch import Tensor
 from bertfast import ops
 from bertfast.batch.attention import memoized_by_size
 from bertfast.batch.inputs import Arguments
-from bertfast.batch.layout import column_indices
 from bertfast.batch.packed import PackedBatch
+from bertfast.batch.positions import column_indices
 from bertfast.cache import layers as kv_cache
 from bertfast.cache.layers import GrowingLayer
 from bertfast.ops import Ops

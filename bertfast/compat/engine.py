@@ -17,7 +17,7 @@ from bertfast.compat.dense import Dropout, DroppingOps, PaddedAttention
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.forward import cached_layout_or_graph, run_graph
 from bertfast.engine.guard import guard_of
-from bertfast.graph.encoder import Trace, encode
+from bertfast.graph.encoder import encode
 from bertfast.graph.heads import HEADS, HeadInputs
 from bertfast.ops import Ops
 
@@ -60,16 +60,16 @@ class Engine:
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:
         """The graph over a batch; head_dropout: the rate before the head's own layer."""
         O: Ops = ops if dropout is None else DroppingOps(dropout)
-        trace = Trace(hidden_states=[]) if hidden_states else None
-        rows = encode(self.bert, batch.rows, O, trace)
+        collected: list[Tensor] | None = [] if hidden_states else None
+        rows = encode(self.bert, batch.rows, O, collected)
         seen = rows if dropout is None else dropout(rows, head_dropout)
         logits = self.head.compute(self.module, HeadInputs(seen, batch, {}, O, only_first=False))
         outputs = {name: batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
         if self.head.finish is not None:
             outputs = self.head.finish(outputs, {})
         states = None
-        if trace is not None and trace.hidden_states is not None:
-            states = tuple(batch.cells(batch.unpack(x, O)) for x in trace.hidden_states)
+        if collected is not None:
+            states = tuple(batch.cells(batch.unpack(x, O)) for x in collected)
         return EngineOutput(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
 
     def converted(self, dtype: torch.dtype) -> "Engine":

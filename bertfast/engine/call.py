@@ -12,7 +12,7 @@ from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
 from bertfast.cache.store import open_cache
-from bertfast.graph.encoder import Trace, encode
+from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
 from bertfast.ops import Ops, reference
 
@@ -28,36 +28,36 @@ class ForwardCall:
     ) -> None:  # fmt: skip
         self.model, self.head = model, head
         self.inputs = inputs  # as the caller passed them, the choices of a question laid out as a batch
-        self.bert = getattr(model, "bert", model)
+        self.base = model.base_model
         self.O = reference if differentiable else ops
-        self.trace = Trace(hidden_states=[]) if hidden else None
-        pooled = head.pooled and self.bert.pooler is not None
+        self.hidden: list[Tensor] | None = [] if hidden else None  # [R, H] after the embeddings and each layer
+        pooled = head.pooled and self.base.pooler is not None
         keep = model.keep_padding or padding_affects_loss(head, inputs)
         needs = OutputNeeds(keep, pooled, attentions, differentiable)
-        self.cache = open_cache(inputs, self.bert.config) if cached else None
+        self.cache = open_cache(inputs, self.base.config) if cached else None
         self.store = None
         self.logits: dict[str, HeadOutput] = {}  # what the head gave, once the call was computed
         with torch.set_grad_enabled(differentiable):
             if self.cache is None:
-                self.batch = make_batch(inputs, self.bert, needs)
+                self.batch = make_batch(inputs, self.base, needs)
             else:
-                self.batch, self.store = make_cached_batch(inputs, self.bert, needs, self.cache)
+                self.batch, self.store = make_cached_batch(inputs, self.base, needs, self.cache)
 
     def run_ops(self, batch: PackedBatch, O: Ops) -> dict[str, HeadOutput]:
         """The forward as calls of the ops O: what is recorded, and what runs where nothing is."""
         first = self.only_first()
-        rows = encode(self.bert, batch.rows, O, self.trace, batch.first_rows if first else None)
+        rows = encode(self.base, batch.rows, O, self.hidden, batch.first_rows if first else None)
         if self.store is not None:
             self.store.finish()
         return self.head.compute(self.model, HeadInputs(rows, batch, self.inputs, O, first))
 
     def only_first(self) -> bool:
-        return self.head.only_first and self.trace is None
+        return self.head.only_first and self.hidden is None
 
     def reason_against_recording(self) -> str | None:
         if self.O is not ops:
             return "the plain definitions run, under autograd"
-        if self.trace is not None:
+        if self.hidden is not None:
             return "hidden states are wanted"
         keep = self.inputs.get("logits_to_keep", 0)
         return None if isinstance(keep, int) and keep == 0 else "logits_to_keep"
@@ -74,8 +74,7 @@ class ForwardCall:
         return [self.batch.padding() if each.cells else each.blank for each in sources]
 
     def hidden_states(self) -> list[Tensor]:
-        states = None if self.trace is None else self.trace.hidden_states
-        return [self.batch.cells(self.batch.unpack(x, self.O)) for x in states or ()]
+        return [self.batch.cells(self.batch.unpack(x, self.O)) for x in self.hidden or ()]
 
     def probabilities(self, attention: Any) -> tuple[Tensor, ...]:
         return tuple(map(self.batch.unpack_probabilities, probabilities_of(attention)))

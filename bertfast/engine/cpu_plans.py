@@ -64,7 +64,7 @@ def plan_key(call: ForwardCall) -> tuple[Any, ...] | None:
     attention, cross = rows.attention, rows.cross_attention
     if type(attention) is not VarlenAttention or (cross is not None and type(cross) is not VarlenAttention) or call.batch.blank is not None:
         return None
-    weight = call.bert.embeddings.position_embeddings.weight
+    weight = call.base.embeddings.position_embeddings.weight
     if weight.dtype not in PLAN_DTYPES or weight.device.type != "cpu":
         return None
     return (
@@ -75,7 +75,7 @@ def plan_key(call: ForwardCall) -> tuple[Any, ...] | None:
         attention.causal,
         attention.key_rows is None,
         cross is None,
-        call.head is not None and call.head.pooled and call.bert.pooler is not None,
+        call.head is not None and call.head.pooled and call.base.pooler is not None,
     )
 
 
@@ -156,7 +156,7 @@ class DecodeStepPlan:
     def __init__(self, model: Any, buffers: Sequence[Tensor], run: Callable[[Any], Tensor]) -> None:
         self.model, self.run = model, run
         self.buffers = frozenset(t.data_ptr() for t in buffers)
-        weight = model.bert.embeddings.position_embeddings.weight
+        weight = model.base_model.embeddings.position_embeddings.weight
         self.dtype = weight.dtype
         self.recordable = self.dtype in PLAN_DTYPES and weight.device.type == "cpu"
         self.plans: PlanCache | None = None  # those of the weights that were recorded

@@ -293,9 +293,9 @@ def run_eagerly(call: ForwardCall, reason: str) -> dict[str, HeadOutput]:
 def why_eager_trial(model: Any) -> str | None:
     """Calls a model on a GPU with a small batch: None where that was replayed as a graph, or why it was launched kernel by kernel."""
     before = eager_reasons()
-    bert = getattr(model, "bert", model)
+    base = model.base_model
     with torch.no_grad():
-        bert(torch.zeros(2, 8, dtype=torch.int64, device=bert.device), use_cache=False)
+        base(torch.zeros(2, 8, dtype=torch.int64, device=base.device), use_cache=False)
     new = [reason for reason, count in eager_reasons().items() if count > before.get(reason, 0)]
     return "; ".join(new) or None
 
@@ -313,7 +313,7 @@ def why_eager(call: ForwardCall) -> str | None:
     """Why this call runs as plain launches; None where a graph can hold it."""
     rows = call.batch.rows
     attention = rows.attention
-    if (reason := why_model_eager(call.bert)) is not None:
+    if (reason := why_model_eager(call.base)) is not None:
         return reason
     if type(attention) is not VarlenAttention or call.batch.blank is not None:
         return "attention under a mask, or on a KV cache"
@@ -330,9 +330,9 @@ def why_eager(call: ForwardCall) -> str | None:
     return None
 
 
-def why_model_eager(bert: Any) -> str | None:
+def why_model_eager(base: Any) -> str | None:
     """Why nothing of this BERT can be recorded now, whatever it is called with."""
-    config, weight = bert.config, bert.embeddings.position_embeddings.weight
+    config, weight = base.config, base.embeddings.position_embeddings.weight
     if not ops.has_kernels(weight.device, weight.dtype):
         return f"{weight.dtype} runs on the plain definitions"
     if os.environ.get("BERTFAST_CUDA_GRAPHS") == "0":
@@ -348,14 +348,14 @@ def graph_key(call: ForwardCall) -> tuple[Any, ...]:
     """Everything but the sizes and the weights that the recorded kernels depend on."""
     rows = call.batch.rows
     assert isinstance(rows.attention, VarlenAttention), "reason_against let nothing else through"
-    weight = call.bert.embeddings.position_embeddings.weight
+    weight = call.base.embeddings.position_embeddings.weight
     return (
         weight.device,
         weight.dtype,
         call.only_first(),
         rows.token_type_ids is None,
         rows.attention.causal,
-        call.head.pooled and call.bert.pooler is not None,
+        call.head.pooled and call.base.pooler is not None,
         *kernel_settings(call.model),
     )
 

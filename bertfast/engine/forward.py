@@ -61,7 +61,7 @@ def compute(model: Any, base: type, head: Head, arguments: Arguments, cached: bo
 def cached_layout_or_graph(model: Any, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], ForwardCall | None]:
     """The outputs of a call of which nothing else is wanted, in the shapes that transformers returns; and how it was computed: None
     where an earlier call was repeated, which had no padding."""
-    key = shape_cache.layout_key(inputs, getattr(model, "bert", model).config)
+    key = shape_cache.layout_key(inputs, model.base_model.config)
     repeat = shape_cache.lookup(guard_of(model).plans, key)
     if repeat is not None:
         tensors = repeat(inputs)
@@ -109,7 +109,7 @@ def recomputed(model: Any, base: Any, head: Head, arguments: Arguments, inputs: 
 def run_graph(call: ForwardCall) -> dict[str, Tensor]:
     """The outputs of a call on our own graph, in the shapes that transformers returns."""
     if call.model.batch_invariant:
-        with ops.batch_invariant(call.bert.embeddings.position_embeddings.weight):
+        with ops.batch_invariant(call.base.embeddings.position_embeddings.weight):
             call.logits = recorded_or_eager(call)
     else:
         call.logits = recorded_or_eager(call)
@@ -191,7 +191,7 @@ def make_output(
         rows = call.batch.rows
         inside["attentions"] = call.probabilities(rows.attention)
         inside["cross_attentions"] = call.probabilities(rows.cross_attention)
-    if getattr(model, "bert", model) is model:
+    if model.base_model is model:
         if inside.get("hidden_states") and inside["hidden_states"][-1] is not None:
             inside["hidden_states"] = (*inside["hidden_states"][:-1], tensors["last_hidden_state"])
         out = fast_model_output(head.output, {**tensors, **cache})

@@ -3,8 +3,8 @@
 from typing import Any
 
 from torch import nn
-from transformers.models.bert import modeling_bert as bert
 
+from bertfast.graph.family import Family, family_of
 from bertfast.quantization.fp8_layers import Fp8LayerNorm, Fp8Linear
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear
 
@@ -27,8 +27,9 @@ def why_unsupported(model: Any, inner: list[nn.Module]) -> str | None:
     """What about the modules themselves keeps a model off the fast road."""
     if model.config._attn_implementation not in ATTENTION_IMPLEMENTATIONS:
         return f"the config names an attention function of its own: {model.config._attn_implementation}"
+    family = family_of(model.config)
     for name, m in model.named_modules():
-        if m is not model and (kind := why_submodule_unsupported(name.rpartition(".")[2], m)) is not None:
+        if m is not model and (kind := why_submodule_unsupported(family, name.rpartition(".")[2], m)) is not None:
             return kind
     kinds = set()
     for name, parameter in model.named_parameters():
@@ -40,30 +41,11 @@ def why_unsupported(model: Any, inner: list[nn.Module]) -> str | None:
             return f"parameter {name} does not lie row by row: its strides are {parameter.stride()}"
         kinds.add((parameter.device, parameter.dtype))
     for name, m in model.named_modules():
-        if isinstance(m, bert.BertSelfAttention) and len({type(m.query), type(m.key), type(m.value)}) > 1:
+        if hasattr(m, "query") and len({type(m.query), type(m.key), type(m.value)}) > 1:
             return f"query, key and value of {name} are layers of several kinds"
     if len(kinds) > 1:
         return f"parameters of several kinds: {', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}"
     return None
-
-
-# What the graph reads the parameters of, by the name it has in its parent: exactly that class (or its quantized form), or its own
-# forward has to run.
-_EXPECTED: dict[str, type] = {
-    **dict.fromkeys(("query", "key", "value", "dense", "decoder", "classifier", "qa_outputs", "seq_relationship"), nn.Linear),
-    **dict.fromkeys(("word_embeddings", "position_embeddings", "token_type_embeddings"), nn.Embedding),
-    "LayerNorm": nn.LayerNorm,
-    "layer": nn.ModuleList,
-    "embeddings": bert.BertEmbeddings,
-    "encoder": bert.BertEncoder,
-    "pooler": bert.BertPooler,
-    "self": bert.BertSelfAttention,
-    "intermediate": bert.BertIntermediate,
-    "crossattention": bert.BertAttention,
-    "attention": bert.BertAttention,
-    "transform": bert.BertPredictionHeadTransform,
-    "predictions": bert.BertLMPredictionHead,
-}
 
 
 _QUANTIZED: dict[type, tuple[type, ...]] = {
@@ -76,24 +58,24 @@ _QUANTIZED: dict[type, tuple[type, ...]] = {
 _NEVER_QUANTIZED = ("position_embeddings", "token_type_embeddings")
 
 
-_AT_HOME = ("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bertfast.")
+_KNOWN_MODULES = ("torch.nn.modules.", "transformers.activations", "bertfast.")
 
 
-def why_submodule_unsupported(name: str, m: Any) -> str | None:
+def why_submodule_unsupported(family: Family, name: str, m: Any) -> str | None:
     """Why the own forward of a submodule, called `name` in its parent, has to run."""
     kind = type(m)
     what = f"the {kind.__name__} called {name}"
-    if "forward" in m.__dict__ or (kind.forward.__module__ != kind.__module__ and kind.__module__ == bert.__name__):
+    if "forward" in m.__dict__ or (kind.forward.__module__ != kind.__module__ and kind.__module__ == family.modeling.__name__):
         return f"the forward of {what} was patched"
     for hooks in _HOOKS:
         if any(not is_capture(hook) for hook in m.__dict__.get(hooks, {}).values()):
             return f"a hook on {what}"
-    if not kind.__module__.startswith(_AT_HOME):
+    if kind.__module__ != family.modeling.__name__ and not kind.__module__.startswith(_KNOWN_MODULES):
         return f"{what} is of {kind.__module__}"
-    expected = _EXPECTED.get(name, bert.BertLayer if name.isdecimal() else None)
-    quantized = kind in _QUANTIZED.get(expected, ()) and name not in _NEVER_QUANTIZED if expected is not None else False
-    if expected is not None and kind is not expected and not quantized and not (name == "self" and kind is bert.BertCrossAttention):
-        return f"{what} is no {expected.__name__}"
+    expected = family.modules.get("<index>" if name.isdecimal() else name, ())
+    quantized = () if name in _NEVER_QUANTIZED else tuple(q for each in expected for q in _QUANTIZED.get(each, ()))
+    if expected and kind not in (*expected, *quantized):
+        return f"{what} is no {expected[0].__name__}"
     if kind is nn.LayerNorm and (m.weight is None or m.bias is None):
         return f"{what} has no weight or no bias"
     if kind is nn.Embedding and m.max_norm is not None:

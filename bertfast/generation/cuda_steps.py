@@ -29,7 +29,7 @@ from bertfast.engine import cuda_graphs
 from bertfast.engine.cuda_graphs import GraphOwner, Replay
 from bertfast.engine.guard import guard_of
 from bertfast.graph.encoder import encode
-from bertfast.graph.heads import HeadOutput, predictions
+from bertfast.graph.heads import HeadOutput
 
 logger = logging.getLogger("bertfast")
 
@@ -44,10 +44,10 @@ class CapturedStep:
 
 def is_supported(model: Any) -> bool:
     """Whether steps of this model are recorded: on a GPU, unless something is against it, which is counted for `bertfast info`."""
-    weight = model.bert.embeddings.position_embeddings.weight
+    weight = model.base_model.embeddings.position_embeddings.weight
     if not on_gpu(weight):
         return False
-    reason = cuda_graphs.why_model_eager(model.bert)
+    reason = cuda_graphs.why_model_eager(model.base_model)
     if reason is not None:
         cuda_graphs.count_reason(reason)
     return reason is None
@@ -65,7 +65,7 @@ class CudaDecoder:
         self.model: Any = model  # None while nobody uses them, as is the owner
         self.owner: Any = owner
         self.cells, self.slots, self.room = cells, slots, room
-        weight = model.bert.embeddings.position_embeddings.weight
+        weight = model.base_model.embeddings.position_embeddings.weight
         self.device, self.dtype = weight.device, weight.dtype
         with torch.inference_mode(False):  # it outlives the call
             self.state = torch.zeros(FILLED + 1, slots, dtype=torch.int64, device=self.device)
@@ -122,7 +122,7 @@ class CudaDecoder:
         filled.add_(1)
         attention = CachedRangeAttention(slots, None, filled, self.cells.store(slots, cells))
         rows = GraphInputs(tokens, None, types if self.has_types else None, positions, attention)
-        return predictions(self.model.cls.predictions, encode(self.model.bert, rows, ops), ops)
+        return self.model.family.lm_logits(self.model, encode(self.model.base_model, rows, ops), ops)
 
     def record(self) -> CapturedStep | str:
         """The step as a graph, or why there is none. Trusted only once its first replay has given the bits of plain launches."""

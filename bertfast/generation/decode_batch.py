@@ -16,7 +16,6 @@ from bertfast.cache.decode import DecodeCache
 from bertfast.engine.cpu_plans import DecodeStepPlan
 from bertfast.generation import cuda_steps
 from bertfast.graph.encoder import encode
-from bertfast.graph.heads import predictions
 from bertfast.ops import Ops
 from bertfast.runtime.native import _C
 
@@ -26,7 +25,7 @@ class DecodeBatch:
 
     def __init__(self, model: Any, batch: PackedBatch, inner: VarlenAttention, most: int, beams: int = 1) -> None:
         """most: how long a sequence may get, padding included. beams: how many sequences each prompt may become, by `reorder`."""
-        self.model, self.bert = model, model.bert
+        self.model, self.base = model, model.base_model
         rows, S = batch.rows, batch.columns
         lengths = inner.cu_seqlens_q.diff()
         host = lengths.tolist()
@@ -34,11 +33,11 @@ class DecodeBatch:
         room = max(host) + max(most - S - 1, 0)
         self.steps: cuda_steps.CudaDecoder | None = None
         if cuda_steps.is_supported(model):
-            self.steps = cuda_steps.acquire(model, batch.batch * beams, room, lambda slots, cells: DecodeCache(self.bert, slots, cells))
+            self.steps = cuda_steps.acquire(model, batch.batch * beams, room, lambda slots, cells: DecodeCache(self.base, slots, cells))
             self.cells = self.steps.cells
             self.cells.table = _C.SlotTable(self.steps.slots, self.steps.room)
         else:
-            self.cells = DecodeCache(self.bert, batch.batch * beams, room)
+            self.cells = DecodeCache(self.base, batch.batch * beams, room)
         device = lengths.device
         self.slots = torch.tensor(self.cells.table.admit(host), device=device)  # [A] int64
         self.members = torch.arange(batch.batch, device=device)  # [A] int64: which row of the batch
@@ -59,7 +58,7 @@ class DecodeBatch:
         places = torch.arange(len(sequence), device=sequence.device) - (self.last_rows + 1 - self.length).index_select(0, sequence)
         rows = self.batch.rows
         rows.attention = PromptAttention(self.inner, self.cells.store(self.slots.index_select(0, sequence), places))
-        return predictions(self.model.cls.predictions, encode(self.bert, rows, ops, None, self.last_rows), ops)
+        return self.model.family.lm_logits(self.model, encode(self.base, rows, ops, first_rows=self.last_rows), ops)
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:  # [A] int64 -> [A, V]
@@ -77,7 +76,7 @@ class DecodeBatch:
         })  # fmt: skip
 
     def run_step(self, O: Ops) -> Tensor:
-        return predictions(self.model.cls.predictions, encode(self.bert, self.rows, O), O)
+        return self.model.family.lm_logits(self.model, encode(self.base, self.rows, O), O)
 
     def leave(self, goes_on: list[bool]) -> None:
         """Sequences leave that do not go on (a flag for each row of the batch); their slots are free. Where steps are recorded, as many
@@ -118,11 +117,11 @@ class DecodeBatch:
 def pack_prompts(model: Any, input_ids: Tensor, arguments: dict[str, Any]) -> PackedBatch | None:
     """The prompts without their padding; None where only a mask can say what they see."""
     given = {name: arguments.get(name) for name in ("attention_mask", "position_ids", "token_type_ids")}
-    batch = make_batch({"input_ids": input_ids, **given}, model.bert, OutputNeeds())
+    batch = make_batch({"input_ids": input_ids, **given}, model.base_model, OutputNeeds())
     causal = isinstance(batch.rows.attention, VarlenAttention) and batch.rows.attention.causal
     return batch if causal and batch.blank is None else None
 
 
 def invariant_tiles(model: Any) -> AbstractContextManager[None]:
     """In which a generation runs: with fixed tiles, where the model asks for them."""
-    return ops.batch_invariant(model.bert.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext()
+    return ops.batch_invariant(model.base_model.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext()

@@ -9,7 +9,6 @@ Source: BertModel of transformers; Devlin et al. 2018, https://arxiv.org/abs/181
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,52 +16,42 @@ from torch import Tensor
 from bertfast import ops
 from bertfast.batch.attention import Attention
 from bertfast.batch.packed import GraphInputs
+from bertfast.graph.layers import AttentionModules, LayerModules
 from bertfast.ops import Ops
 from bertfast.quantization.fp8_layers import Fp8LayerNorm
 from bertfast.quantization.int8_layers import QuantizedLayer
 
 
-@dataclass(slots=True)
-class Trace:
-    """What a caller wants to see of the inside of a forward."""
-
-    hidden_states: list[Tensor] | None = None  # [R, H]: after the embeddings and after each layer
-    keys_values: list[tuple[Tensor, Tensor]] | None = None  # [R, H] each, a layer: what a KV cache keeps
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-def encode(bert: Any, rows: GraphInputs, O: Ops = ops, trace: Trace | None = None, first_rows: Tensor | None = None) -> Tensor:
+def encode(
+    base: Any, inputs: GraphInputs, O: Ops = ops, hidden_states: list[Tensor] | None = None, first_rows: Tensor | None = None
+) -> Tensor:
     """[R, H] after the last layer; or, with first_rows [B], those rows alone: [B, H].
 
-    The last layer then computes keys and values for all rows and everything else for the wanted ones only.
+    The last layer then computes keys and values for all rows and everything else for the first rows only.
+    hidden_states: collects [R, H] after the embeddings and after each layer.
     """
-    x = embed(bert.embeddings, rows, O)
-    layers = list(bert.encoder.layer)
-    if layers:  # transformers takes the first hidden state for the first layer's input: without layers there is none
-        note_hidden(trace, x)
+    x = base.family.embed(base, inputs, O)
+    layers = base.family.layers(base)
+    if layers:  # transformers takes the first hidden state from the first layer's input: without layers there is none
+        _collect(hidden_states, x)
     for layer in layers[:-1] if first_rows is not None and layers else layers:
-        x = encode_layer(layer, x, rows, O, trace)
-        note_hidden(trace, x)
+        x = encode_layer(layer, x, inputs, O)
+        _collect(hidden_states, x)
     if first_rows is not None:
-        x = last_layer_first_rows(layers[-1], x, rows, first_rows, O) if layers else O.pack(x, first_rows)
+        x = last_layer_first_rows(layers[-1], x, inputs, first_rows, O) if layers else O.pack(x, first_rows)
     return x
 
 
-def note_hidden(trace: Trace | None, x: Tensor) -> None:
-    if trace is not None and trace.hidden_states is not None:
-        trace.hidden_states.append(x)
+def _collect(hidden_states: list[Tensor] | None, x: Tensor) -> None:
+    if hidden_states is not None:
+        hidden_states.append(x)
 
 
-def embed(embeddings: Any, rows: GraphInputs, O: Ops = ops) -> Tensor:  # -> [R, H]
-    words = embeddings.word_embeddings
-    others = (
-        rows.position_ids, embeddings.position_embeddings.weight,
-        rows.token_type_ids, embeddings.token_type_embeddings.weight,
-        *affine(embeddings.LayerNorm),
-    )  # fmt: skip
-    if rows.words is None and isinstance(words, QuantizedLayer):
-        return words.embed(rows.input_ids, O, *others)
-    return O.embed_layer_norm(rows.input_ids, words.weight if rows.words is None else rows.words, *others)
+def embedding_table(words: Any, inputs: GraphInputs, O: Ops, *others: Any) -> Tensor:  # -> [R, H]
+    """embed_layer_norm over the word embeddings, float or quantized, or over inputs_embeds. others: its arguments from position_ids on."""
+    if inputs.words is None and isinstance(words, QuantizedLayer):
+        return words.embed(inputs.input_ids, O, *others)
+    return O.embed_layer_norm(inputs.input_ids, words.weight if inputs.words is None else inputs.words, *others)
 
 
 def linear(x: Tensor, layers: Sequence[Any], O: Ops = ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, F_0 + F_1 + ...]
@@ -76,56 +65,54 @@ def linear(x: Tensor, layers: Sequence[Any], O: Ops = ops, activation: str | Non
     return O.linear_concat(x, [m.weight for m in layers], [m.bias for m in layers])
 
 
-def encode_layer(layer: Any, x: Tensor, rows: GraphInputs, O: Ops = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
-    """Post-norm, as BERT was trained: each block adds its input back, then normalises."""
-    x = project_add_norm(layer.attention.output, attend(layer.attention.self, x, rows.attention, O, trace), x, O)
-    if rows.cross_attention is not None:
-        x = project_add_norm(layer.crossattention.output, attend_across(layer.crossattention.self, x, rows, O), x, O)
-    return project_add_norm(layer.output, feed_forward(layer.intermediate, x, O), x, O)
+def encode_layer(layer: LayerModules, x: Tensor, inputs: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
+    """Post-norm: each block adds its input back, then normalises."""
+    x = project_add_norm(layer.attention.output, layer.attention.norm, attend(layer.attention, x, inputs.attention, O), x, O)
+    if inputs.cross_attention is not None:
+        assert layer.cross is not None, "batch.inputs refuses encoder_hidden_states for a model without cross-attention"
+        x = project_add_norm(layer.cross.output, layer.cross.norm, attend_across(layer.cross, x, inputs, O), x, O)
+    return project_add_norm(layer.down, layer.norm, activated_linear(layer.up, layer.activation, x, O), x, O)
 
 
-def last_layer_first_rows(layer: Any, x: Tensor, rows: GraphInputs, first_rows: Tensor, O: Ops = ops) -> Tensor:  # [R, H] -> [B, H]
-    attention = rows.attention.first_rows()
-    if attention is None or rows.cross_attention is not None:
-        return O.pack(encode_layer(layer, x, rows, O), first_rows)
-    self = layer.attention.self
+def last_layer_first_rows(  # [R, H] -> [B, H]
+    layer: LayerModules, x: Tensor, inputs: GraphInputs, first_rows: Tensor, O: Ops = ops
+) -> Tensor:
+    attention = inputs.attention.first_rows()
+    if attention is None or inputs.cross_attention is not None:
+        return O.pack(encode_layer(layer, x, inputs, O), first_rows)
+    modules = layer.attention
     first = O.pack(x, first_rows)
-    q = linear(first, [self.query], O)
-    k, v = linear(x, [self.key, self.value], O).chunk(2, dim=1)
-    first = project_add_norm(layer.attention.output, attention(q, k, v, self.num_attention_heads, O), first, O)
-    return project_add_norm(layer.output, feed_forward(layer.intermediate, first, O), first, O)
+    q = linear(first, [modules.query], O)
+    k, v = linear(x, [modules.key, modules.value], O).chunk(2, dim=1)
+    first = project_add_norm(modules.output, modules.norm, attention(q, k, v, modules.heads, O), first, O)
+    return project_add_norm(layer.down, layer.norm, activated_linear(layer.up, layer.activation, first, O), first, O)
 
 
-def attend(self: Any, x: Tensor, attention: Attention, O: Ops = ops, trace: Trace | None = None) -> Tensor:  # [R, H] -> [R, H]
-    q, k, v = linear(x, [self.query, self.key, self.value], O).chunk(3, dim=1)
-    if trace is not None and trace.keys_values is not None:
-        trace.keys_values.append((k, v))
-    return attention(q, k, v, self.num_attention_heads, O)
+def attend(modules: AttentionModules, x: Tensor, attention: Attention, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
+    q, k, v = linear(x, [modules.query, modules.key, modules.value], O).chunk(3, dim=1)
+    return attention(q, k, v, modules.heads, O)
 
 
-def attend_across(self: Any, x: Tensor, rows: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
-    assert rows.cross_attention is not None, "made together, in bertfast.batch.layout"
-    q = linear(x, [self.query], O)
-    cached = None if rows.cross_cache is None else rows.cross_cache.read()
+def attend_across(modules: AttentionModules, x: Tensor, inputs: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
+    assert inputs.cross_attention is not None, "the caller asked"
+    q = linear(x, [modules.query], O)
+    cached = None if inputs.cross_cache is None else inputs.cross_cache.read()
     if cached is not None:
         keys, values = cached
-        return rows.cross_attention(q, keys, values, self.num_attention_heads, O)
-    assert rows.encoder_rows is not None, "made together with the attention"
-    k, v = linear(rows.encoder_rows, [self.key, self.value], O).chunk(2, dim=1)
-    if rows.cross_cache is not None:
-        rows.cross_cache.keep(k, v, self.num_attention_heads)
-    return rows.cross_attention(q, k, v, self.num_attention_heads, O)
+        return inputs.cross_attention(q, keys, values, modules.heads, O)
+    assert inputs.encoder_rows is not None, "set together with cross_attention"
+    k, v = linear(inputs.encoder_rows, [modules.key, modules.value], O).chunk(2, dim=1)
+    if inputs.cross_cache is not None:
+        inputs.cross_cache.keep(k, v, modules.heads)
+    return inputs.cross_attention(q, k, v, modules.heads, O)
 
 
-def feed_forward(intermediate: Any, x: Tensor, O: Ops = ops) -> Tensor:  # [R, H] -> [R, I]
-    return activated_linear(intermediate.dense, intermediate.intermediate_act_fn, x, O)
-
-
-def project_add_norm(output: Any, x: Tensor, residual: Tensor, O: Ops = ops) -> Tensor:  # [R, *] -> [R, H]
-    out = linear(x, [output.dense], O)
-    if isinstance(output.LayerNorm, Fp8LayerNorm):
-        return output.LayerNorm.add(out, residual)
-    return O.add_layer_norm(out, residual, *affine(output.LayerNorm))
+def project_add_norm(dense: Any, norm: Any, x: Tensor, residual: Tensor, O: Ops = ops) -> Tensor:  # [R, *] -> [R, H]
+    """norm(dense(x) + residual)."""
+    out = linear(x, [dense], O)
+    if isinstance(norm, Fp8LayerNorm):
+        return norm.add(out, residual)
+    return O.add_layer_norm(out, residual, *affine(norm))
 
 
 def activated_linear(dense: Any, activation: Any, x: Tensor, O: Ops = ops) -> Tensor:

@@ -80,7 +80,7 @@ def token_scores(module: Any, encoded: HeadInputs, fill: float = 0.0) -> HeadOut
     return HeadOutput(encoded.batch.unpack(linear(encoded.rows, [module], encoded.O), encoded.O, fill), cells=True)
 
 
-def predictions(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
+def prediction_logits(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
     transform = head.transform
     hidden = activated_linear(transform.dense, transform.transform_act_fn, x, O)
     return linear(O.add_layer_norm(hidden, None, *affine(transform.LayerNorm)), [head.decoder], O)
@@ -94,7 +94,7 @@ def encoder_outputs(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
 
 
 def masked_lm(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    scores = predictions(model.cls.predictions, encoded.rows, encoded.O)
+    scores = model.family.lm_logits(model, encoded.rows, encoded.O)
     return {"logits": HeadOutput(encoded.batch.unpack(scores, encoded.O), cells=True)}
 
 
@@ -103,7 +103,7 @@ def causal_lm(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
     if isinstance(keep, int) and keep == 0:
         return masked_lm(model, encoded)
     hidden = select_columns(encoded.batch.cells(encoded.batch.unpack(encoded.rows, encoded.O)), keep)
-    scores = predictions(model.cls.predictions, hidden.reshape(-1, hidden.shape[-1]).contiguous(), encoded.O).view(*hidden.shape[:-1], -1)
+    scores = model.family.lm_logits(model, hidden.reshape(-1, hidden.shape[-1]).contiguous(), encoded.O).view(*hidden.shape[:-1], -1)
     padding = encoded.batch.padding()
     if padding is None:
         return {"logits": HeadOutput(scores)}
@@ -121,23 +121,23 @@ def select_columns(x: Tensor, keep: Any) -> Tensor:
 
 
 def pretraining(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    scores = predictions(model.cls.predictions, encoded.rows, encoded.O)
+    scores = model.family.lm_logits(model, encoded.rows, encoded.O)
     return {
         "prediction_logits": HeadOutput(encoded.batch.unpack(scores, encoded.O), cells=True),
-        "seq_relationship_logits": HeadOutput(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O)),
+        "seq_relationship_logits": HeadOutput(linear(pool(model.base_model, encoded), [model.cls.seq_relationship], encoded.O)),
     }
 
 
 def next_sentence(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": HeadOutput(linear(pool(model.bert, encoded), [model.cls.seq_relationship], encoded.O))}
+    return {"logits": HeadOutput(linear(pool(model.base_model, encoded), [model.cls.seq_relationship], encoded.O))}
 
 
 def sequence_classification(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": HeadOutput(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
+    return {"logits": HeadOutput(linear(pool(model.base_model, encoded), [model.classifier], encoded.O))}
 
 
 def multiple_choice(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": HeadOutput(linear(pool(model.bert, encoded), [model.classifier], encoded.O))}
+    return {"logits": HeadOutput(linear(pool(model.base_model, encoded), [model.classifier], encoded.O))}
 
 
 def reshape_choices(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]

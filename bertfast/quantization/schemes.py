@@ -74,7 +74,7 @@ def scheme_in_config(config: Any, where: str) -> str | None:
     return str(scheme)
 
 
-def why_not_quantizable(model: nn.Module, scheme: str) -> str | None:
+def why_not_quantizable(model: Any, scheme: str, family: Any = None) -> str | None:
     """Why a BERT cannot be quantized; None where it can."""
     if scheme == "fp8":
         return fp8_layers.why_not_quantizable(model)
@@ -88,19 +88,17 @@ def why_not_quantizable(model: nn.Module, scheme: str) -> str | None:
             return f"its parameters are on {parameter.device} ({name}), and {scheme} runs on CPUs; call .to('cpu') on it first"
         if type(parameter) is not nn.Parameter:
             return f"parameter {name} is a {type(parameter).__name__}"
-    for place, layer in quantizable_layers(model):
+    for place, layer in quantizable_layers(model, family):
         if not isinstance(layer, QuantizedLayer) and type(layer) not in (nn.Linear, nn.Embedding):
             return f"{place} is a {type(layer).__name__}, expected torch's own layer; merge or remove the adapter first"
     return None
 
 
-def quantizable_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a BERT, with or without a head, that are quantized, by name; a layer that stands in two places comes twice."""
+def quantizable_layers(model: Any, family: Any = None) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a model, with or without a head, that int8 replaces, by name; a layer that stands in two places comes twice."""
+    family = family or model.family
     for name, module in model.named_modules(remove_duplicate=False):
-        parent, _, last = name.rpartition(".")
-        within = f".{parent}."
-        in_layer = ".encoder.layer." in within and last in ("query", "key", "value", "dense")
-        if in_layer or last == "word_embeddings" or (last == "decoder" and parent.endswith("predictions")):
+        if family.quantizable(name):
             yield name, module
 
 

@@ -24,7 +24,6 @@ from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.processors import apply, processors, top, warpers
 from bertfast.compat.outputs import Output, output
 from bertfast.graph.encoder import encode
-from bertfast.graph.heads import predictions
 
 # Settings that have an effect, and their defaults in 4.37.
 DEFAULTS: dict[str, Any] = {
@@ -234,7 +233,7 @@ class Session:
         self.buffers = written.buffers
         self.index += tokens.shape[1]
         self.positions = self.positions[:, -1:] + 1
-        return predictions(self.engine.module.cls.predictions, last, ops).float()
+        return self.engine.module.family.lm_logits(self.engine.module, last, ops).float()
 
     def reorder(self, rows: Tensor) -> None:
         self.buffers = self.buffers.reordered(rows)

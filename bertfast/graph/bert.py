@@ -1,0 +1,70 @@
+"""Where BERT keeps what the graph reads: transformers.models.bert.modeling_bert."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.models.bert import modeling_bert
+
+from bertfast.batch.packed import GraphInputs
+from bertfast.graph.encoder import affine, embedding_table
+from bertfast.graph.heads import prediction_logits
+from bertfast.graph.layers import AttentionModules, LayerModules
+from bertfast.ops import Ops
+
+
+def embed(base: Any, inputs: GraphInputs, O: Ops) -> Tensor:  # -> [R, H]
+    """LayerNorm(word + token type + position)."""
+    embeddings = base.embeddings
+    return embedding_table(
+        embeddings.word_embeddings, inputs, O,
+        inputs.position_ids, embeddings.position_embeddings.weight,
+        inputs.token_type_ids, embeddings.token_type_embeddings.weight,
+        *affine(embeddings.LayerNorm),
+    )  # fmt: skip
+
+
+def layers(base: Any) -> list[LayerModules]:
+    return [
+        LayerModules(
+            attention(layer.attention), attention(layer.crossattention) if hasattr(layer, "crossattention") else None,
+            layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense, layer.output.LayerNorm,
+        )
+        for layer in base.encoder.layer
+    ]  # fmt: skip
+
+
+def attention(module: Any) -> AttentionModules:  # BertAttention
+    inner, output = module.self, module.output
+    return AttentionModules(inner.query, inner.key, inner.value, inner.num_attention_heads, output.dense, output.LayerNorm)
+
+
+def lm_logits(model: Any, x: Tensor, O: Ops) -> Tensor:  # [R, H] -> [R, V]
+    return prediction_logits(model.cls.predictions, x, O)
+
+
+def is_quantizable(name: str) -> bool:
+    """int8: the linear layers of the encoder, the word embeddings and a language-model head's decoder. name: as in named_modules()."""
+    parent, _, last = name.rpartition(".")
+    within = f".{parent}."
+    in_layer = ".encoder.layer." in within and last in ("query", "key", "value", "dense")
+    return in_layer or last == "word_embeddings" or (last == "decoder" and parent.endswith("predictions"))
+
+
+# What the graph reads the parameters of, by attribute name ("<index>" inside a ModuleList). A module of another class keeps its own
+# forward, and the model takes the reference path.
+MODULES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("query", "key", "value", "dense", "decoder", "classifier", "qa_outputs", "seq_relationship"), (nn.Linear,)),
+    **dict.fromkeys(("word_embeddings", "position_embeddings", "token_type_embeddings"), (nn.Embedding,)),
+    "LayerNorm": (nn.LayerNorm,),
+    "layer": (nn.ModuleList,),
+    "<index>": (modeling_bert.BertLayer,),
+    "embeddings": (modeling_bert.BertEmbeddings,),
+    "encoder": (modeling_bert.BertEncoder,),
+    "pooler": (modeling_bert.BertPooler,),
+    "self": (modeling_bert.BertSelfAttention, modeling_bert.BertCrossAttention),
+    "intermediate": (modeling_bert.BertIntermediate,),
+    "crossattention": (modeling_bert.BertAttention,),
+    "attention": (modeling_bert.BertAttention,),
+    "transform": (modeling_bert.BertPredictionHeadTransform,),
+    "predictions": (modeling_bert.BertLMPredictionHead,),
+}

@@ -1,0 +1,63 @@
+"""One record for each family of models: all that the rest of the package asks about one.
+
+Engine, batch, cache, generation and quantization know families by these records alone; `model.family` is the record of a model.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+from transformers import BertConfig
+from transformers.models.bert import modeling_bert
+
+from bertfast.batch.packed import GraphInputs
+from bertfast.batch.positions import PositionRule, column_positions
+from bertfast.checkpoints import names
+from bertfast.graph import bert
+from bertfast.graph.heads import HEADS, Head
+from bertfast.graph.layers import LayerModules
+from bertfast.ops import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Shape letters: R rows, H hidden, V vocabulary. `base`: the model without a head (model.base_model)."""
+
+    model_type: str  # of its config
+    config: type
+    modeling: ModuleType  # of transformers: where the classes of `heads` are
+    heads: Mapping[str, Head]  # by class name
+    modules: Mapping[str, tuple[type, ...]]  # attribute name -> classes that the graph computes in place of
+    positions: PositionRule  # default position_ids
+    embed: Callable[[Any, GraphInputs, Ops], Tensor]  # base -> [R, H]
+    layers: Callable[[Any], list[LayerModules]]  # of base
+    lm_logits: Callable[[Any, Tensor, Ops], Tensor]  # a model with a language-model head: [R, H] -> [R, V]
+    quantizable: Callable[[str], bool]  # module name -> whether int8 replaces it
+    checkpoint_names: ModuleType | None  # TensorFlow's and Flax's parameter names; None: they wrote none that is read here
+
+
+BERT = Family(
+    model_type="bert",
+    config=BertConfig,
+    modeling=modeling_bert,
+    heads=HEADS,
+    modules=bert.MODULES,
+    positions=column_positions,
+    embed=bert.embed,
+    layers=bert.layers,
+    lm_logits=bert.lm_logits,
+    quantizable=bert.is_quantizable,
+    checkpoint_names=names,
+)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a config, by its model_type. ValueError where it is none that bertfast has."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(f"config.model_type: got {config.model_type!r}, expected {' or '.join(map(repr, FAMILIES))}")
+    return family
