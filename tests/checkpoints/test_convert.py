@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import bertfast
-from bertfast.cli.app import app
+from bertfast.cli import app
 from bertfast.convert import convert
 
 MODELS = Path(__file__).parents[1] / "golden" / "models"
