@@ -1,7 +1,7 @@
-"""The graph under any mask: what the TF and Flax classes mean where the kernels do not cover it.
+"""The model graph under an arbitrary mask, for calls of the TF and Flax classes that the kernels do not cover.
 
-Additive masks of any values, head masks, dropout, returned probabilities, and Flax's lookups out of range, all by the plain
-definitions on padded rows. It is the same graph (bertfast.graph.encoder.encode) with another Attention and, for dropout, other ops.
+Additive masks of any values, head masks, dropout, returned probabilities, and Flax's lookups out of range, all by the reference ops
+on padded rows. It is the same graph (bertfast.graph.encoder.encode) with another Attention and, for dropout, other ops.
 
 Shape letters: B batch, S padded length, N heads, D head size, H = N * D, Sk keys of a sequence, Se encoder length.
 """

@@ -1,4 +1,4 @@
-"""One call of a face on the torch classes: their kernels where the call is plain, else the graph under its own mask."""
+"""One call of a compat class on a torch class: on the kernels, or on the graph under an arbitrary mask."""
 
 import copy
 from dataclasses import dataclass

@@ -1,24 +1,25 @@
-"""JAX's counter-based random numbers, in NumPy: a seed draws here what it drew under 4.37.
+"""JAX's counter-based random numbers in NumPy: a seed draws the same numbers as under 4.37.
 
-Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), used as jax.random of that time
-uses it (jax_threefry_partitionable off, the default until JAX 0.5).
+Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), used as by jax.random with
+jax_threefry_partitionable off, the default until JAX 0.5.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 U32 = np.uint32
-Key = "np.ndarray[Any, np.dtype[np.uint32]]"  # [2]
+Key: TypeAlias = npt.NDArray[np.uint32]  # [2]
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def read_key(key: Any, name: str) -> "np.ndarray[Any, Any]":
-    """The two words of a key: a seed, a raw key (uint32 [2]), or one of jax.random.key. Raises TypeError for anything else."""
+def read_key(key: Any, name: str) -> Key:
+    """uint32 [2] of a seed, a raw key (uint32 [2]) or a key of jax.random.key. Raises TypeError, naming `name`, for anything else."""
     if isinstance(key, (int, np.integer)):
         return np.array([(int(key) >> 32) & 0xFFFFFFFF, int(key) & 0xFFFFFFFF], U32)
     if hasattr(key, "dtype") and "key<" in str(key.dtype):
-        from jax.random import key_data  # the caller's key is JAX's, so the process has it
+        from jax.random import key_data  # the caller has a JAX key, so JAX is imported
 
         key = key_data(key)
     try:
@@ -30,11 +31,12 @@ def read_key(key: Any, name: str) -> "np.ndarray[Any, Any]":
     return words.astype(U32)
 
 
-def seed_of(key: "np.ndarray[Any, Any]") -> int:
+def seed_of(key: Key) -> int:
+    """The key as one 64-bit integer."""
     return (int(key[0]) << 32) | int(key[1])
 
 
-def threefry(key: "np.ndarray[Any, Any]", x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]") -> tuple[Any, Any]:
+def threefry(key: Key, x: npt.NDArray[np.uint32], y: npt.NDArray[np.uint32]) -> tuple[Any, Any]:
     """The block cipher on counters x and y, uint32 arrays of one shape."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ U32(0x1BD11BDA))
     with np.errstate(over="ignore"):  # additions are modulo 2**32
@@ -47,8 +49,8 @@ def threefry(key: "np.ndarray[Any, Any]", x: "np.ndarray[Any, Any]", y: "np.ndar
     return x, y
 
 
-def bits(key: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
-    """`count` words."""
+def bits(key: Key, count: int) -> npt.NDArray[np.uint32]:
+    """`count` random uint32."""
     counters = np.arange(count + count % 2, dtype=U32)
     if count % 2:
         counters[-1] = 0
@@ -56,13 +58,13 @@ def bits(key: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
     return np.concatenate(threefry(key, counters[:half], counters[half:]))[:count]
 
 
-def split(key: "np.ndarray[Any, Any]") -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+def split(key: Key) -> tuple[Key, Key]:
     """Two new keys, as jax.random.split(key)."""
     words = bits(key, 4).reshape(2, 2)
     return words[0], words[1]
 
 
-def gumbel(key: "np.ndarray[Any, Any]", shape: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+def gumbel(key: Key, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Standard Gumbel noise, float32."""
     tiny = np.finfo(np.float32).tiny
     ones = (bits(key, int(np.prod(shape))) >> U32(9)) | U32(0x3F800000)  # mantissas of floats in [1, 2)
