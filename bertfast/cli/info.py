@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bertfast import ops
-from bertfast.quantization import fp8_layers
+from bertfast.ops.activations import fused_config_name
+from bertfast.quantization import fp8_support
 from bertfast.runtime.native import _C
 from bertfast.runtime.threads import get_num_threads
 
@@ -71,7 +72,7 @@ def gpu() -> Iterator[Row]:
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(i)
         yield f"cuda:{i}", properties.name, f"sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
-        reason = fp8_layers.why_device_unsupported(torch.device("cuda", i))
+        reason = fp8_support.why_device_unsupported(torch.device("cuda", i))
         yield "", "fp8", reason or "quantization='fp8' runs here; nobody has measured yet where it beats bfloat16"
 
 
@@ -120,14 +121,19 @@ def model_rows(folder: str) -> Iterator[Row]:
     if torch.cuda.is_available() and scheme is None:
         reason = cuda_graphs.why_eager_trial(model.to("cuda", torch.float16))
         yield "CUDA graphs", "not used" if reason else "recorded and replayed", reason or "one for each bucket of shapes"
-    if config.hidden_act not in ops.ACTIVATIONS:
-        yield "activation", config.hidden_act, "not one that the kernels fuse; applied by transformers' function"
+    yield from activation_rows(config.hidden_act)
     yield (
         "leaves the kernels",
         "training mode, autocast, torch.compile",
         "and hooks or adapters inside the model: transformers' own forward",
     )
     yield "padding", "comes back as zeros", "keep_padding=True computes it, as transformers does"
+
+
+def activation_rows(hidden_act: str) -> Iterator[Row]:
+    """Nothing for an activation that the kernels fuse."""
+    if fused_config_name(hidden_act) is None:
+        yield "activation", hidden_act, "not one that the kernels fuse; applied by transformers' function"
 
 
 def cpu_name() -> str:
