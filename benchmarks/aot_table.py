@@ -28,7 +28,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertfast.kernels import attention, decode, embedding, fp8, gelu, gemm, layernorm, pack, stage, tuning
+from bertfast.kernels import (
+    activation as activation_op,
+)
+from bertfast.kernels import (
+    add_layer_norm,
+    cached_attention,
+    embed_layer_norm,
+    fp8_activation,
+    fp8_add_layer_norm,
+    linear,
+    pack,
+    stage,
+    tuning,
+    varlen_attention,
+    write_cache,
+)
 
 ARCHES = (80, 89, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a block may have
@@ -102,14 +117,14 @@ def _attention_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case
 
 
 def _attention_case(
-    shape: str, name: str, dtype: torch.dtype, D: int, longest_q: int, longest_k: int, causal: bool, tile: attention.Tile, tf32: bool
+    shape: str, name: str, dtype: torch.dtype, D: int, longest_q: int, longest_k: int, causal: bool, tile: varlen_attention.Tile, tf32: bool
 ) -> Case:
     def launch() -> None:
         qkv = torch.empty(4096, 3, 12, D, dtype=dtype, device="meta")
         cu = torch.empty(33, dtype=torch.int32, device="meta")
-        attention.varlen_attention(*qkv.unbind(1), cu, cu, longest_q, longest_k, causal, None, tile=tile, allow_tf32=tf32)
+        varlen_attention.varlen_attention(*qkv.unbind(1), cu, cu, longest_q, longest_k, causal, None, tile=tile, allow_tf32=tf32)
 
-    return Case("attention", shape, name, _describe(tile), attention, "_varlen_attention_kernel", launch)
+    return Case("attention", shape, name, _describe(tile), varlen_attention, "_varlen_attention_kernel", launch)
 
 
 def _decode_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
@@ -120,18 +135,18 @@ def _decode_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
             for first in (None, rows) if full or dtype == torch.float16 else (None,):
 
                 def launch(q=q, keys=keys, first=first, tile=tile) -> None:
-                    decode.cached_attention(q, keys, keys, rows, first, rows, None, tile=tile)
+                    cached_attention.cached_attention(q, keys, keys, rows, first, rows, None, tile=tile)
 
                 shape = f"D={D} heads<={min(heads, 4096)} C>={cells}{'' if first is None else ' first'}"
-                yield Case("decode", shape, name, _describe(tile), decode, "_cached_attention_kernel", launch)
+                yield Case("decode", shape, name, _describe(tile), cached_attention, "_cached_attention_kernel", launch)
             if tile.splits > 1:
-                yield Case("join", f"D={D}", name, _describe(tile), decode, "_join_splits_kernel", launch)
+                yield Case("join", f"D={D}", name, _describe(tile), cached_attention, "_join_splits_kernel", launch)
         per_program = tuning.write_cache_heads(D)
 
         def write(q=q, keys=keys, per_program=per_program) -> None:
-            decode.write_cache(q, q, keys, keys, rows, rows, heads=per_program, num_warps=4)
+            write_cache.write_cache(q, q, keys, keys, rows, rows, heads=per_program, num_warps=4)
 
-        yield Case("write_cache", f"D={D}", name, f"heads{per_program} warps4", decode, "_write_cache_kernel", write)
+        yield Case("write_cache", f"D={D}", name, f"heads{per_program} warps4", write_cache, "_write_cache_kernel", write)
 
 
 def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
@@ -143,27 +158,27 @@ def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
         for residual in (None, x):
 
             def launch_norm(x=x, residual=residual, vector=vector, warps=warps) -> None:
-                layernorm.add_layer_norm(x, residual, vector, vector, 1e-12, num_warps=warps)
+                add_layer_norm.add_layer_norm(x, residual, vector, vector, 1e-12, num_warps=warps)
 
             shape = f"H={H}{'' if residual is None else ' residual'}"
-            yield Case("layernorm", shape, name, f"warps{warps}", layernorm, "_add_layer_norm_kernel", launch_norm)
+            yield Case("layernorm", shape, name, f"warps{warps}", add_layer_norm, "_add_layer_norm_kernel", launch_norm)
         for types in (None, ids):
 
             def launch_embed(types=types, table=table, vector=vector, warps=warps) -> None:
                 report = _meta(3, 3, dtype=torch.int64)
                 tables = (ids, table, ids, table, types, table)
-                embedding.embed_layer_norm(*tables, vector, vector, 1e-12, report=report, num_warps=warps)
+                embed_layer_norm.embed_layer_norm(*tables, vector, vector, 1e-12, report=report, num_warps=warps)
 
             shape = f"H={H}{'' if types is None else ' types'}"
-            yield Case("embedding", shape, name, f"warps{warps}", embedding, "_embed_layer_norm_kernel", launch_embed)
+            yield Case("embedding", shape, name, f"warps{warps}", embed_layer_norm, "_embed_layer_norm_kernel", launch_embed)
 
-    for activation in sorted(gelu.ACTIVATIONS) if full or dtype == torch.float16 else ("gelu",):
+    for activation in sorted(activation_op.ACTIVATIONS) if full or dtype == torch.float16 else ("gelu",):
         tile = tuning.activation_tile(3072)
 
         def launch_activation(activation=activation, tile=tile) -> None:
-            gelu.bias_activation(_meta(T, 3072, dtype=dtype), _meta(3072, dtype=dtype), activation, tile=tile)
+            activation_op.bias_activation(_meta(T, 3072, dtype=dtype), _meta(3072, dtype=dtype), activation, tile=tile)
 
-        yield Case("activation", f"F=3072 {activation}", name, _describe(tile), gelu, "_bias_activation_kernel", launch_activation)
+        yield Case("activation", f"F=3072 {activation}", name, _describe(tile), activation_op, "_bias_activation_kernel", launch_activation)
 
     tile = tuning.pack_tile(768)
     x = _meta(T, 768, dtype=dtype)
@@ -174,13 +189,13 @@ def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
 def _gemm_cases(name: str, dtype: torch.dtype) -> Iterator[Case]:
     for most, tile in tuning.gemm_entries(dtype):
         rows = min(most, 4096)
-        for epilogue in ("gelu", "residual"):
+        for epilogue in ("gelu", "bias"):
 
             def launch(rows=rows, tile=tile, epilogue=epilogue) -> None:
                 x, weight, bias = _meta(rows, 768, dtype=dtype), _meta(768, 768, dtype=dtype), _meta(768, dtype=dtype)
-                gemm.linear(x, weight, bias, x if epilogue == "residual" else None, gelu=epilogue == "gelu", tile=tile)
+                linear.linear(x, weight, bias, gelu=epilogue == "gelu", tile=tile)
 
-            yield Case("gemm", f"T<={rows} {epilogue}", name, _describe(tile), gemm, "_linear_kernel", launch)
+            yield Case("gemm", f"T<={rows} {epilogue}", name, _describe(tile), linear, "_linear_kernel", launch)
 
 
 def _fp8_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
@@ -190,9 +205,9 @@ def _fp8_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
 
         def launch_norm(H=H, warps=warps) -> None:
             x, vector, values = _meta(T, H, dtype=dtype), _meta(H, dtype=dtype), _meta(T, H, dtype=torch.float8_e4m3fn)
-            fp8.add_layer_norm_fp8(x, x, vector, vector, 1e-12, values, _meta(T, dtype=torch.float32), num_warps=warps)
+            fp8_add_layer_norm.fp8_add_layer_norm(x, x, vector, vector, 1e-12, values, _meta(T, dtype=torch.float32), num_warps=warps)
 
-        yield Case("layernorm_fp8", f"H={H}", name, f"warps{warps}", fp8, "_add_layer_norm_fp8_kernel", launch_norm, 89)
+        yield Case("layernorm_fp8", f"H={H}", name, f"warps{warps}", fp8_add_layer_norm, "_fp8_add_layer_norm_kernel", launch_norm, 89)
     shapes = [(768, None), (1536, "gelu"), (3072, "gelu"), (4096, "gelu"), (3072, "gelu_new")] if full else [(768, None), (3072, "gelu")]
     for (F, activation), by_group in itertools.product(shapes, (False, True)):
         tile = tuning.fp8_activation_tile(F, by_group)
@@ -200,10 +215,10 @@ def _fp8_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
         def launch(F=F, activation=activation, by_group=by_group, tile=tile) -> None:
             x, values = _meta(T, F, dtype=dtype), _meta(T, F, dtype=torch.float8_e4m3fn)
             scales, bias = _meta(F // 128 if by_group else 1, T, dtype=torch.float32), None if activation is None else _meta(F, dtype=dtype)
-            fp8.activation_fp8(x, bias, activation, values, scales, tile=tile)
+            fp8_activation.fp8_activation(x, bias, activation, values, scales, tile=tile)
 
         shape = f"F={F} {activation or 'as it is'} by {'groups' if by_group else 'rows'}"
-        yield Case("activation_fp8", shape, name, _describe(tile), fp8, "_activation_fp8_kernel", launch, 89)
+        yield Case("activation_fp8", shape, name, _describe(tile), fp8_activation, "_fp8_activation_kernel", launch, 89)
 
 
 def _stage_case() -> Case:
@@ -224,19 +239,20 @@ def _ones_cases() -> Iterator[Case]:
     tile, warps = tuning.attention_tile(half, 64, 1, 128), tuning.layer_norm_warps(768)
     q, heads = one_head[:, 0], tuning.write_cache_heads(64)
     launches: list[tuple[str, Any, str, Any, Callable[[], object]]] = [
-        ("one head", attention, "_varlen_attention_kernel", tile,
-         lambda: attention.varlen_attention(*one_head.unbind(1), cu, cu, 1, 128, False, None, tile=tile)),
-        ("one head", decode, "_cached_attention_kernel", tuning.decode_tile(half, 64, 32, 512),
-         lambda: decode.cached_attention(q, cache, cache, ids, None, ids, None, tile=tuning.decode_tile(half, 64, 32, 512))),
-        ("one head", decode, "_write_cache_kernel", None,
-         lambda: decode.write_cache(q, q, cache, cache, ids, ids, heads=heads, num_warps=4)),
-        ("tables of one row", embedding, "_embed_layer_norm_kernel", None,
-         lambda: embedding.embed_layer_norm(ids, table, ids, table, ids, table, vector, vector, 1e-12, report=report, num_warps=warps)),
-        ("one column", gelu, "_bias_activation_kernel", tuning.activation_tile(1),
-         lambda: gelu.bias_activation(column, column[0], "gelu", tile=tuning.activation_tile(1))),
+        ("one head", varlen_attention, "_varlen_attention_kernel", tile,
+         lambda: varlen_attention.varlen_attention(*one_head.unbind(1), cu, cu, 1, 128, False, None, tile=tile)),
+        ("one head", cached_attention, "_cached_attention_kernel", tuning.decode_tile(half, 64, 32, 512),
+         lambda: cached_attention.cached_attention(q, cache, cache, ids, None, ids, None, tile=tuning.decode_tile(half, 64, 32, 512))),
+        ("one head", write_cache, "_write_cache_kernel", None,
+         lambda: write_cache.write_cache(q, q, cache, cache, ids, ids, heads=heads, num_warps=4)),
+        ("tables of one row", embed_layer_norm, "_embed_layer_norm_kernel", None,
+         lambda: embed_layer_norm.embed_layer_norm(
+             ids, table, ids, table, ids, table, vector, vector, 1e-12, report=report, num_warps=warps)),
+        ("one column", activation_op, "_bias_activation_kernel", tuning.activation_tile(1),
+         lambda: activation_op.bias_activation(column, column[0], "gelu", tile=tuning.activation_tile(1))),
         ("one column", pack, "_move_rows_kernel", tuning.pack_tile(1), lambda: pack.pack(column, ids, tile=tuning.pack_tile(1))),
-        ("one input, one feature", gemm, "_linear_kernel", tuning.gemm_tile(half, 4096),
-         lambda: gemm.linear(column, column[:1], column[0], tile=tuning.gemm_tile(half, 4096))),
+        ("one input, one feature", linear, "_linear_kernel", tuning.gemm_tile(half, 4096),
+         lambda: linear.linear(column, column[:1], column[0], tile=tuning.gemm_tile(half, 4096))),
     ]  # fmt: skip
     for shape, module, kernel, used, launch in launches:
         yield Case("ones", f"{kernel.strip('_')}: {shape}", "float16", "" if used is None else _describe(used), module, kernel, launch)

@@ -64,5 +64,5 @@ def fp8(options: argparse.Namespace) -> list[dict[str, Any]]:
         other["ms_stream"] for other in rows if other["dtype"] != "fp8" and other["batch"] == row["batch"])]  # fmt: skip
     if rows and slower and len(slower) == sum(row["dtype"] == "fp8" for row in rows):
         H, device = MODELS[options.model].H, torch.cuda.get_device_name()
-        print(f"fp8 loses everywhere. For FP8_LOSES in kernels/fused/tuning.py: {(device, H)!r}: '...'", flush=True)
+        print(f"fp8 loses everywhere. For FP8_LOSES in bertfast/quantization/fp8.py: {(device, H)!r}: '...'", flush=True)
     return rows

@@ -44,7 +44,7 @@ def problems(dtype: torch.dtype, device: str = "cuda") -> Iterator[Problem]:
 
 
 def _attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
-    from bertfast.kernels import attention, tuning
+    from bertfast.kernels import tuning, varlen_attention
 
     def candidates(D: int, S: int) -> list[Candidate]:
         B, N = max(8192 // S, 1), 768 // D
@@ -53,12 +53,12 @@ def _attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
         default = tuning.attention_tile(dtype, D, S, S)
         found = []
         for m, n, warps, stages in itertools.product((16, 32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3)):
-            tile = attention.Tile(m, n, warps, stages)
+            tile = varlen_attention.Tile(m, n, warps, stages)
             sensible = m <= max(S, 16) and n <= max(S, 16) and m * n >= warps * 256 and m * n <= warps * 4096
             if tile == default or (sensible and (stages == 1) == (n >= S)):
 
                 def run(tile: Any = tile) -> object:
-                    return attention.varlen_attention(q, k, v, cu, cu, S, S, False, None, tile=tile)
+                    return varlen_attention.varlen_attention(q, k, v, cu, cu, S, S, False, None, tile=tile)
 
                 found.append(Candidate(str(tile), tile == default, run, ("attention", D, tile, n >= S)))
         return found
@@ -68,7 +68,7 @@ def _attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
 
 
 def _gemm_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
-    from bertfast.kernels import gemm
+    from bertfast.kernels import linear
     from bertfast.ops import cuda
 
     def candidates(K: int, F: int, activation: str | None, T: int) -> list[Candidate]:
@@ -77,10 +77,10 @@ def _gemm_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
         found = [Candidate("cuBLAS", True, lambda: cuda.linear(x, w, bias, activation), None)]
         for m, f, k, warps, stages in itertools.product((16, 64, 128), (64, 128, 256), (64, 128), (4, 8), (3, 4)):
             if m <= max(T, 16) and m * f <= warps * 4096 and m * f >= warps * 256 and (m + f) * k * 2 * stages <= 220 << 10:
-                tile = gemm.Tile(m, f, k, warps, stages)
+                tile = linear.Tile(m, f, k, warps, stages)
 
                 def run(tile: Any = tile) -> object:
-                    return gemm.linear(x, w, bias, gelu=activation == "gelu", tile=tile)
+                    return linear.linear(x, w, bias, gelu=activation == "gelu", tile=tile)
 
                 found.append(Candidate(str(tile), False, run, ("gemm", tile, activation)))
         return found
@@ -92,7 +92,7 @@ def _gemm_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
 
 
 def _decode_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
-    from bertfast.kernels import decode, tuning
+    from bertfast.kernels import cached_attention, tuning
 
     def candidates(D: int, B: int, C: int) -> list[Candidate]:
         N = 768 // D
@@ -102,11 +102,11 @@ def _decode_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
         default = tuning.decode_tile(dtype, D, B * N, C)
         found = []
         for block, splits, warps in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 4, 8)):
-            tile = decode.Tile(block, splits, warps)
+            tile = cached_attention.Tile(block, splits, warps)
             if tile == default or (block * splits <= C and 256 <= block * D // warps <= 4096):
 
                 def run(tile: Any = tile) -> object:
-                    return decode.cached_attention(q, keys, keys, slots, None, last, None, tile=tile)
+                    return cached_attention.cached_attention(q, keys, keys, slots, None, last, None, tile=tile)
 
                 found.append(Candidate(str(tile), tile == default, run, ("decode", D, tile)))
         return found

@@ -15,7 +15,6 @@ from bertfast.batch.attention import Attention, MaskedAttention, VarlenAttention
 from bertfast.batch.inputs import Arguments, read_attention_mask, read_cross_inputs, read_head_mask, read_ids, read_input, read_mask
 from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
 from bertfast.batch.positions import column_indices
-from bertfast.quantization.int8_layers import QuantizedLayer
 from bertfast.runtime.config_access import is_causal, setting
 
 
@@ -76,7 +75,7 @@ def make_batch(arguments: Arguments, model: Any, needs: OutputNeeds) -> PackedBa
     longest = packing.longest if drop and packing is not None else S
     attention: Attention
     # What attention reads and gives is coarser than bfloat16 in int8. A decoder's is not rounded: its steps on a cache agree with this.
-    rounded = isinstance(embeddings.word_embeddings, QuantizedLayer) and not causal
+    rounded = getattr(embeddings.word_embeddings, "bfloat16_attention", False) and not causal
     blank = None
     if plain:
         real = mask.ne(0).to(device) if packing is not None and mask is not None else None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bertfast import ops
-from bertfast.quantization import fp8_layers
+from bertfast.quantization import fp8_support
 from bertfast.runtime.devices import DTYPES
 from bertfast.runtime.native import _C
 from bertfast.runtime.threads import get_num_threads
@@ -73,7 +73,7 @@ def gpu() -> Iterator[Row]:
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         yield f"cuda:{i}", properties.name, f"sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
-        reason = fp8_layers.why_device_unsupported(torch.device("cuda", i))
+        reason = fp8_support.why_device_unsupported(torch.device("cuda", i))
         yield "", "fp8", reason or "supported; not measured yet against bfloat16"
 
 

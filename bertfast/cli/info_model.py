@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bertfast import ops
+from bertfast.ops.activations import fused_config_name
 from bertfast.runtime.devices import DTYPES
 
 if TYPE_CHECKING:
@@ -70,5 +71,5 @@ def _cuda_graph_row(model: Any) -> "Row":
 
 def _activation_rows(config: Any) -> Iterator["Row"]:
     """A row where the kernels do not fuse the model's activation."""
-    if config.hidden_act not in ops.ACTIVATIONS:
+    if fused_config_name(config.hidden_act) is None:
         yield "activation", config.hidden_act, "not fused into the kernels: computed by transformers' function"

@@ -282,7 +282,7 @@ def test_a_half_precision_model_returns_float32_vectors(small_dir):
 
 
 def test_a_dtype_without_kernels_is_logged_once(small_dir, caplog):
-    ops._backend.cache_clear()
+    ops.dispatch.backend_of.cache_clear()
     embedder = Embedder.from_pretrained(small_dir, device="cpu", dtype="float16")
     embedder.encode(TEXTS)
     embedder.encode(TEXTS)

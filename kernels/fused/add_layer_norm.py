@@ -2,8 +2,7 @@
 
     out = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias        s = x + residual
 
-One program takes one token. Its row lies in registers, so it is read once and the variance is taken around the mean;
-E[s^2] - E[s]^2 would save nothing here and cancels badly where |mean| >> std. Sums and statistics in float32.
+One program takes one token, whose row is read once into registers. Sums and statistics in float32.
 
 Shape letters: T tokens (packed, no padding), H hidden.
 Definition and contract: bertfast/ops/reference.py, bertfast/ops/__init__.py.
@@ -13,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-MAX_HIDDEN = 8192  # longer rows spill registers; BERT-large needs 1024
+from .math import MAX_HIDDEN, layer_norm
 
 
 @triton.jit
@@ -32,17 +31,14 @@ def _add_layer_norm_kernel(
     col = tl.arange(0, BLOCK)
     inside = col < H
 
-    # All loads before the first use: the row is on its way while the parameters are asked for.
+    # All loads before the first use, so that they overlap.
     x = tl.load(x_ptr + row + col, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         x += tl.load(residual_ptr + row + col, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + col, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + col, mask=inside, other=0.0).to(tl.float32)
 
-    mean = tl.sum(x, axis=0) / H
-    centred = tl.where(inside, x - mean, 0.0)  # the lanes past H hold -mean: keep them out of the sum
-    variance = tl.sum(centred * centred, axis=0) / H
-    out = centred / tl.sqrt(variance + eps) * weight + bias
+    out = layer_norm(x, inside, weight, bias, eps, H)
     tl.store(out_ptr + row + col, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -1,13 +1,13 @@
-"""A linear layer in one kernel: the product, and in its epilogue bias and GELU, or bias and residual.
+"""A linear layer in one kernel: the product, with bias and GELU in its epilogue.
 
-    out = gelu(x W^T + bias)        or        out = x W^T + bias + residual
+    out = gelu(x W^T + bias)        or        out = x W^T + bias
 
-One program takes a tile of BLOCK_M rows and BLOCK_F features and walks along k, both operands read as they lie (x [T, K], W
-[F, K] as nn.Linear keeps it), the next tiles in flight while the tensor cores work. The sums stay in float32 until the epilogue is done,
-so the result is rounded once. Programs are numbered so that GROUP row tiles share the same columns of W while they are in L2.
+One program computes a tile of BLOCK_M rows and BLOCK_F features and loops over k; both operands are row-major along k (W [F, K] as in
+nn.Linear), and the next tiles are loaded while the tensor cores work. Sums stay in float32 through the epilogue: one rounding. Programs
+are numbered so that GROUP row tiles reuse the same rows of W from L2.
 
-k is never split between programs and the order of a row's sum depends on the tile alone: with one fixed tile, a row's bits
-are the same alone and in any batch.
+k is never split between programs, and the order of a row's sum depends on the tile alone: with a fixed tile, a row has the same bits
+alone and in any batch.
 
 Shape letters: T tokens (packed, no padding), K inputs and F outputs of the layer.
 Definition and contract: bertfast/ops/reference.py, bertfast/ops/__init__.py.
@@ -19,10 +19,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .math import gelu as exact_gelu
+
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of the kernel works on, and with how much of the chip."""
+    """The work of one program, and its share of a multiprocessor."""
 
     block_m: int  # rows
     block_f: int  # features
@@ -32,12 +34,11 @@ class Tile:
     group: int = 8  # row tiles that share columns of W
 
 
-@triton.jit(do_not_specialize=["rows"])  # it differs from batch to batch: one binary for all
+@triton.jit(do_not_specialize=["rows"])  # differs from batch to batch: one binary for all
 def _linear_kernel(
     x_ptr,  # [T, K]
     weight_ptr,  # [F, K]
     bias_ptr,  # [F]; not read unless HAS_BIAS
-    residual_ptr,  # [T, F]; not read unless HAS_RESIDUAL
     out_ptr,  # [T, F]
     rows,
     features,
@@ -48,7 +49,6 @@ def _linear_kernel(
     GROUP: tl.constexpr,
     EVEN_K: tl.constexpr,  # BLOCK_K divides K
     HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     GELU: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -63,7 +63,7 @@ def _linear_kernel(
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     feature = tile_f * BLOCK_F + tl.arange(0, BLOCK_F)
     k = tl.arange(0, BLOCK_K)
-    # Past the edges a row is read twice instead of masked: its sums are not stored, and the loop stays free of masks.
+    # Rows past the edge are clamped, not masked: their sums are not stored, and the loop needs no masks.
     x_ptrs = x_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * K + k[None, :]
     weight_ptrs = weight_ptr + tl.minimum(feature, features - 1).to(tl.int64)[:, None] * K + k[None, :]
 
@@ -82,11 +82,9 @@ def _linear_kernel(
     if HAS_BIAS:
         total += tl.load(bias_ptr + feature, mask=feature < features, other=0.0).to(tl.float32)[None, :]
     if GELU:
-        total = 0.5 * total * (1.0 + tl.math.erf(total * 0.7071067811865476))
+        total = exact_gelu(total)
     at = row.to(tl.int64)[:, None] * features + feature[None, :]
     inside = (row < rows)[:, None] & (feature < features)[None, :]
-    if HAS_RESIDUAL:
-        total += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -94,13 +92,12 @@ def linear(
     x: torch.Tensor,  # [T, K]
     weight: torch.Tensor,  # [F, K]
     bias: torch.Tensor | None,  # [F]
-    residual: torch.Tensor | None = None,  # [T, F], added after the activation
     *,
     gelu: bool = False,  # the exact one, by erf
     tile: Tile,
     allow_tf32: bool = False,  # float32 products on the tensor cores, with 10 bits of mantissa
 ) -> torch.Tensor:  # [T, F], dtype of x
-    """gelu(x @ weight.T + bias) + residual, all operands contiguous and of one dtype."""
+    """gelu(x @ weight.T + bias), or without gelu, all operands contiguous and of one dtype."""
     (rows, K), features = x.shape, weight.shape[0]
     out = x.new_empty(rows, features)
     if out.numel() == 0:
@@ -109,7 +106,6 @@ def linear(
         x,
         weight,
         x if bias is None else bias,
-        x if residual is None else residual,
         out,
         rows,
         features,
@@ -120,7 +116,6 @@ def linear(
         GROUP=tile.group,
         EVEN_K=K % tile.block_k == 0,
         HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
         GELU=gelu,
         PRECISION="tf32" if allow_tf32 else "ieee",
         num_warps=tile.num_warps,

@@ -1,11 +1,10 @@
-"""The three embedding tables, gathered, added and normalised in one pass.
+"""Sum of the three embeddings of a token and its LayerNorm, in one pass.
 
     out[t] = LayerNorm(word[input_ids[t]] + token_type[token_type_ids[t]] + position[position_ids[t]])
 
-One program takes one token: three rows in, one out. A device cannot raise, and a launch must not wait for it; so an id that is
-out of range is read clamped (never past its table) and written down in `report`, which the host reads when it next
-synchronises. In pinned host memory that costs nothing: the device writes there only when something is wrong, and the
-host needs no copy to look.
+One program takes one token: three rows in, one out. A kernel cannot raise, so an id out of range is clamped to its table and
+written to `report`, which the host reads after its next synchronisation. `report` lies in pinned host memory: the device writes
+it only when an id is wrong, and the host reads it without a copy.
 
 Shape letters: T tokens (packed, no padding), H hidden, V / P / Y rows of the word, position and token-type tables.
 Definition and contract: bertfast/ops/reference.py, bertfast/ops/__init__.py.
@@ -15,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-MAX_HIDDEN = 8192  # longer rows spill registers; BERT-large needs 1024
+from .math import MAX_HIDDEN, layer_norm
 
-REPORTED = ("input_ids", "position_ids", "token_type_ids")  # row i of the report speaks of REPORTED[i]
+REPORTED = ("input_ids", "position_ids", "token_type_ids")  # row i of the report is about REPORTED[i]
 REPORT_COLUMNS = 3  # 1 where an id was out of range, that id, the rows of its table
 
 
@@ -67,10 +66,7 @@ def _embed_layer_norm_kernel(
     weight = tl.load(weight_ptr + col, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + col, mask=inside, other=0.0).to(tl.float32)
 
-    mean = tl.sum(x, axis=0) / H
-    centred = tl.where(inside, x - mean, 0.0)  # the lanes past H hold -mean: keep them out of the sum
-    variance = tl.sum(centred * centred, axis=0) / H
-    out = centred / tl.sqrt(variance + eps) * weight + bias
+    out = layer_norm(x, inside, weight, bias, eps, H)
     tl.store(out_ptr + token * H + col, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 

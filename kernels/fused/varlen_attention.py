@@ -2,32 +2,30 @@
 
     out = softmax(q k^T * scale) v        within each sequence, for each head
 
-One program takes BLOCK_M queries of one head of one sequence and walks over the keys in tiles of BLOCK_N, keeping for each
-query the running maximum, the running sum and the running weighted sum of values (Milakov & Gimelshein 2018; Dao 2023,
-FlashAttention-2). Where every sequence fits one tile of keys there is no walk: one product, one softmax, one product.
+One program takes BLOCK_M queries of one head of one sequence and loops over the keys in tiles of BLOCK_N, keeping for each query
+the running maximum, sum and weighted sum of values (online softmax: Milakov & Gimelshein 2018; FlashAttention-2: Dao 2023). If every
+sequence fits one tile of keys there is no loop: one product, one softmax, one product.
 
-Softmax runs in base 2, in float32: exp(x) = exp2(x * log2(e)), and the factor is folded into the scale. The q, k and v rows
-may be strided, so the slices of one packed QKV matrix are read in place. Lengths come from cu_seqlens on the device: rows
-that belong to no sequence are never read, whatever they hold, and a sequence of length zero costs one early return.
+Softmax runs in base 2, in float32: exp(x) = exp2(x * log2(e)), with the factor folded into the scale. Rows of q, k and v may be
+strided, so slices of one packed QKV matrix are read in place. Lengths are read from cu_seqlens on the device; rows that belong to no
+sequence are never read, and programs of an empty sequence return at once.
 
-Shape letters: T tokens, B sequences, N heads, D head size, S length of a sequence; q and k apart where they differ.
+Shape letters: T tokens, B sequences, N heads, D head size, S length of a sequence; with q or k appended where the two differ.
 Definition and contract: bertfast/ops/reference.py, bertfast/ops/__init__.py.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-MAX_HEAD_SIZE = 128  # wider heads spill registers
-LOG2_E = math.log2(math.e)
+from .math import LOG2_E, MAX_HEAD_SIZE
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of the kernel works on, and with how much of the chip."""
+    """The work of one program, and its share of a multiprocessor."""
 
     block_m: int  # queries
     block_n: int  # keys a step
@@ -47,7 +45,7 @@ def _scores(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CAUSAL: tl.constexpr,
-    MASKED: tl.constexpr,  # some pair in this tile may not see each other
+    MASKED: tl.constexpr,  # not every query of the tile sees every key of it
     PRECISION: tl.constexpr,
 ):
     d = tl.arange(0, BLOCK_D)
@@ -74,7 +72,7 @@ def _values(
 ):  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     v_ptrs = v_ptr + key[:, None] * v_row_stride + d[None, :]
-    if MASKED:  # zeros, not whatever lies there: a weight of 0 does not silence a NaN
+    if MASKED:  # load zeros: 0 * NaN is NaN
         v = tl.load(v_ptrs, mask=(key < keys)[:, None] & (d < D)[None, :], other=0.0)
     elif BLOCK_D == D:
         v = tl.load(v_ptrs)
@@ -84,7 +82,7 @@ def _values(
 
 
 @triton.jit
-def _walk(
+def _loop_over_keys(
     total,  # [BLOCK_M, BLOCK_D]
     row_max,  # [BLOCK_M], in units of log2
     row_sum,  # [BLOCK_M]
@@ -111,7 +109,7 @@ def _walk(
         new_max = tl.maximum(row_max, tl.max(scores, axis=1))
         shift = new_max
         if MASKED:
-            shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # no key seen yet: -inf minus -inf is no number
+            shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # no key seen yet: -inf - (-inf) is NaN
         weights = tl.math.exp2(scores - shift[:, None])
         decay = tl.math.exp2(row_max - shift)
         row_sum = row_sum * decay + tl.sum(weights, axis=1)
@@ -121,7 +119,7 @@ def _walk(
     return total, row_max, row_sum
 
 
-@triton.jit(do_not_specialize=["tiles"])  # it differs from batch to batch: one binary for all
+@triton.jit(do_not_specialize=["tiles"])  # differs from batch to batch: one binary for all
 def _varlen_attention_kernel(
     q_ptr,  # [Tq, N, D], rows q_row_stride apart
     k_ptr,  # [Tk, N, D]
@@ -143,7 +141,7 @@ def _varlen_attention_kernel(
     ONE_TILE: tl.constexpr,  # no sequence has more than BLOCK_N keys
     PRECISION: tl.constexpr,
 ):
-    # One axis, tiles fastest: the programs that share keys run side by side, and no axis is limited to 65,535.
+    # One grid axis, tiles fastest: programs that share keys run side by side, and axis 0 has no limit of 65,535.
     program = tl.program_id(0)
     tile = program % tiles
     head = program // tiles % heads
@@ -156,7 +154,7 @@ def _varlen_attention_kernel(
     k_begin = tl.load(cu_seqlens_k_ptr + sequence)
     keys = tl.load(cu_seqlens_k_ptr + sequence + 1) - k_begin
 
-    # Offsets across the batch in 64 bits, within a sequence in 32.
+    # 64-bit offsets across the batch, 32-bit within a sequence.
     q_ptr += q_begin.to(tl.int64) * q_row_stride + head * D
     k_ptr += k_begin.to(tl.int64) * k_row_stride + head * D
     v_ptr += k_begin.to(tl.int64) * v_row_stride + head * D
@@ -179,7 +177,7 @@ def _varlen_attention_kernel(
         v = _values(v_ptr, v_row_stride, key, keys, D, BLOCK_D, True)
         total = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
     else:
-        whole, end = keys, keys  # keys below `whole` are seen by every query of the tile, from `end` on by none
+        whole, end = keys, keys  # every query of the tile sees keys < whole, none sees keys >= end
         if CAUSAL:
             first_query = tile * BLOCK_M
             whole = tl.minimum(keys, tl.maximum(first_query + 1 + keys - queries, 0))
@@ -188,11 +186,11 @@ def _varlen_attention_kernel(
         total = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
         row_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
         row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-        total, row_max, row_sum = _walk(
+        total, row_max, row_sum = _loop_over_keys(
             total, row_max, row_sum, q, k_ptr, v_ptr, k_row_stride, v_row_stride, 0, whole,
             keys, last_key, scale_log2, D, BLOCK_D, BLOCK_N, CAUSAL, False, PRECISION,
         )  # fmt: skip
-        total, row_max, row_sum = _walk(
+        total, row_max, row_sum = _loop_over_keys(
             total, row_max, row_sum, q, k_ptr, v_ptr, k_row_stride, v_row_stride, whole, end,
             keys, last_key, scale_log2, D, BLOCK_D, BLOCK_N, CAUSAL, True, PRECISION,
         )  # fmt: skip
@@ -213,7 +211,7 @@ def varlen_attention(
     scale: float | None,
     *,
     tile: Tile,
-    whole_in_one: bool = True,  # skip the walk where the keys fit one tile; False: the same arithmetic at every length
+    whole_in_one: bool = True,  # skip the loop if all keys fit one tile; False: the same arithmetic at every length
     allow_tf32: bool = False,  # float32 products on the tensor cores, with 10 bits of mantissa
 ) -> torch.Tensor:  # [Tq, N, D], contiguous
     """softmax(q k^T scale) v within each sequence; scale None is D ** -0.5. float32, float16 or bfloat16, D up to 128."""

@@ -1,106 +1,35 @@
-"""Attention of single queries on a KV cache, and the writing of one: what a step of a generation does instead of varlen attention.
+"""Attention of single queries on a KV cache: one step of generation.
 
-    keys[rows[t], :, cells[t]] = k[t],  values alike
-    out[t] = softmax(q[t] K^T * scale) V        K, V = the cells first[t] .. last[t] - 1 of row rows[t], for each head
+    out[t] = softmax(q[t] K^T * scale) V        K, V = positions first[t] .. last[t] - 1 of cache row rows[t], for each head
 
-A query is one row, so tensor cores would idle: the products are sums of float32 on the ordinary units, and what counts is that each
-cell is read once, 16 bytes a thread. One program takes one head of one query and walks over its cells in blocks, with a running
-maximum (softmax in base 2, as in attention.py). Where there are too few queries to fill the chip, `splits` programs share the cells
-of a query and a second kernel joins what they found (flash-decoding: Dao, Haziza, Massa & Sizov 2023).
+A query is one row, so tensor cores would idle: products are float32 sums on the ordinary units, and the time is that of reading each
+cache position once, 16 bytes a thread. One program takes one head of one query and loops over its positions in blocks, with a running
+maximum (softmax in base 2, as in varlen_attention.py). With too few queries to fill the chip, `splits` programs share the positions of a
+query and a second kernel combines their results (flash-decoding: Dao, Haziza, Massa & Sizov 2023).
 
-Cells outside of a query's range are never read, whatever they hold; an empty range gives zeros. How a query's range is cut depends on the
-range and the tile alone: with one fixed tile its bits are the same alone and in any batch.
+Positions outside a query's range are never read; an empty range gives zeros. How a range is cut into blocks depends on the range and the
+tile alone: with a fixed tile, a query has the same bits alone and in any batch.
 
-Shape letters: T queries, R rows and C cells of the cache, N heads, D head size.
+Shape letters: T queries, R rows and C positions of the cache, N heads, D head size.
 Definition and contract: bertfast/ops/reference.py, bertfast/ops/__init__.py.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-MAX_HEAD_SIZE = 128  # wider tiles spill registers
-LOG2_E = math.log2(math.e)
+from .math import LOG2_E, MAX_HEAD_SIZE
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of the kernel works on, and with how much of the chip."""
+    """The work of one program, and its share of a multiprocessor."""
 
-    block_c: int  # cells a step
-    splits: int  # programs that share the cells of a query
+    block_c: int  # positions a step
+    splits: int  # programs that share the positions of a query
     num_warps: int
-
-
-@triton.jit
-def _write_cache_kernel(
-    k_ptr,  # [T, N, D], rows k_row_stride apart
-    v_ptr,  # [T, N, D]
-    keys_ptr,  # [R, N, C, D]
-    values_ptr,  # [R, N, C, D]
-    rows_ptr,  # [T] int64
-    cells_ptr,  # [T] int64
-    k_row_stride,
-    v_row_stride,
-    keys_row_stride,
-    keys_head_stride,
-    keys_cell_stride,
-    values_row_stride,
-    values_head_stride,
-    values_cell_stride,
-    heads,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    HEADS: tl.constexpr,  # a program
-):
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    d = tl.arange(0, BLOCK_D)
-    row, cell = tl.load(rows_ptr + token), tl.load(cells_ptr + token)
-    inside = (head < heads)[:, None] & (d < D)[None, :]
-    k = tl.load(k_ptr + token * k_row_stride + head[:, None] * D + d[None, :], mask=inside)
-    v = tl.load(v_ptr + token * v_row_stride + head[:, None] * D + d[None, :], mask=inside)
-    keys_ptr += row * keys_row_stride + cell * keys_cell_stride
-    values_ptr += row * values_row_stride + cell * values_cell_stride
-    tl.store(keys_ptr + head.to(tl.int64)[:, None] * keys_head_stride + d[None, :], k, mask=inside)
-    tl.store(values_ptr + head.to(tl.int64)[:, None] * values_head_stride + d[None, :], v, mask=inside)
-
-
-def write_cache(
-    k: torch.Tensor,  # [T, N, D], rows may be strided
-    v: torch.Tensor,  # [T, N, D], rows may be strided
-    keys: torch.Tensor,  # [R, N, C, D], the last dimension contiguous; written in place
-    values: torch.Tensor,  # [R, N, C, D]
-    rows: torch.Tensor,  # [T] int64, each below R
-    cells: torch.Tensor,  # [T] int64, each below C; no (row, cell) twice
-    *,
-    heads: int,  # a program, a power of two
-    num_warps: int,
-) -> None:
-    """keys[rows[t], :, cells[t]] = k[t], values alike, in one launch."""
-    T, N, D = k.shape
-    if k.numel() == 0:
-        return
-    _write_cache_kernel[(T, triton.cdiv(N, heads))](
-        k,
-        v,
-        keys,
-        values,
-        rows,
-        cells,
-        k.stride(0),
-        v.stride(0),
-        *keys.stride()[:3],
-        *values.stride()[:3],
-        N,
-        D=D,
-        BLOCK_D=triton.next_power_of_2(D),
-        HEADS=heads,
-        num_warps=num_warps,
-    )
 
 
 @triton.jit
@@ -116,10 +45,10 @@ def _cached_attention_kernel(
     q_row_stride,
     keys_row_stride,
     keys_head_stride,
-    keys_cell_stride,
+    keys_position_stride,
     values_row_stride,
     values_head_stride,
-    values_cell_stride,
+    values_position_stride,
     heads,
     scale_log2,
     D: tl.constexpr,
@@ -137,7 +66,7 @@ def _cached_attention_kernel(
     if HAS_FIRST:
         begin = tl.load(first_ptr + token).to(tl.int32)
     end = tl.load(last_ptr + token).to(tl.int32)
-    if SPLITS > 1:  # whole blocks, as equal as they get
+    if SPLITS > 1:  # whole blocks, as even as possible
         share = tl.cdiv(tl.cdiv(end - begin, BLOCK_C), SPLITS) * BLOCK_C
         begin += split * share
         end = tl.minimum(begin + share, end)
@@ -152,12 +81,14 @@ def _cached_attention_kernel(
     row_max = tl.full([], float("-inf"), dtype=tl.float32)
     row_sum = tl.full([], 0.0, dtype=tl.float32)
     for start in range(begin, end, BLOCK_C):
-        cell = start + tl.arange(0, BLOCK_C)
-        inside = (cell < end)[:, None] & (d < D)[None, :]
-        k = tl.load(keys_ptr + cell.to(tl.int64)[:, None] * keys_cell_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(values_ptr + cell.to(tl.int64)[:, None] * values_cell_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
-        scores = tl.where(cell < end, tl.sum(q[None, :] * k, axis=1), float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, axis=0))  # finite: a block holds a cell of the range
+        position = start + tl.arange(0, BLOCK_C)
+        inside = (position < end)[:, None] & (d < D)[None, :]
+        k = tl.load(keys_ptr + position.to(tl.int64)[:, None] * keys_position_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(values_ptr + position.to(tl.int64)[:, None] * values_position_stride + d[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
+        scores = tl.where(position < end, tl.sum(q[None, :] * k, axis=1), float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, axis=0))  # finite: a block holds a position of the range
         weights = tl.math.exp2(scores - new_max)
         decay = tl.math.exp2(row_max - new_max)
         row_sum = row_sum * decay + tl.sum(weights, axis=0)
@@ -191,7 +122,7 @@ def _join_splits_kernel(
     split_sum = tl.load(state_ptr + part * 2 + 1)
     totals = tl.load(parts_ptr + part[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
     most = tl.max(split_max, axis=0)
-    weights = tl.math.exp2(split_max - tl.where(most == float("-inf"), 0.0, most))  # a split without cells: exp2(-inf) = 0
+    weights = tl.math.exp2(split_max - tl.where(most == float("-inf"), 0.0, most))  # an empty split: exp2(-inf) = 0
     row_sum = tl.sum(weights * split_sum, axis=0)
     out = tl.sum(weights[:, None] * totals, axis=0) / tl.where(row_sum == 0.0, 1.0, row_sum)
     tl.store(out_ptr + program * D + d, out.to(out_ptr.dtype.element_ty), mask=d < D)
