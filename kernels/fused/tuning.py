@@ -2,7 +2,7 @@
 
 A tile changes the speed of a kernel, and in attention and the GEMM also the order of its sums; never its meaning. No GPU has
 measured these yet: they are what compiles without register spills for sm_80, sm_89 and sm_90 within 99 KiB of shared memory, the
-least that these chips have, and follows the shapes of BERT. `python -m benchmarks.aot_table` prints what each takes.
+least that these chips have, and follows the shapes of BERT. `python -m benchmarks aot_table` prints what each takes.
 """
 
 from dataclasses import replace
