@@ -2,7 +2,7 @@
 
 A tile changes a kernel's speed, and in attention and the GEMM the order of its sums; nothing else. Not measured on a GPU yet: these
 follow BERT's shapes and compile without register spills for sm_80, sm_89 and sm_90 within 99 KiB of shared memory, the least of these
-chips. `python -m benchmarks.aot_table` prints what each tile takes.
+chips. `python -m benchmarks aot_table` prints what each tile takes.
 """
 
 from dataclasses import replace

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-aot = pytest.importorskip("benchmarks.aot_table", reason="triton is published for Linux only")
+aot = pytest.importorskip("benchmarks.tools.aot_table", reason="triton is published for Linux only")
 
 HALF, INT = torch.float16, torch.int64
 
