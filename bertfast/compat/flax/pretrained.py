@@ -211,7 +211,7 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         if not config.is_decoder:
             raise KeyError("cache: config.is_decoder is False, and only a decoder has a KV cache")
         if max_length > config.max_position_embeddings:
-            raise ValueError(f"max_length: got {max_length}, and the model has {config.max_position_embeddings} positions")
+            raise ValueError(f"max_length: got {max_length}, but the model has {config.max_position_embeddings} positions")
         return cache_tree.tree(self._new_buffers(batch_size, max_length, self._device), 0, arrays.ArrayType.NUMPY, self.cache_prefix)
 
     def _new_buffers(self, batch: int, length: int, device: torch.device) -> CacheBuffers:

@@ -101,8 +101,6 @@ class TFBertPreTrainedModel(KerasMixin):
         self._engine = Engine(self._engine.module.to(device))
         return self
 
-    # Calling
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See call."""
         if not args and "input_ids" not in kwargs:
