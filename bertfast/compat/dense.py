@@ -37,7 +37,7 @@ class Dropout:
 
 @dataclass(slots=True)
 class DroppingOps:
-    """The ops of the graph with BERT's dropout in its places: after the embeddings, and after each block's dense layer."""
+    """The ops of the graph with BERT's dropout: after the embeddings, and after each block's output layer."""
 
     dropout: Dropout
 
@@ -45,7 +45,7 @@ class DroppingOps:
         return self.dropout(reference.embed_layer_norm(*args), self.dropout.hidden)
 
     def add_layer_norm(self, x: Tensor, residual: Tensor | None, *args: Any) -> Tensor:
-        # Without a residual it is the prediction head's, where BERT has no dropout.
+        # Without a residual it is the prediction head's LayerNorm, where BERT has no dropout.
         return reference.add_layer_norm(x if residual is None else self.dropout(x, self.dropout.hidden), residual, *args)
 
     int8_embed_layer_norm = staticmethod(reference.int8_embed_layer_norm)
@@ -62,10 +62,10 @@ class DroppingOps:
 
 
 class KVMemory(Protocol):
-    """A KV cache, as attention sees it."""
+    """The KV cache interface of attention."""
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v [B, S, N, D] of the layer's new rows; what is attended to: [B, Sk, N, D] each."""
+        """Stores the layer's new k and v [B, S, N, D]; returns the keys and values to attend to, [B, Sk, N, D] each."""
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from bertfast.ops import Ops
 
 @dataclass(slots=True)
 class EngineOutput:
-    """What the graph gave, as torch tensors of the padded shape."""
+    """The outputs of one call, as torch tensors of the padded shape."""
 
     outputs: dict[str, Tensor]  # by the names of the torch class's output
     hidden_states: tuple[Tensor, ...] | None = None  # [B, S, H], after the embeddings and after each layer
@@ -33,7 +33,7 @@ class EngineOutput:
 
 
 class Engine:
-    """A public class of bertfast in eval mode, without gradients."""
+    """A torch model of bertfast in eval mode, without gradients."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module.eval().requires_grad_(False)
@@ -43,12 +43,12 @@ class Engine:
         self.dtype = self.bert.embeddings.word_embeddings.weight.dtype
 
     def plain(self, arguments: dict[str, Any], keep_padding: bool, hidden_states: bool) -> EngineOutput:
-        """A call that means the same to the torch class; with keep_padding, padded cells are computed like the others."""
+        """A call that has the same meaning on the torch class. keep_padding: compute padded positions too."""
         if keep_padding:
             pooled = self.head.pooled and self.bert.pooler is not None
             return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
-        # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
-        # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
+        # The module's forward without the checks of its callers (hooks, autocast, transforms), who do not exist here. The guard is
+        # checked, since a plan depends on the weights' addresses.
         if guard_of(self.module).reason() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
@@ -58,7 +58,7 @@ class Engine:
         return EngineOutput(run_graph(call), tuple(call.hidden_states()))
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:
-        """The graph over a batch; head_dropout: the rate before the head's own layer."""
+        """The graph over a batch. head_dropout: the rate before the head's last layer."""
         O: Ops = ops if dropout is None else DroppingOps(dropout)
         collected: list[Tensor] | None = [] if hidden_states else None
         rows = encode(self.bert, batch.rows, O, collected)
@@ -73,7 +73,7 @@ class Engine:
         return EngineOutput(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
 
     def converted(self, dtype: torch.dtype) -> "Engine":
-        """The same weights in another dtype, for a compute dtype that is not the parameters'."""
+        """An engine on the weights in another dtype; itself for the same one."""
         return self if dtype == self.dtype else Engine(copy.deepcopy(self.module).to(dtype))
 
 
@@ -82,10 +82,10 @@ def probabilities(attention: Attention | None) -> tuple[Tensor, ...] | None:
 
 
 class MaskKind(Enum):
-    """What a 2-D mask says."""
+    """The kind of a 2-D mask."""
 
     ONES = "nothing is padded"
-    PLAIN = "only real or padding, with a real token in each row: every library means the same by it"
+    PLAIN = "0 or 1 everywhere, with a 1 in each row: the same meaning in every library"
     OTHER = "anything else"
 
 

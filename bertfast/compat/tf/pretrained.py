@@ -20,6 +20,7 @@ from bertfast.compat.engine import Engine, EngineOutput, MaskKind, kind_of_mask,
 from bertfast.compat.outputs import ModelOutput
 from bertfast.compat.tf import arguments
 from bertfast.compat.tf.keras import KerasMixin
+from bertfast.compat.tracing import refuse_tracing
 from bertfast.runtime.config_access import setting
 
 # 4.37's, for TensorFlow
@@ -101,8 +102,6 @@ class TFBertPreTrainedModel(KerasMixin):
         self._engine = Engine(self._engine.module.to(device))
         return self
 
-    # Calling
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See call."""
         if not args and "input_ids" not in kwargs:
@@ -115,7 +114,7 @@ class TFBertPreTrainedModel(KerasMixin):
 
     def _result(self, given: dict[str, Any]) -> Any:
         values = arguments.merge_arguments(self._names, given)
-        arrays.refuse_tracing(type(self).__name__, values.values())
+        refuse_tracing(type(self).__name__, values.values())
         array_type = arrays.array_type_of(values.values())
         config = self.config
         if setting(config, "hidden_act") == "glu":
