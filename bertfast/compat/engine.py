@@ -1,4 +1,4 @@
-"""One call of a face on the torch classes: their kernels where the call is plain, else the graph under its own mask."""
+"""One call of a TensorFlow or Flax class on the torch class: its fast path where that means the same, else the graph under a mask."""
 
 import copy
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.batch.attention import Attention
-from bertfast.batch.inputs import integer_range
+from bertfast.batch.attention import Attention, MaskedAttention
 from bertfast.batch.layout import make_batch
+from bertfast.batch.masks import integer_range
 from bertfast.batch.packed import OutputNeeds, PackedBatch
-from bertfast.compat.dense import Dropout, DroppingOps, PaddedAttention
+from bertfast.compat.dense import Dropout, DroppingOps
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.forward import cached_layout_or_graph, run_graph
 from bertfast.engine.guard import guard_of
@@ -24,7 +24,7 @@ from bertfast.ops import Ops
 
 @dataclass(slots=True)
 class EngineOutput:
-    """What the graph gave, as torch tensors of the padded shape."""
+    """What the graph computed, as torch tensors in padded shapes."""
 
     outputs: dict[str, Tensor]  # by the names of the torch class's output
     hidden_states: tuple[Tensor, ...] | None = None  # [B, S, H], after the embeddings and after each layer
@@ -33,7 +33,7 @@ class EngineOutput:
 
 
 class Engine:
-    """A public class of bertfast in eval mode, without gradients."""
+    """A torch class of bertfast in eval mode, without gradients."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module.eval().requires_grad_(False)
@@ -43,12 +43,12 @@ class Engine:
         self.dtype = self.bert.embeddings.word_embeddings.weight.dtype
 
     def plain(self, arguments: dict[str, Any], keep_padding: bool, hidden_states: bool) -> EngineOutput:
-        """A call that means the same to the torch class; with keep_padding, padded cells are computed like the others."""
+        """A call that means the same to the torch class. keep_padding: padded cells are computed like the others."""
         if keep_padding:
             pooled = self.head.pooled and self.bert.pooler is not None
             return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
-        # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
-        # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
+        # The module's forward without the checks that concern its own callers (hooks, autocast, transforms). The guard is asked: a plan
+        # holds addresses of weights.
         if guard_of(self.module).reason() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
@@ -58,7 +58,7 @@ class Engine:
         return EngineOutput(run_graph(call), tuple(call.hidden_states()))
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:
-        """The graph over a batch; head_dropout: the rate before the head's own layer."""
+        """The graph on a batch. head_dropout: the dropout rate before the head's layer."""
         O: Ops = ops if dropout is None else DroppingOps(dropout)
         collected: list[Tensor] | None = [] if hidden_states else None
         rows = encode(self.bert, batch.rows, O, collected)
@@ -73,19 +73,19 @@ class Engine:
         return EngineOutput(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
 
     def converted(self, dtype: torch.dtype) -> "Engine":
-        """The same weights in another dtype, for a compute dtype that is not the parameters'."""
+        """A copy with weights of another dtype, where the compute dtype is not the parameters'."""
         return self if dtype == self.dtype else Engine(copy.deepcopy(self.module).to(dtype))
 
 
 def probabilities(attention: Attention | None) -> tuple[Tensor, ...] | None:
-    return tuple(attention.probabilities) if isinstance(attention, PaddedAttention) and attention.keep else None
+    return tuple(attention.probabilities) if isinstance(attention, MaskedAttention) and attention.keep_probabilities else None
 
 
 class MaskKind(Enum):
-    """What a 2-D mask says."""
+    """The values of a mask of the input's shape."""
 
     ONES = "nothing is padded"
-    PLAIN = "only real or padding, with a real token in each row: every library means the same by it"
+    PLAIN = "0 and 1 alone, and a real token in each row: every library means the same by it"
     OTHER = "anything else"
 
 

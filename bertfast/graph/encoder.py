@@ -77,7 +77,7 @@ def encode_layer(layer: LayerModules, x: Tensor, inputs: GraphInputs, O: Ops = o
 def last_layer_first_rows(  # [R, H] -> [B, H]
     layer: LayerModules, x: Tensor, inputs: GraphInputs, first_rows: Tensor, O: Ops = ops
 ) -> Tensor:
-    attention = inputs.attention.first_rows()
+    attention = inputs.attention.restricted_to_first_rows()
     if attention is None or inputs.cross_attention is not None:
         return O.pack(encode_layer(layer, x, inputs, O), first_rows)
     modules = layer.attention

@@ -215,7 +215,7 @@ def test_a_sequence_that_is_like_another_is_not_copied_from_it():
         before = [(t.data_ptr(), t._version) for t in layer._buffers]
         expected = layer._buffers[0][list(order), :, : layer.get_seq_length()]
         layer.reorder_cache(torch.tensor(order))
-        for cells, sign in zip(layer.cells(), (1, -1), strict=True):
+        for cells, sign in zip(layer.borrow(), (1, -1), strict=True):
             assert torch.equal(cells, sign * expected)
         return [(t.data_ptr(), t._version) for t in layer._buffers] != before
 

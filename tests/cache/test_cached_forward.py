@@ -10,7 +10,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCa
 from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
-from bertfast.cache.layers import CACHE_FIELD, GrowingLayer
+from bertfast.cache.layers import GrowingLayer
+from bertfast.cache.objects import CACHE_FIELD
 from bertfast.engine import eligibility
 
 LIMIT = 2e-5  # float32, stated for the cached forward as a whole; logits here are of size 1 to 10
@@ -288,7 +289,7 @@ def test_cross_attention_reads_the_cache_and_not_the_states():
     expected = model(ids[:, 6:], encoder_hidden_states=states, **{CACHE_FIELD: copy.deepcopy(first[CACHE_FIELD])}).logits
     actual = model(ids[:, 6:], encoder_hidden_states=torch.full_like(states, torch.nan), **{CACHE_FIELD: first[CACHE_FIELD]}).logits
     assert_close(actual, expected)
-    legacy = bertfast.cache.layers.to_legacy(model(ids[:, :6], encoder_hidden_states=states)[CACHE_FIELD])
+    legacy = bertfast.cache.objects.to_legacy(model(ids[:, :6], encoder_hidden_states=states)[CACHE_FIELD])
     out = model(ids[:, 6:], encoder_hidden_states=states, **{CACHE_FIELD: legacy})
     assert_close(out.logits, expected)
     assert [len(layer) for layer in out[CACHE_FIELD]] == [4, 4, 4]

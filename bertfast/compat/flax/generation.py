@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
+from bertfast.batch.attention import MaskedAttention
 from bertfast.compat import arrays
-from bertfast.compat.dense import PaddedAttention, padded_batch
+from bertfast.compat.dense import padded_batch
 from bertfast.compat.engine import Engine
 from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.processors import apply, processors, top, warpers
@@ -227,7 +228,7 @@ class Session:
         written, visible = cache.cached_step(self.buffers, self.index, read, self.config, False)
         embeddings = self.engine.bert.embeddings
         ids, words, positions, types = inputs.looked_up(read, embeddings, self.config)
-        attention = PaddedAttention(tokens.shape[0], inputs.additive(visible), memory=written)
+        attention = MaskedAttention(tokens.shape[0], inputs.additive(visible), memory=written)
         rows = encode(self.engine.bert, padded_batch(read.shape, embeddings, ids, words, types, positions, attention).rows)
         last = rows.view(*read.shape, -1)[:, -1].contiguous()
         self.buffers = written.buffers

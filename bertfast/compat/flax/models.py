@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bertfast import checkpoints
+from bertfast.batch.attention import MaskedAttention
 from bertfast.compat import arrays
 from bertfast.compat.config import engine_config, flag, read_config
-from bertfast.compat.dense import Dropout, PaddedAttention, padded_batch
+from bertfast.compat.dense import Dropout, padded_batch
 from bertfast.compat.engine import Engine, EngineOutput, seeded
 from bertfast.compat.flax import cache, inputs, random
 from bertfast.compat.flax.generation import Generation
@@ -364,13 +365,12 @@ class FlaxBertPreTrainedModel:
     ) -> Any:
         B = read.shape[0]
         ids, words, positions, types = inputs.looked_up(read, engine.bert.embeddings, self.config)
-        attention = PaddedAttention(B, inputs.additive(visible), head_masks, attentions, dropout, True, memory)
+        drop = None if dropout is None else dropout.of_probabilities(shared=True)
+        attention = MaskedAttention(B, inputs.additive(visible), head_masks, attentions, drop, memory)
         if encoder is None:
             return padded_batch(read.shape, engine.bert.embeddings, ids, words, types, positions, attention)
         states, real = encoder
-        across = PaddedAttention(
-            B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, dropout, True
-        )
+        across = MaskedAttention(B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, drop)
         rows = states.reshape(-1, states.shape[2])
         return padded_batch(read.shape, engine.bert.embeddings, ids, words, types, positions, attention, rows, across)
 
