@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertfast.cache.layers import CACHE_FIELD
+from bertfast.cache.objects import CACHE_FIELD
 
 PICKLES = Path(__file__).parent / "golden" / "pickles"
 

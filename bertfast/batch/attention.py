@@ -1,72 +1,47 @@
-"""The two ways to attend: over packed keys, by the kernels; or under a mask, by the plain definition.
+"""The two kinds of attention without a KV cache: varlen, by the kernels; and masked, by the reference definition.
 
 The graph calls either with the same three matrices and knows nothing of masks, padding or causality.
 
 Shape letters: Rq / Rk rows of queries / keys, B sequences, Sq / Sk padded lengths, N heads, D head size, H = N * D.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from bertfast.batch.by_size import uniform_cu_seqlens
 from bertfast.ops import Ops, reference
 
-Sized = Callable[[int, int, torch.device], Tensor]
 
+class Attention(ABC):
+    """How the rows of one call attend to one another. One object serves the layers in turn."""
 
-def memoized_by_size(make: Sized) -> Sized:
-    """make(B, S, device) for the 64 latest sizes. On a GPU a stream at a time: to another one the values might not be there yet; and not
-    at all while the caller records a CUDA graph, in which nothing is computed until it is replayed."""
+    __slots__ = ()
 
-    @lru_cache(maxsize=64)
-    def kept(B: int, S: int, device: torch.device, stream: Any) -> Tensor:
-        with torch.inference_mode(False):  # they outlive the call that made them, and autograd refuses inference tensors
-            return make(B, S, device)
-
-    def find(B: int, S: int, device: torch.device) -> Tensor:
-        if device.type != "cuda":
-            return kept(B, S, device, None)
-        if torch.cuda.is_current_stream_capturing():
-            return make(B, S, device)
-        return kept(B, S, device, torch.cuda.current_stream(device))
-
-    return find
-
-
-@memoized_by_size
-def uniform_cu_seqlens(B: int, S: int, device: torch.device) -> Tensor:  # [B + 1] int32
-    return torch.arange(B + 1, dtype=torch.int32, device=device) * S
-
-
-@memoized_by_size
-def uniform_first_rows(B: int, S: int, device: torch.device) -> Tensor:  # [B] int64
-    return uniform_cu_seqlens(B, S, device)[:-1].long()
-
-
-class Attention(Protocol):
+    @abstractmethod
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         """softmax(q k^T / sqrt(D)) v: [Rq, H], [Rk, H], [Rk, H] -> [Rq, H], by the ops O."""
 
-    def first_rows(self) -> "Attention | None":
-        """The same attention for the first query of each sequence alone, where that can be said."""
+    def restricted_to_first_rows(self) -> "Attention | None":
+        """The same attention with one query a sequence, its first; None where this kind has no such form."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
-class VarlenAttention:
-    """Every query sees every key of its own sequence (or, causal, the keys up to its own place). Needs no mask."""
+class VarlenAttention(Attention):
+    """Each query sees every key of its own sequence or, causal, the keys up to its position (aligned at the end). Needs no mask."""
 
     cu_seqlens_q: Tensor  # [B + 1] int32
     cu_seqlens_k: Tensor
     max_seqlen_q: int
     max_seqlen_k: int
     causal: bool = False
-    key_rows: Tensor | None = None  # [Tk] int64: the rows of k and v that are keys, where padding was kept; None: all
+    key_rows: Tensor | None = None  # [Tk] int64: the rows of k and v that are real tokens; None: all
     first_cu: Tensor | None = None  # [B + 1] int32: 0, 1, 2, ...; None: made when asked for
-    bfloat16_products: bool = False  # allowed: see the op
+    bfloat16_products: bool = False  # allowed: see bertfast.ops.varlen_attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         if self.key_rows is not None:
@@ -79,43 +54,65 @@ class VarlenAttention:
         )  # fmt: skip
         return context.view(q.shape)
 
-    def first_rows(self) -> "VarlenAttention | None":
+    def restricted_to_first_rows(self) -> "VarlenAttention | None":
         if self.causal:
             return None
         return replace(self, cu_seqlens_q=self.first_cu_seqlens(), max_seqlen_q=1, first_cu=None)
 
     def first_cu_seqlens(self) -> Tensor:
-        """The boundaries of one query a sequence."""
+        """[B + 1] int32: cu_seqlens of one query a sequence."""
         if self.first_cu is not None:
             return self.first_cu
         return uniform_cu_seqlens(len(self.cu_seqlens_q) - 1, 1, self.cu_seqlens_q.device)
 
 
+class KVMemory(Protocol):
+    """A KV cache as MaskedAttention sees it."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the layer's new k and v, [B, S, N, D] each; returns all that is attended to, [B, Sk, N, D] each."""
+
+
+# (shape of the probabilities [B, N, Sq, Sk], a tensor of their dtype and device) -> a factor that broadcasts to them
+ProbabilityDropout = Callable[[Sequence[int], Tensor], Tensor]
+
+
 @dataclass(slots=True)
-class MaskedAttention:
-    """Any mask, any head mask, and the probabilities to look at; on padded rows, by the plain definition."""
+class MaskedAttention(Attention):
+    """softmax(q k^T / sqrt(D) + mask) v on padded rows by the reference definition: any mask, head masks, probabilities, dropout."""
 
     batch: int
     mask: Tensor | None  # broadcast to [B, N, Sq, Sk]: bool, True sees; or float, added to the scores
-    head_masks: list[Tensor] | None = None  # for each layer in turn, broadcast to [B, N, Sq, Sk]
-    keep: bool = False  # whether probabilities are kept
-    probabilities: list[Tensor] = field(default_factory=list)  # [B, N, Sq, Sk] a layer
-    layer: int = 0
+    head_masks: Sequence[Tensor] | None = None  # one a layer, broadcast to [B, N, Sq, Sk]: multiplies the probabilities
+    keep_probabilities: bool = False
+    dropout: ProbabilityDropout | None = None
+    memory: KVMemory | None = None
+    probabilities: list[Tensor] = field(default_factory=list)  # [B, N, Sq, Sk] a layer, where kept
+    layer: int = 0  # the next one
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
-        Q, K, V = (t.view(self.batch, t.shape[0] // self.batch, heads, -1).transpose(1, 2) for t in (q, k, v))
-        head_mask = None if self.head_masks is None else self.head_masks[self.layer]
-        context, probabilities = reference.attention(Q, K, V, self.mask, head_mask=head_mask)
+        Q, K, V = (self._split(t, heads) for t in (q, k, v))
+        if self.memory is not None:
+            K, V = self.memory.append(self.layer, K, V)
+        Q, K, V = (t.transpose(1, 2) for t in (Q, K, V))
+        context, probabilities = reference.attention(Q, K, V, self.mask, head_mask=self._factor(Q, K))
         self.layer += 1
-        if self.keep:
+        if self.keep_probabilities:
             self.probabilities.append(probabilities)
         return context.transpose(1, 2).reshape(q.shape)
 
-    def first_rows(self) -> "MaskedAttention | None":
-        return None
+    def _split(self, t: Tensor, heads: int) -> Tensor:  # [B * S, H] -> [B, S, N, D]
+        return t.reshape(self.batch, t.shape[0] // self.batch if self.batch else 0, heads, t.shape[1] // heads)
+
+    def _factor(self, Q: Tensor, K: Tensor) -> Tensor | None:  # what multiplies the probabilities
+        head_mask = None if self.head_masks is None else self.head_masks[self.layer]
+        if self.dropout is None:
+            return head_mask
+        kept = self.dropout((*Q.shape[:3], K.shape[2]), Q)
+        return kept if head_mask is None else head_mask * kept
 
 
-def probabilities_of(attention: "Attention | None") -> list[Tensor]:
-    """What a Masked attention kept, also where another one (on a cache) works through it."""
+def probabilities_of(attention: Attention | None) -> list[Tensor]:
+    """The probabilities that a MaskedAttention kept, also where a cache's attention wraps it; else none."""
     attention = getattr(attention, "inner", attention)
     return attention.probabilities if isinstance(attention, MaskedAttention) else []

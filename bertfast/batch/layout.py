@@ -1,111 +1,115 @@
-"""PackedBatch: padding leaves here, and comes back here.
+"""PackedBatch: the inputs of one call laid out as the rows that the graph computes on.
 
-What a caller passes (padded [B, S] ids, masks of any kind, embeddings) is checked once and becomes the rows that the graph
-computes on: the real tokens only where that loses nothing, every cell of the batch where padding counts.
+Rows are the real tokens alone where that loses nothing, else every cell of the batch: see bertfast.batch.padding. The same layout serves
+calls with and without a KV cache.
 
-Shape letters: B batch, S padded length, T real tokens, R rows (T, or B * S where padding is kept), H hidden, C any columns.
+Shape letters: B batch, S new columns, P cached columns, K = P + S, R rows, Re rows of the encoder, H hidden, Se encoder length.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bertfast.batch.attention import Attention, MaskedAttention, VarlenAttention, uniform_cu_seqlens, uniform_first_rows
-from bertfast.batch.inputs import Arguments, read_attention_mask, read_cross_inputs, read_head_mask, read_ids, read_input, read_mask
+from bertfast import ops
+from bertfast.batch.attention import MaskedAttention, VarlenAttention
+from bertfast.batch.by_size import column_indices, uniform_cu_seqlens, uniform_first_rows
+from bertfast.batch.encoder_states import CrossInputs
+from bertfast.batch.inputs import Arguments, Inputs, read_inputs
+from bertfast.batch.masks import PackedMask, causal_mask, finite_mask
 from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
-from bertfast.batch.positions import column_indices
-from bertfast.runtime.config_access import is_causal, setting
+from bertfast.batch.padding import Padding, choose_padding, padding_facts
+
+OwnAttention = MaskedAttention | VarlenAttention  # the kinds without a cache
 
 
 def make_batch(arguments: Arguments, model: Any, needs: OutputNeeds) -> PackedBatch:
-    """Checks what a BERT reads (see transformers' BertModel.forward) and lays out its rows.
+    """The batch of a call without a cache. model: the one without a head.
 
     Raises ValueError, naming the argument, where a shape, dtype or combination makes no sense.
     """
-    config, embeddings = model.config, model.embeddings
-    weight = embeddings.position_embeddings.weight
-    device, dtype = weight.device, weight.dtype
-    ids, words, B, S = read_input(arguments, embeddings, config)
-    mask = arguments.get("attention_mask")
-    causal = is_causal(config)
-    eager = setting(config, "_attn_implementation") == "eager"  # its rows that see nothing attend everywhere; sdpa's give zeros
-    head_masks = read_head_mask(arguments.get("head_mask"), config, device, dtype)
-    plain = needs.probabilities or needs.differentiable or head_masks is not None
+    inputs = read_inputs(arguments, model)
+    batch, attention = lay_out(inputs, model, needs)
+    if inputs.cross is not None:
+        batch.rows.cross_attention = cross_attention(inputs, inputs.cross, attention)
+        batch.rows.encoder_rows = encoder_rows(inputs.cross, batch.rows.cross_attention)
+    return batch
 
-    packing = None
-    visible: Tensor | None = None  # [B, 1, Sq or 1, Sk]
-    if mask is not None:
-        mask = read_attention_mask(mask, "attention_mask", B, setting(config, "num_attention_heads"), S, S, device, dtype)
-        if mask.dim() == 4:
-            visible, plain = mask, True
-        else:
-            packing = read_mask(mask, device)
 
-    encoder = read_cross_inputs(arguments, B, S, config, device, dtype)
-    if encoder is not None and (encoder.visible is not None or (eager and encoder.shortest == 0)):
-        plain = True  # cross-attention under a mask needs its queries in place
-
-    keep = packing is None or needs.keep_padding or packing.shortest == 0 or (needs.pooled and not packing.first_column_kept)
-    if packing is not None and keep and (causal or (eager and packing.shortest == 0)):
-        plain = True
-
-    drop = not keep and not plain
-    cells = packing.indices if drop and packing is not None else None
-
-    def rows_of(t: Tensor | None, name: str) -> Tensor | None:  # [B or 1, S] -> [R]
-        if t is None:
-            return None
-        t = read_ids(t, name, B, S, device)
-        flat = t.reshape(-1)
-        return flat if cells is None else flat.index_select(0, cells)
-
-    positions = rows_of(arguments.get("position_ids"), "position_ids")
-    if positions is None:
-        limit = embeddings.position_embeddings.weight.shape[0]
-        if limit < S:
-            raise ValueError(f"input of length {S}: expected at most max_position_embeddings={limit} tokens; truncate it")
-        positions = model.family.positions(B, S, 0, packing if drop else None, ids, device)
-    if ids is not None:
-        row_ids = ids.reshape(-1) if cells is None else ids.reshape(-1).index_select(0, cells)
+def lay_out(inputs: Inputs, model: Any, needs: OutputNeeds) -> tuple[PackedBatch, OwnAttention]:
+    """The rows, and how they attend to the columns up to their own, cached ones included. Cross-attention is the caller's to add."""
+    B, S, device = inputs.batch, inputs.columns, inputs.device
+    facts = padding_facts(inputs, needs)
+    padding = choose_padding(facts)
+    dropped = inputs.packed if padding is Padding.DROPPED else None
+    indices = None if dropped is None else dropped.indices
+    attention: OwnAttention
+    pad_mask = None
+    if padding is Padding.MASKED:
+        real = inputs.real()
+        attention = masked_attention(inputs, real, needs.probabilities)
+        if real is not None and facts.padded and not facts.computed:
+            pad_mask = ~real[:, inputs.past :]
     else:
-        row_ids = column_indices(1, B * S, device) if cells is None else cells
+        attention = varlen_attention(inputs, dropped, model)
+    ids = column_indices(1, B * S, device).view(B, S) if inputs.ids is None else inputs.ids  # of the embedding of each cell
+    types, positions = inputs.token_type_ids, inputs.position_ids
+    rows = GraphInputs(
+        pack_ids(ids, indices), inputs.words, None if types is None else pack_ids(types, indices),
+        model.family.positions(model, inputs, dropped) if positions is None else pack_ids(positions, indices),
+        attention,
+    )  # fmt: skip
+    first_rows = uniform_first_rows(B, S, device) if dropped is None else dropped.cu_seqlens[:-1].long()
+    return PackedBatch(rows, B, S, indices, pad_mask, first_rows), attention
 
-    cu_seqlens = packing.cu_seqlens if drop and packing is not None else uniform_cu_seqlens(B, S, device)
-    longest = packing.longest if drop and packing is not None else S
-    attention: Attention
-    # What attention reads and gives is coarser than bfloat16 in int8. A decoder's is not rounded: its steps on a cache agree with this.
-    rounded = getattr(embeddings.word_embeddings, "bfloat16_attention", False) and not causal
-    blank = None
-    if plain:
-        real = mask.ne(0).to(device) if packing is not None and mask is not None else None
-        if visible is None:
-            visible = visible_keys(real, S if causal else 0, eager, dtype, device)
-        attention = MaskedAttention(B, visible, head_masks, needs.probabilities)
-        if real is not None and not keep:
-            blank = ~real
-    elif packing is not None and not drop:
-        attention = VarlenAttention(
-            cu_seqlens, packing.cu_seqlens, longest, packing.longest, key_rows=packing.indices, bfloat16_products=rounded
-        )
+
+def pack_ids(ids: Tensor, indices: Tensor | None) -> Tensor:  # [B, S] -> [R]
+    flat = ids.reshape(-1)
+    return flat if indices is None else flat.index_select(0, indices)
+
+
+def masked_attention(inputs: Inputs, real: Tensor | None, keep_probabilities: bool) -> MaskedAttention:  # real: [B, K] bool
+    visible = inputs.visible
+    if visible is None:
+        visible = None if real is None else real[:, None, None, :]
+        if inputs.causal:
+            lower = causal_mask(inputs.columns, inputs.past, inputs.device)
+            visible = lower if visible is None else visible & lower
+        if visible is not None and inputs.eager:
+            visible = finite_mask(visible, inputs.dtype)
+    return MaskedAttention(inputs.batch, visible, inputs.head_masks, keep_probabilities)
+
+
+def varlen_attention(inputs: Inputs, dropped: PackedMask | None, model: Any) -> VarlenAttention:
+    B, S, causal, keys = inputs.batch, inputs.columns, inputs.causal, inputs.packed_keys
+    # int8's own error is coarser than bfloat16. A decoder is not rounded: its steps on a cache must agree with a whole forward.
+    rounded = not causal and getattr(model.embeddings.word_embeddings, "bfloat16_attention", False)
+    if dropped is None:
+        cu_seqlens, longest = uniform_cu_seqlens(B, S, inputs.device), S
     else:
-        attention = VarlenAttention(cu_seqlens, cu_seqlens, longest, longest, causal, bfloat16_products=rounded)
-
-    rows = GraphInputs(row_ids, words, rows_of(arguments.get("token_type_ids"), "token_type_ids"), positions, attention)
-    if encoder is not None and plain:
-        visible = encoder.visible if encoder.visible is not None else visible_keys(encoder.real, 0, eager, dtype, device)
-        rows.encoder_rows, rows.cross_attention = encoder.rows, MaskedAttention(B, visible, head_masks, needs.probabilities)
-    elif encoder is not None:
-        rows.encoder_rows, rows.cross_attention = encoder.packed(B, cu_seqlens, longest)
-    return PackedBatch(rows, B, S, cells, blank, cu_seqlens[:-1].long() if drop else uniform_first_rows(B, S, device))
+        cu_seqlens, longest = dropped.cu_seqlens, dropped.longest
+    if inputs.past == 0 and (dropped is not None or keys is None):  # the rows are the keys
+        return VarlenAttention(cu_seqlens, cu_seqlens, longest, longest, causal, bfloat16_products=rounded)
+    if keys is None:
+        return VarlenAttention(cu_seqlens, uniform_cu_seqlens(B, inputs.keys, inputs.device), longest, inputs.keys, causal)
+    return VarlenAttention(cu_seqlens, keys.cu_seqlens, longest, keys.longest, causal, key_rows=keys.indices, bfloat16_products=rounded)
 
 
-def visible_keys(real: Tensor | None, causal: int, eager: bool, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """[B, 1, S or 1, S] from real [B, S] bool and, causal, the length S; as eager attention's finite numbers where asked."""
-    visible = None if real is None else real[:, None, None, :]
-    if causal:
-        lower = torch.ones(causal, causal, dtype=torch.bool, device=device).tril()
-        visible = lower if visible is None else visible & lower
-    if visible is None or not eager:
-        return visible
-    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, torch.finfo(dtype).min)
+def cross_attention(inputs: Inputs, cross: CrossInputs, own: OwnAttention) -> OwnAttention:
+    """Cross-attention of the rows that `own` is the self-attention of. Varlen, its keys are the encoder's real tokens alone."""
+    B = inputs.batch
+    if isinstance(own, MaskedAttention):
+        visible = cross.visible
+        if visible is None and cross.real is not None:
+            visible = cross.real[:, None, None, :]
+            visible = finite_mask(visible, inputs.dtype) if inputs.eager else visible
+        return MaskedAttention(B, visible, inputs.head_masks, own.keep_probabilities)
+    if cross.packed is None:
+        cu_seqlens = uniform_cu_seqlens(B, cross.length, inputs.device)
+        return VarlenAttention(own.cu_seqlens_q, cu_seqlens, own.max_seqlen_q, cross.length)
+    return VarlenAttention(own.cu_seqlens_q, cross.packed.cu_seqlens, own.max_seqlen_q, cross.packed.longest)
+
+
+def encoder_rows(cross: CrossInputs, attention: OwnAttention) -> Tensor:  # [Re, H]: the keys of `attention`
+    if isinstance(attention, MaskedAttention) or cross.packed is None:
+        return cross.rows
+    return ops.pack(cross.rows, cross.packed.indices)

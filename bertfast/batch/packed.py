@@ -1,13 +1,26 @@
-"""The rows of one call."""
+"""The rows of one call, and the way back to [B, S].
+
+Shape letters: B batch, S padded length, R rows, Re rows of the encoder, N heads, C any columns.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bertfast.batch.attention import Attention
+from bertfast.batch.attention import Attention, VarlenAttention
 from bertfast.ops import Ops
+
+
+class CrossKV(Protocol):
+    """Cross-attention's keys and values, kept between the calls of one generation; its layers are served in turn."""
+
+    def read(self) -> tuple[Tensor, Tensor] | None:
+        """The next layer's keys and values, [B, N, Se, D] each; None where they have to be computed, and given to `keep`."""
+
+    def keep(self, k: Tensor, v: Tensor, heads: int) -> None:
+        """Stores the next layer's keys and values, [Re, H] each."""
 
 
 @dataclass(slots=True)
@@ -21,7 +34,23 @@ class GraphInputs:
     attention: Attention
     encoder_rows: Tensor | None = None  # [Re, He]: what cross-attention reads
     cross_attention: Attention | None = None
-    cross_cache: Any = None  # bertfast.cache.layout.CrossCache: where its keys and values are kept
+    cross_cache: CrossKV | None = None
+
+    @property
+    def varlen(self) -> VarlenAttention | None:
+        """The attention where it is varlen and without a cache, which is all that plans and CUDA graphs hold; else None."""
+        return self.attention if type(self.attention) is VarlenAttention else None
+
+    @property
+    def cross_varlen(self) -> VarlenAttention | None:
+        """The cross-attention where it is varlen and without a cache; else None."""
+        return self.cross_attention if type(self.cross_attention) is VarlenAttention else None
+
+    def require_varlen(self) -> VarlenAttention:
+        """`varlen`, for code that only varlen batches reach. TypeError where it is None."""
+        if (varlen := self.varlen) is None:
+            raise TypeError(f"attention: got {type(self.attention).__name__}, expected VarlenAttention; ask `varlen` first")
+        return varlen
 
 
 @dataclass(slots=True)
@@ -31,33 +60,33 @@ class PackedBatch:
     rows: GraphInputs
     batch: int  # B
     columns: int  # S
-    indices: Tensor | None  # [R] int64: the cell of each row in the flattened [B, S]; None: rows are the cells themselves
-    blank: Tensor | None  # [B, S] bool: padded cells, which come back as a fill; None where there are none, or padding is kept
+    indices: Tensor | None  # [R] int64: the cell of each row in the flattened [B, S]; None: each cell is a row
+    pad_mask: Tensor | None  # [B, S] bool: rows that are padding and are overwritten by a fill; None: none are
     first_rows: Tensor  # [B] int64: the row of column 0 of each sequence (of its first token, where column 0 is padding)
 
     def unpack(self, x: Tensor, O: Ops, fill: float = 0.0) -> Tensor:  # [R, C] -> [B * S, C]
         if self.indices is not None:
             return O.unpack(x, self.indices, self.batch * self.columns, fill)
-        return x if self.blank is None else x.masked_fill(self.blank.view(-1, 1), fill)
+        return x if self.pad_mask is None else x.masked_fill(self.pad_mask.view(-1, 1), fill)
 
     def cells(self, x: Tensor) -> Tensor:  # [B * S, C] -> [B, S, C]
         return x.view(self.batch, self.columns, x.shape[1])
 
-    def padding(self) -> Tensor | None:  # [B, S] bool: the cells that come back as a fill; None where there are none
+    def padding(self) -> Tensor | None:  # [B, S] bool: the cells that `unpack` fills; None: none
         if self.indices is None:
-            return self.blank
-        cells = torch.ones(self.batch * self.columns, dtype=torch.bool, device=self.indices.device)
-        return cells.index_fill_(0, self.indices, False).view(self.batch, self.columns)
+            return self.pad_mask
+        padded = torch.ones(self.batch * self.columns, dtype=torch.bool, device=self.indices.device)
+        return padded.index_fill_(0, self.indices, False).view(self.batch, self.columns)
 
-    def unpack_probabilities(self, probabilities: Tensor) -> Tensor:  # [B, N, S, Sk], rows of padded queries blanked
-        return probabilities if self.blank is None else probabilities.masked_fill(self.blank[:, None, :, None], 0.0)
+    def unpack_probabilities(self, probabilities: Tensor) -> Tensor:  # [B, N, S, Sk]; rows of padded queries become 0
+        return probabilities if self.pad_mask is None else probabilities.masked_fill(self.pad_mask[:, None, :, None], 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class OutputNeeds:
-    """What a call asks of its batch beyond the hidden states."""
+    """What a call needs of its batch beyond the hidden states."""
 
-    keep_padding: bool = False  # padded cells count: compute them as transformers does
-    pooled: bool = False  # column 0 is read, whatever it holds
+    keep_padding: bool = False  # compute padded cells as transformers does
+    pooled: bool = False  # column 0 is read, also where it is padding
     probabilities: bool = False  # attention probabilities are returned
     differentiable: bool = False  # the graph runs on the reference ops under autograd

@@ -1,26 +1,29 @@
-"""Default position ids, where a call gives none: one rule for each kind of family.
+"""Default position ids, for calls that give none: one rule for each kind of family.
 
-Shape letters: B batch, S new columns, P cached columns, R rows.
+Shape letters: B batch, S new columns, R rows.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from bertfast.batch.attention import memoized_by_size
-from bertfast.batch.inputs import PackedMask
+from bertfast.batch.by_size import column_indices
+from bertfast.batch.inputs import Inputs
+from bertfast.batch.masks import PackedMask
 
-# (B, S, past P, the mask whose padding was dropped or None, input_ids [B, S] or None, device) -> [R] int64
-PositionRule = Callable[[int, int, int, PackedMask | None, Tensor | None, torch.device], Tensor]
-
-
-@memoized_by_size
-def column_indices(B: int, S: int, device: torch.device) -> Tensor:  # [B * S] int64: 0 .. S - 1, B times
-    return torch.arange(S, device=device).repeat(B)
+# (model without a head, inputs, the mask whose padding was dropped or None) -> [R] int64: of its real tokens, or of all cells [B * S].
+# Raises ValueError where the model has too few positions.
+PositionRule = Callable[[Any, Inputs, PackedMask | None], Tensor]
 
 
-def column_positions(B: int, S: int, past: int, dropped: PackedMask | None, ids: Tensor | None, device: torch.device) -> Tensor:
-    """The column of each row in the padded input, cached columns included (BERT)."""
-    columns = column_indices(B, S, device) if dropped is None else dropped.positions
-    return columns + past if past else columns
+def column_positions(model: Any, inputs: Inputs, dropped: PackedMask | None) -> Tensor:
+    """BERT: the column of each row in the padded input, cached columns included."""
+    limit = model.embeddings.position_embeddings.weight.shape[0]
+    if inputs.past + inputs.columns > limit:
+        raise ValueError(
+            f"input_ids: got length {inputs.columns} after {inputs.past} cached tokens, expected at most max_position_embeddings={limit} "
+            "together; truncate the input or crop the cache"
+        )
+    columns = column_indices(inputs.batch, inputs.columns, inputs.device) if dropped is None else dropped.positions
+    return columns + inputs.past if inputs.past else columns

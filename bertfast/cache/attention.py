@@ -1,17 +1,21 @@
-"""How rows attend to a KV cache."""
+"""How rows attend to a KV cache.
+
+Shape letters: R rows, B sequences, N heads, D head size, H = N * D, C positions of a cache row.
+"""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from bertfast.batch.attention import Attention, VarlenAttention, uniform_cu_seqlens
+from bertfast.batch.attention import Attention, VarlenAttention
+from bertfast.batch.by_size import uniform_cu_seqlens
 from bertfast.cache.store import CacheWriter, WriteLayer, as_rows
 from bertfast.ops import Ops
 
 
 @dataclass(slots=True)
-class PrefillAttention:
-    """Attention of a call that found the cache empty."""
+class PrefillAttention(Attention):
+    """The cache was empty: attends as without one, and stores the keys and values."""
 
     inner: Attention
     store: CacheWriter
@@ -20,18 +24,15 @@ class PrefillAttention:
         self.store(k, v, heads, O)
         return self.inner(q, k, v, heads, O)
 
-    def first_rows(self) -> None:
-        return None
-
 
 @dataclass(slots=True)
-class CachedRangeAttention:
-    """Each row sees one range of the cells of its sequence."""
+class CachedRangeAttention(Attention):
+    """Each row sees one range of positions of its cache row: cached_attention reads the cache where it lies."""
 
-    rows: Tensor  # [R] int64: its row of the cache
-    first: Tensor | None  # [R] int64; None: from the first cell
-    last: Tensor  # [R] int64: one past the last cell
-    store: WriteLayer | None  # None: keys and values are whole cells already
+    rows: Tensor  # [R] int64: the cache row of each row
+    first: Tensor | None  # [R] int64: the first position; None: 0
+    last: Tensor  # [R] int64: one past the last position
+    store: WriteLayer | None  # None: k and v are whole cache layers already
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
@@ -39,37 +40,32 @@ class CachedRangeAttention:
         context: Tensor = O.cached_attention(q.view(shape), keys, values, self.rows, self.first, self.last)
         return context.view(q.shape)
 
-    def first_rows(self) -> None:
-        return None
-
 
 @dataclass(slots=True)
-class GatheredCacheAttention:
-    """Any other attention, over the cells as rows [B * count, H]."""
+class GatheredCacheAttention(Attention):
+    """Anything else (gaps, masks, head masks, probabilities): `inner` over the cache's positions as rows [B * keys, H]."""
 
     inner: Attention
-    count: int
-    store: WriteLayer | None
+    keys: int  # positions of each cache row
+    store: WriteLayer | None  # None: k and v are whole cache layers already
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
-        return self.inner(q, as_rows(keys, self.count), as_rows(values, self.count), heads, O)
-
-    def first_rows(self) -> None:
-        return None
+        return self.inner(q, as_rows(keys, self.keys), as_rows(values, self.keys), heads, O)
 
 
-class PromptAttention:
-    """Attention of the prompts: varlen, causal, its keys and values kept. The last layer needs the last position of each alone."""
+@dataclass(slots=True)
+class PromptAttention(Attention):
+    """A generation's prompts: varlen and causal, keys and values stored. The last layer computes the last token of each prompt alone."""
 
-    def __init__(self, inner: VarlenAttention, write: WriteLayer) -> None:
-        self.inner, self.write = inner, write
+    inner: VarlenAttention
+    store: WriteLayer
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
-        self.write(k, v, heads, O)
+        self.store(k, v, heads, O)
         return self.inner(q, k, v, heads, O)
 
-    def first_rows(self) -> "Attention | None":
-        """One query a sequence: here the last, which a causal mask aligned at the end lets see everything."""
+    def restricted_to_first_rows(self) -> "PromptAttention":
+        """One query a sequence, here its last token: a causal mask aligned at the end lets it see every key."""
         one = uniform_cu_seqlens(len(self.inner.cu_seqlens_q) - 1, 1, self.inner.cu_seqlens_q.device)
-        return PromptAttention(VarlenAttention(one, self.inner.cu_seqlens_k, 1, self.inner.max_seqlen_k, causal=True), self.write)
+        return PromptAttention(VarlenAttention(one, self.inner.cu_seqlens_k, 1, self.inner.max_seqlen_k, causal=True), self.store)

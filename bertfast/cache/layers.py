@@ -1,48 +1,36 @@
-"""The KV cache that forward and generate() keep: transformers' DynamicCache, its layers replaced by ones that grow in place.
+"""A layer of a KV cache that grows in place.
 
-transformers' DynamicLayer concatenates: every step copies everything cached so far. `Layer` keeps room to spare and writes into
-it; to all who look from outside it is a DynamicLayer. So a DynamicCache that a caller made and handed over stays the caller's
-own object, and so does one that generate() made.
+transformers' DynamicLayer concatenates: each step copies all that is cached. GrowingLayer keeps spare capacity and writes into it; seen
+from outside it is a DynamicLayer, so a DynamicCache that a caller or generate() made stays their own object.
 
-Shape letters: B batch, N heads, P cells filled, C cells there is room for, D head size, L layers.
+Shape letters: B batch, N heads, P filled positions, C positions of capacity, D head size.
 """
 
-from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, StaticCache, StaticLayer
-from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
-
-from bertfast.runtime.config_access import is_causal
-
-# transformers renamed past_key_values to cache in 5.24, in signatures and outputs; both are read here, this one is written.
-CACHE_FIELD = next(name for name in ("cache", "past_key_values") if name in {f.name for f in fields(CausalLMOutputWithCrossAttentions)})
-CACHE_NAMES = ("cache", "past_key_values")
-
-LegacyCache = tuple[tuple[Tensor, ...], ...]  # a layer each: keys and values, then those of cross-attention where there are any
+from transformers.cache_utils import DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
     """One layer's keys and values, [B, N, P, D] to its readers, in buffers [B, N, C, D].
 
-    What was read stays true: `keys` and `values` are views of the buffers, and a cell that a reader may still see is never
-    written again (a crop followed by an append moves to new buffers, if somebody looked in between).
+    `keys` and `values` are views of the buffers, and what a view shows never changes: once somebody has read them, an append after a crop
+    moves to new buffers.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         self._buffers: list[Tensor | None] = [None, None]
         self._lengths = [0, 0]
-        self._written = 0  # cells that ever held something
+        self._written = 0  # positions that were ever written; above _lengths after a crop
         self._seen = False  # whether somebody outside may hold a view
-        self._alike: Tensor | None = None  # [B] int64: sequences of one number hold the same cells; None: nothing is known
+        self._alike: Tensor | None = None  # [B] int64: sequences with equal numbers have equal contents; None: unknown
         super().__init__(**kwargs)
 
     @classmethod
     def of(cls, other: DynamicLayer) -> "GrowingLayer":
-        """A layer that goes on from what another holds."""
+        """A layer that continues what another holds, without a copy."""
         layer = cls()
         if other.is_initialized:
             layer.lazy_initialization(other.keys, other.values)
@@ -73,15 +61,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
         return self._lengths[0]
 
     def room_for(self, count: int, like: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """The buffers [B, N, C, D], with `count` free cells after those filled.
+        """The buffers [B, N, C, D], with `count` free positions after the filled ones. `extend(count)` makes those part of the cache.
 
-        like: [B, N, any, D], of the dtype and on the device wanted. most: how many cells there can ever be, where that is known.
-        The new cells count once `extend(count)` says so.
+        like: [B, N, any, D], of the dtype and on the device wanted. most: an upper limit of C, where one is known.
         """
         length, needed = self._lengths[0], self._lengths[0] + count
         keys, values = self._buffers
         if keys is None or values is None or needed > keys.shape[2] or needed > values.shape[2] or (self._seen and length < self._written):
-            room = needed if length == 0 else 2 * needed  # many caches are filled once and never read
+            room = needed if length == 0 else 2 * needed  # no spare capacity at first: many caches are never continued
             room = room if most is None else max(needed, min(room, most))
             self.lazy_initialization(like, like)
             with torch.inference_mode(False):  # the buffers outlive the call
@@ -95,8 +82,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
         self._alike = None
         return keys, values
 
-    def cells(self) -> tuple[Tensor, Tensor]:
-        """What `keys` and `values` are, [B, N, P, D], to a call that lets go of them when it ends: nobody outside holds a view then."""
+    def borrow(self) -> tuple[Tensor, Tensor]:
+        """`keys` and `values`, [B, N, P, D], for a caller that drops them when its call ends: the layer does not count as seen."""
         if torch.is_grad_enabled():  # a backward may come later
             return self.keys, self.values
         keys, values = (t[:, :, : self._lengths[0]] for t in peek(self))
@@ -106,9 +93,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
         self._lengths = [length + count for length in self._lengths]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """transformers' interface: appends [B, N, new, D], gives back everything."""
+        """transformers' interface: appends [B, N, new, D] each, returns [B, N, P, D] each."""
         count, length = key_states.shape[2], self._lengths[0]
-        if key_states.requires_grad or value_states.requires_grad:  # in place, autograd would lose the thread
+        if key_states.requires_grad or value_states.requires_grad:  # autograd cannot follow a write in place
             return super().update(key_states, value_states, *args, **kwargs) if length else self._take(key_states, value_states)
         for buffer, states in zip(self.room_for(count, key_states), (key_states, value_states), strict=True):
             buffer[:, :, length : length + count].copy_(states)
@@ -121,15 +108,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
         return key_states, value_states
 
     def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove > 0:  # the old meaning or an error: as this transformers has it
+        if tokens_to_remove > 0:  # a length in older transformers, an error in newer
             super().crop(tokens_to_remove)
         else:
             self._lengths = [max(0, length + tokens_to_remove) for length in self._lengths]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:  # int64, as many as there are to be sequences
-        """transformers' interface: sequence i becomes what sequence beam_idx[i] was. The room to spare stays; and on the CPU, where asking
-        costs nothing, so do the sequences that do not change, in buffers that nobody has seen. One that was copied from another is known to
-        be like it until something is written: beams of a prompt take over from each other in cross-attention without a copy."""
+        """transformers' interface: sequence i becomes what sequence beam_idx[i] was.
+
+        Spare capacity is kept. On the CPU, in buffers that nobody has seen, only sequences whose content changes are copied (on a GPU the
+        comparison would synchronise). `_alike` tracks copies until the next write, so the beams of one prompt, whose cross-attention is
+        the same, are reordered without copies.
+        """
         length, (keys, values) = self._lengths[0], self._buffers
         if keys is None or values is None or length == 0:
             return
@@ -149,8 +139,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
         if len(moved):
             parents = order.index_select(0, moved)
             for t in (keys, values):
-                cells = t[:, :, :length]
-                cells.index_copy_(0, moved, cells.index_select(0, parents))
+                filled = t[:, :, :length]
+                filled.index_copy_(0, moved, filled.index_select(0, parents))
         self._alike = after
 
     def __copy__(self) -> "GrowingLayer":
@@ -161,83 +151,17 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
         return other
 
 
-def why_unsupported(cache: Any, config: Any) -> str | None:
-    """Why a call with this cache takes transformers' forward; None where our graph can work on it."""
-    if not is_causal(config):
-        return "a cache was handed to a model that is not a causal decoder"
-    parts = [cache.self_attention_cache, cache.cross_attention_cache] if type(cache) is EncoderDecoderCache else [cache]
-    for part in parts:
-        if type(part) not in (DynamicCache, StaticCache):
-            return f"a {type(part).__name__} keeps its keys and values in a way of its own"
-        if getattr(part, "offloading", False):
-            return "a cache that is offloaded moves between devices"
-        for layer in part.layers:
-            if type(layer) not in (GrowingLayer, DynamicLayer, StaticLayer):
-                return f"a {type(layer).__name__} in the cache"
-            if any(t.requires_grad for t in peek(layer)):
-                return "the cache holds tensors that require grad (prefix tuning)"
-    return None
-
-
 def peek(layer: Any) -> list[Tensor]:
-    """What a layer keeps its keys and values in, as long as they may be; not a read in the sense of Layer."""
+    """The tensors a layer keeps its keys and values in, spare capacity included. A GrowingLayer does not count as seen."""
     states = layer._buffers if type(layer) is GrowingLayer else (layer.keys, layer.values)
     return [t for t in states if t is not None]
 
 
-def cells_of(layer: Any) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer that was written, [B, N, any, D], for a call that lets go of them when it ends."""
-    return layer.cells() if type(layer) is GrowingLayer else (layer.keys, layer.values)
+def keys_values_of(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer that was written, [B, N, any, D] each, for a caller that drops them when its call ends."""
+    return layer.borrow() if type(layer) is GrowingLayer else (layer.keys, layer.values)
 
 
 def shape_of(layer: Any) -> tuple[int, ...] | None:
-    """[B, N, any, D]; None of a layer that was never written."""
+    """[B, N, any, D]; None where it was never written."""
     return next((tuple(t.shape) for t in peek(layer) if t.dim() == 4), None)
-
-
-def from_legacy(cache: Any) -> Cache:
-    """The old tuple of tuples as a cache object; anything else as it is. ValueError where it is neither."""
-    if isinstance(cache, Cache):
-        return cache
-    if not isinstance(cache, (tuple, list)) or not all(isinstance(layer, (tuple, list)) and len(layer) in (2, 4) for layer in cache):
-        raise ValueError(
-            f"{CACHE_FIELD}: got {type(cache).__name__}, expected a Cache of transformers, or for each layer a tuple of keys and values "
-            "(and those of cross-attention)"
-        )
-    own = DynamicCache([tuple(layer[:2]) for layer in cache])
-    if not cache or len(cache[0]) == 2:
-        return own
-    return EncoderDecoderCache(own, DynamicCache([tuple(layer[2:]) for layer in cache]))
-
-
-def to_legacy(cache: Cache) -> LegacyCache:
-    if isinstance(cache, EncoderDecoderCache):
-        pairs = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
-        return tuple((own.keys, own.values, cross.keys, cross.values) for own, cross in pairs)
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
-
-
-def given_cache(arguments: Any) -> Any:
-    """What the caller passed as the cache, under either name; None where nothing."""
-    given = [arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None]
-    if len(given) > 1:
-        raise ValueError("cache and past_key_values: both were given; they are the new and the old name of one argument, pass one")
-    return given[0] if given else None
-
-
-def convert_layers(cache: Cache, count: int) -> Sequence[Any]:
-    """The cache's first `count` layers; those of a DynamicCache become ours, in place, with what they hold."""
-    layers: list[Any] = cache.layers
-    if isinstance(cache, DynamicCache):
-        for i in range(count):
-            if i == len(layers):
-                layers.append(GrowingLayer())
-            elif type(layers[i]) is DynamicLayer:
-                layers[i] = GrowingLayer.of(layers[i])
-    if len(layers) < count:
-        raise ValueError(f"{CACHE_FIELD}: got a cache of {len(layers)} layers, expected {count}, one for each layer of the model")
-    return layers[:count]
-
-
-def new_cache(cross: bool) -> Cache:
-    return EncoderDecoderCache(DynamicCache(), DynamicCache()) if cross else DynamicCache()

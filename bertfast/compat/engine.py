@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.batch.attention import Attention
-from bertfast.batch.inputs import integer_range
+from bertfast.batch.attention import Attention, MaskedAttention
 from bertfast.batch.layout import make_batch
+from bertfast.batch.masks import integer_range
 from bertfast.batch.packed import OutputNeeds, PackedBatch
-from bertfast.compat.dense import Dropout, DroppingOps, PaddedAttention
+from bertfast.compat.dense import Dropout, DroppingOps
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.forward import cached_layout_or_graph, run_graph
 from bertfast.engine.guard import guard_of
@@ -78,7 +78,7 @@ class Engine:
 
 
 def probabilities(attention: Attention | None) -> tuple[Tensor, ...] | None:
-    return tuple(attention.probabilities) if isinstance(attention, PaddedAttention) and attention.keep else None
+    return tuple(attention.probabilities) if isinstance(attention, MaskedAttention) and attention.keep_probabilities else None
 
 
 class MaskKind(Enum):

@@ -62,7 +62,11 @@ def plan_key(call: ForwardCall) -> tuple[Any, ...] | None:
     """What must be alike for two calls to share a plan; None where the call has no plan."""
     rows = call.batch.rows
     attention, cross = rows.attention, rows.cross_attention
-    if type(attention) is not VarlenAttention or (cross is not None and type(cross) is not VarlenAttention) or call.batch.blank is not None:
+    if (
+        type(attention) is not VarlenAttention
+        or (cross is not None and type(cross) is not VarlenAttention)
+        or call.batch.pad_mask is not None
+    ):
         return None
     weight = call.base.embeddings.position_embeddings.weight
     if weight.dtype not in PLAN_DTYPES or weight.device.type != "cpu":

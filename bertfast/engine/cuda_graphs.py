@@ -315,7 +315,7 @@ def why_eager(call: ForwardCall) -> str | None:
     attention = rows.attention
     if (reason := why_model_eager(call.base)) is not None:
         return reason
-    if type(attention) is not VarlenAttention or call.batch.blank is not None:
+    if type(attention) is not VarlenAttention or call.batch.pad_mask is not None:
         return "attention under a mask, or on a KV cache"
     if rows.cross_attention is not None:
         return "cross-attention"

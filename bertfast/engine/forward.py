@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
-from bertfast.cache import layers as kv_cache
+from bertfast.cache import objects as kv_cache
 from bertfast.engine import cpu_plans, eligibility, gradients, shape_cache
 from bertfast.engine.call import Arguments, ForwardCall
 from bertfast.engine.guard import guard_of

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from bertfast.batch.inputs import mask_is_full
+from bertfast.batch.masks import mask_is_full
 from bertfast.engine import cpu_plans
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.recorder import SLOTS, RecordedPlan

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutput
 
 from bertfast.batch.attention import VarlenAttention
-from bertfast.cache import layers as kv_cache
+from bertfast.cache import objects as kv_cache
 from bertfast.generation.decode_batch import DecodeBatch, invariant_tiles, pack_prompts
 from bertfast.generation.eligibility import why_reference_loop
 

@@ -119,7 +119,7 @@ def pack_prompts(model: Any, input_ids: Tensor, arguments: dict[str, Any]) -> Pa
     given = {name: arguments.get(name) for name in ("attention_mask", "position_ids", "token_type_ids")}
     batch = make_batch({"input_ids": input_ids, **given}, model.base_model, OutputNeeds())
     causal = isinstance(batch.rows.attention, VarlenAttention) and batch.rows.attention.causal
-    return batch if causal and batch.blank is None else None
+    return batch if causal and batch.pad_mask is None else None
 
 
 def invariant_tiles(model: Any) -> AbstractContextManager[None]:

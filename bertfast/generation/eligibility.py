@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin, logits_process
 
-from bertfast.cache import layers as kv_cache
+from bertfast.cache import objects as kv_cache
 from bertfast.engine import eligibility
 from bertfast.runtime.config_access import is_causal
 

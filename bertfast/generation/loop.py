@@ -21,7 +21,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from bertfast.batch.attention import VarlenAttention
 from bertfast.batch.packed import PackedBatch
-from bertfast.cache import layers as kv_cache
+from bertfast.cache import objects as kv_cache
 from bertfast.generation.decode_batch import DecodeBatch, invariant_tiles, pack_prompts
 from bertfast.generation.eligibility import is_row_by_row, why_reference_loop
 from bertfast.generation.sampling import next_tokens

@@ -57,7 +57,7 @@ def encode_layer(layer: LayerModules, x: Rows, inputs: GraphInputs, O: Ops = ops
 def last_layer_first_rows(  # [R, H] -> [B, H]
     layer: LayerModules, x: Rows, inputs: GraphInputs, first_rows: Tensor, O: Ops = ops
 ) -> Rows:
-    attention = inputs.attention.first_rows()
+    attention = inputs.attention.restricted_to_first_rows()
     if attention is None or inputs.cross_attention is not None:
         return O.pack(unquantized(encode_layer(layer, x, inputs, O)), first_rows)
     modules = layer.attention

@@ -19,7 +19,7 @@ KINDS = {
     torch.float32: _C.MASK_FLOAT32,
     torch.float64: _C.MASK_FLOAT64,
 }
-GUARD = -7  # lies behind every output; must lie there afterwards
+GUARD = -7  # written behind every output, and must still be there afterwards
 
 
 def pack_mask(mask: torch.Tensor | None, rows: int, columns: int):
@@ -57,14 +57,14 @@ def masks(draw):
 def test_packs_what_is_not_zero(case):
     attended, dtype, gap = case
     rows, columns = attended.shape
-    wide = torch.ones(rows, columns + gap, dtype=dtype)  # rows further apart than they are long
+    wide = torch.ones(rows, columns + gap, dtype=dtype)  # row stride above the row length
     mask = wide[:, :columns]
     mask.copy_(attended)
     assert_packs(attended, pack_mask(mask, rows, columns))
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
-def test_every_bit_pattern_but_zero_is_real(dtype):
+def test_every_value_but_zero_is_real(dtype):
     """The smallest and largest values, negative ones and NaN; -0.0 is zero."""
     info = torch.finfo(dtype) if dtype.is_floating_point else None if dtype == torch.bool else torch.iinfo(dtype)
     values = [1.0, 0.0] if info is None else [info.max, info.min, 1, 0]
@@ -75,7 +75,7 @@ def test_every_bit_pattern_but_zero_is_real(dtype):
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
-def test_a_full_mask_is_known_as_full(dtype):
+def test_a_full_mask_is_recognised(dtype):
     pack_mask(torch.ones(3, 7, dtype=dtype), 3, 7)
     pack_mask(torch.ones(3, 9, dtype=dtype)[:, :7], 3, 7)
 

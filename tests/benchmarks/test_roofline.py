@@ -12,7 +12,7 @@ from transformers import BertConfig, BertLMHeadModel, BertModel
 
 from benchmarks.gpu import roofline
 from benchmarks.suite.models import MODELS, Model
-from bertfast.cache import layers as kv_cache
+from bertfast.cache import objects as kv_cache
 
 ROOT = Path(__file__).parents[2]
 H100 = roofline.GPUS["h100"]

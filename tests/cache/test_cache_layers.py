@@ -1,4 +1,4 @@
-"""The KV cache's bookkeeping: random operations never break it, and what cannot be done changes nothing."""
+"""The KV cache's bookkeeping under random operations; a refused operation changes nothing."""
 
 import pytest
 import torch
@@ -14,17 +14,17 @@ SLOTS, CELLS = 5, 9
 
 
 class Slots(RuleBasedStateMachine):
-    """SlotTable against a list: what each running sequence has been through, which its cells would hold."""
+    """SlotTable against lists: the tokens of each running sequence, which its positions of the cache would hold."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = SlotTable(SLOTS, CELLS)
-        self.sequences: list[list[int]] = []  # one label for each filled cell, all labels different
-        self.cells: dict[tuple[int, int], int] = {}  # (slot, cell): the label there, written as a caller would
+        self.sequences: list[list[int]] = []  # a unique label for each filled position
+        self.cells: dict[tuple[int, int], int] = {}  # (cache row, position) -> label, as a caller would write it
         self.labels = 0
 
     def write(self, i: int, count: int) -> None:
-        """`count` new cells at the end of sequence i."""
+        """Appends `count` positions to sequence i."""
         for _ in range(count):
             self.labels += 1
             self.cells[self.table.running[i], len(self.sequences[i])] = self.labels
@@ -32,7 +32,7 @@ class Slots(RuleBasedStateMachine):
 
     def refused(self, call, *args) -> None:
         before = self.table.running, self.table.lengths
-        with pytest.raises(ValueError):  # noqa: PT011 (the texts are tested below)
+        with pytest.raises(ValueError):  # noqa: PT011 (messages are tested below)
             call(*args)
         assert (self.table.running, self.table.lengths) == before
 
@@ -84,7 +84,9 @@ class Slots(RuleBasedStateMachine):
                 continue
             alike = (old[parent, cell] == old.get((slot, cell)) for cell in range(lengths[i]))
             common = next((cell for cell, same in enumerate(alike) if not same), lengths[i])
-            assert ranges.pop((parent, slot), None) == ((common, lengths[i]) if common < lengths[i] else None), "no more than differs"
+            assert ranges.pop((parent, slot), None) == ((common, lengths[i]) if common < lengths[i] else None), (
+                "only what differs is copied"
+            )
         assert not ranges
         self.sequences = [list(self.sequences[p]) for p in parents]
 
@@ -100,7 +102,7 @@ TestSlots = Slots.TestCase
 TestSlots.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
-def test_beams_of_one_prompt_copy_what_came_after_it():
+def test_beams_of_one_prompt_copy_only_what_follows_it():
     table = SlotTable(3, 9)
     table.admit([4])
     assert table.reorder([0, 0, 0]) == [[0, 1, 0, 4], [0, 2, 0, 4]]
@@ -110,11 +112,11 @@ def test_beams_of_one_prompt_copy_what_came_after_it():
     assert table.reorder([1, 1, 2]) == [[1, 2, 4, 6]]
     table.extend(1)
     assert table.running == [1, 2, 0]
-    assert table.reorder([1, 1, 2]) == [[2, 1, 6, 7]], "the two parted one cell ago"
+    assert table.reorder([1, 1, 2]) == [[2, 1, 6, 7]], "the two differ in their last position"
     assert table.reorder([0, 1, 1]) == [[1, 0, 4, 7]]
 
 
-def test_what_a_refusal_says():
+def test_messages():
     table = SlotTable(2, 4)
     table.admit([3])
     for call, message in (
@@ -132,7 +134,7 @@ def test_what_a_refusal_says():
 
 
 class Growth(RuleBasedStateMachine):
-    """Layer against what transformers' layer does: concatenate, slice, select. Every view ever read keeps its value."""
+    """GrowingLayer against transformers' DynamicLayer: concatenate, slice, select. Views that were read keep their values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ class Growth(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3), fails=st.booleans(), most=st.sampled_from([None, 12]))
     def write_in_place(self, count: int, fails: bool, most: int | None) -> None:
-        """As the graph does; `fails`: the call ended in an error before it counted."""
+        """As the graph writes. fails: the call raises before it extends the layer."""
         new = torch.rand(self.expected.shape[0], 2, count, 3)
         at = self.expected.shape[2]
         keys, values = self.layer.room_for(count, new, most)
@@ -179,7 +181,7 @@ class Growth(RuleBasedStateMachine):
     def holds(self) -> None:
         assert self.layer.get_seq_length() == self.expected.shape[2]
         if self.layer.is_initialized:
-            buffers = self.layer._buffers  # not the properties: they count as a look
+            buffers = self.layer._buffers  # the properties would mark the layer as seen
             for buffer, expected in zip(buffers, (self.expected, -self.expected), strict=True):
                 if buffer is not None:
                     assert torch.equal(buffer[:, :, : expected.shape[2]], expected)
@@ -188,14 +190,14 @@ class Growth(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("looked", [False, True])
-def test_reordering_keeps_the_room_and_what_does_not_change(looked: bool):
+def test_reordering_keeps_capacity_and_unchanged_sequences(looked: bool):
     layer, start = GrowingLayer(), torch.rand(3, 2, 4, 5)
     layer.update(start, -start)
     layer.update(start[:, :, :1], start[:, :, :1])
     before = layer.room_for(0, start)[0]
     room, held = before.shape[2], layer.keys if looked else None
     if not looked:
-        layer._seen = False  # as of a layer that only the graph has read
+        layer._seen = False  # as if only the graph had read it
     for order in ([0, 1, 2], [1, 0, 0]):
         layer.reorder_cache(torch.tensor(order))
         assert layer._buffers[0].shape[2] == room > 5
@@ -206,7 +208,7 @@ def test_reordering_keeps_the_room_and_what_does_not_change(looked: bool):
         assert torch.equal(held, expected)
 
 
-def test_a_sequence_that_is_like_another_is_not_copied_from_it():
+def test_equal_sequences_are_not_copied():
     layer, start = GrowingLayer(), torch.rand(4, 2, 3, 5)
     layer.update(start, -start)
 
@@ -215,26 +217,26 @@ def test_a_sequence_that_is_like_another_is_not_copied_from_it():
         before = [(t.data_ptr(), t._version) for t in layer._buffers]
         expected = layer._buffers[0][list(order), :, : layer.get_seq_length()]
         layer.reorder_cache(torch.tensor(order))
-        for cells, sign in zip(layer.cells(), (1, -1), strict=True):
+        for cells, sign in zip(layer.borrow(), (1, -1), strict=True):
             assert torch.equal(cells, sign * expected)
         return [(t.data_ptr(), t._version) for t in layer._buffers] != before
 
     with torch.no_grad():
-        assert reordered(0, 0, 2, 2), "two prompts are spread over two beams each"
+        assert reordered(0, 0, 2, 2), "two prompts become two beams each"
         assert not reordered(1, 0, 3, 2)
         assert not reordered(1, 1, 3, 3)
-        assert reordered(0, 1, 2, 0), "the last has gone over to the other prompt"
+        assert reordered(0, 1, 2, 0), "the last beam changes to the other prompt"
         assert not reordered(3, 3, 2, 1)
         assert reordered(2, 3, 0, 1)
         new = torch.rand(4, 2, 1, 5)
-        layer.update(new, -new)  # seen, and every sequence with a cell of its own
+        layer.update(new, -new)  # marks the layer as seen; each sequence gets its own last position
         assert reordered(1, 0, 2, 3)
         assert reordered(1, 0, 2, 3)
         assert reordered(1, 1, 1, 1)
-    layer.keys[1] = layer.values[1] = 7  # by somebody who looked
+    layer.keys[1] = layer.values[1] = 7  # a write by a reader
     order = torch.tensor([1, 0, 2, 3])
     layer.reorder_cache(order)
-    order.zero_()  # the caller's own
+    order.zero_()  # the caller's own tensor
     layer.reorder_cache(torch.tensor([2, 0, 3, 1]))
     assert layer.keys[:, 0, 0, 0].eq(7).tolist() == [False, True, False, False]
 
@@ -244,7 +246,7 @@ TestGrowth.settings = settings(max_examples=150, stateful_step_count=25, deadlin
 
 
 @given(lengths=st.lists(st.integers(0, CELLS), min_size=1, max_size=SLOTS))
-def test_a_full_slot_is_found_before_anything_changes(lengths: list[int]):
+def test_a_full_cache_row_is_refused_before_anything_changes(lengths: list[int]):
     table = SlotTable(SLOTS, CELLS)
     table.admit(lengths)
     if max(lengths) == CELLS:

@@ -1,4 +1,4 @@
-"""forward() on a KV cache: the same logits as transformers without one, however the sequence is cut and padded."""
+"""forward() on a KV cache gives transformers' logits without one, for any split and padding of the sequence."""
 
 import copy
 
@@ -10,10 +10,11 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCa
 from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
-from bertfast.cache.layers import CACHE_FIELD, GrowingLayer
+from bertfast.cache.layers import GrowingLayer
+from bertfast.cache.objects import CACHE_FIELD
 from bertfast.engine import eligibility
 
-LIMIT = 2e-5  # float32, stated for the cached forward as a whole; logits here are of size 1 to 10
+LIMIT = 2e-5  # float32, for the whole cached forward; logits here are between 1 and 10 in size
 B, S, V, ENCODER_COLUMNS = 3, 11, 60, 7
 
 LENGTHS = {"none": [S, S, S], "ragged": [S, 7, 4]}
@@ -32,17 +33,17 @@ def make_pair(attention="sdpa", kind="BertLMHeadModel", **options):
 
 
 @pytest.fixture
-def any_road():
-    """For a test of a call that takes transformers' own forward."""
+def reference_path_allowed():
+    """For tests of calls that take the reference path."""
 
 
 @pytest.fixture(autouse=True)
-def fast_road_only(monkeypatch, request):
-    """Anywhere else such a call would prove nothing."""
-    if "any_road" not in request.fixturenames:
+def fast_path_only(monkeypatch, request):
+    """A call on the reference path would prove nothing in the other tests."""
+    if "reference_path_allowed" not in request.fixturenames:
 
         def refuse(kind, message):
-            raise AssertionError(f"{kind} left the fast road: {message}")
+            raise AssertionError(f"{kind} took the reference path: {message}")
 
         monkeypatch.setattr(eligibility, "warn_once", refuse)
 
@@ -116,12 +117,12 @@ def test_every_kind_of_cache(make_cache, padding):
     given = make_cache(model.config)
     actual, returned = run_in_chunks(model, ids, mask, positions, [5, 6, 9], given)
     assert_close(actual, expected, mask)
-    assert given is None or returned is given, "the caller's own object is filled and handed back"
+    assert given is None or returned is given, "the caller's object is filled and returned"
     assert int(returned.get_seq_length()) == S
 
 
 @torch.no_grad()
-def test_the_old_tuple_of_tuples_comes_back_as_one():
+def test_a_legacy_tuple_comes_back_as_one():
     original, model = make_pair()
     ids, mask, positions = make_inputs("left")
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
@@ -158,7 +159,7 @@ def test_either_forward_continues_the_others_cache():
 
 
 @torch.no_grad()
-def test_positions_go_on_where_the_cache_ends():
+def test_positions_continue_from_the_cache():
     original, model = make_pair()
     ids, _, _ = make_inputs("none")
     expected = original(ids, use_cache=False).logits
@@ -213,7 +214,7 @@ def test_four_dimensional_masks(kind, static):
 
 
 @torch.no_grad()
-def test_a_mask_made_for_all_that_is_to_come():
+def test_a_mask_made_for_the_whole_generation():
     original, model = make_pair()
     ids, mask, positions = make_inputs("left")
     longer = torch.cat([mask, torch.ones(B, 4, dtype=torch.long)], dim=1)
@@ -288,16 +289,15 @@ def test_cross_attention_reads_the_cache_and_not_the_states():
     expected = model(ids[:, 6:], encoder_hidden_states=states, **{CACHE_FIELD: copy.deepcopy(first[CACHE_FIELD])}).logits
     actual = model(ids[:, 6:], encoder_hidden_states=torch.full_like(states, torch.nan), **{CACHE_FIELD: first[CACHE_FIELD]}).logits
     assert_close(actual, expected)
-    legacy = bertfast.cache.layers.to_legacy(model(ids[:, :6], encoder_hidden_states=states)[CACHE_FIELD])
+    legacy = bertfast.cache.objects.to_legacy(model(ids[:, :6], encoder_hidden_states=states)[CACHE_FIELD])
     out = model(ids[:, 6:], encoder_hidden_states=states, **{CACHE_FIELD: legacy})
     assert_close(out.logits, expected)
     assert [len(layer) for layer in out[CACHE_FIELD]] == [4, 4, 4]
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_beams_of_a_prompt_share_what_they_read_of_the_encoder(padded, monkeypatch):
-    """transformers reorders the cache of an encoder-decoder in every step. Cross-attention's cells are copied when a prompt's beams are
-    made of the first one, and then lie still."""
+def test_beams_of_a_prompt_do_not_copy_cross_attention(padded, monkeypatch):
+    """transformers reorders the cache in every step. Cross-attention is copied once, when a prompt's beams are made."""
     decoder = make_pair(add_cross_attention=True)[0]
     encoder = theirs.BertModel(BertConfig(**{**decoder.config.to_dict(), "is_decoder": False, "add_cross_attention": False}))
     for parameter in encoder.parameters():
@@ -340,7 +340,7 @@ def test_other_states_than_those_cached_are_an_error():
 
 
 @torch.no_grad()
-def test_cross_attention_of_a_cache_that_keeps_none_is_computed_anew():
+def test_a_cache_without_cross_attention_has_it_computed_in_each_call():
     original, model = make_pair(add_cross_attention=True)
     ids, mask, positions = make_inputs("left")
     states = torch.randn(B, ENCODER_COLUMNS, 48)
@@ -401,12 +401,12 @@ def test_crop_reorder_and_selection():
 
 
 @torch.no_grad()
-def test_what_was_read_of_a_cache_stays_true():
-    """As with transformers' cache, whose every step makes new tensors."""
+def test_views_of_a_cache_keep_their_values():
+    """As in transformers, where each step makes new tensors."""
     _, model = make_pair()
     ids, _, _ = make_inputs("none")
     cache = model(ids[:, :8])[CACHE_FIELD]
-    model(ids[:, 8:9], **{CACHE_FIELD: cache})  # now there is room to spare
+    model(ids[:, 8:9], **{CACHE_FIELD: cache})  # now there is spare capacity
     held = [(layer.keys, layer.values) for layer in cache.layers]
     copies = [(k.clone(), v.clone()) for k, v in held]
     twin = copy.deepcopy(cache)
@@ -423,7 +423,7 @@ def test_what_was_read_of_a_cache_stays_true():
 
 @torch.no_grad()
 def test_steps_do_not_copy_what_is_cached():
-    """Room is made twice as large when it runs out: of many steps only few find other buffers than the one before."""
+    """Capacity doubles when it runs out, so few of many steps change buffers."""
     _, model = make_pair()
     cache = model(torch.randint(0, V, (B, 1)))[CACHE_FIELD]
     addresses = set()
@@ -447,7 +447,7 @@ def test_inference_mode_and_grad_mode_share_a_cache():
     assert_close(torch.cat([first.logits, second.logits.detach(), third.logits], dim=1), expected)
 
 
-def test_a_forgotten_no_grad_costs_no_result_and_a_backward_is_right_or_refused():
+def test_without_no_grad_results_agree_and_a_backward_is_right_or_refused():
     original, model = make_pair()
     ids, _, _ = make_inputs("none")
     out, reference = model(ids), original(ids)
@@ -462,7 +462,7 @@ def test_a_forgotten_no_grad_costs_no_result_and_a_backward_is_right_or_refused(
         step.logits.sum().backward()
 
 
-@pytest.mark.usefixtures("any_road")
+@pytest.mark.usefixtures("reference_path_allowed")
 def test_a_learned_prefix_gets_its_gradient():
     original, model = make_pair()
     ids, _, _ = make_inputs("none")
@@ -479,9 +479,9 @@ def test_a_learned_prefix_gets_its_gradient():
         assert_close(a, b)
 
 
-@pytest.mark.usefixtures("any_road")
+@pytest.mark.usefixtures("reference_path_allowed")
 @torch.no_grad()
-def test_an_encoder_that_is_handed_a_cache_does_as_transformers_does():
+def test_an_encoder_with_a_cache_agrees_with_transformers():
     config = BertConfig(vocab_size=V, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
     original = theirs.BertModel(config).eval()
     model = bertfast.optimize(copy.deepcopy(original))
@@ -492,7 +492,7 @@ def test_an_encoder_that_is_handed_a_cache_does_as_transformers_does():
 
 
 class TestErrors:
-    """Said before anything is computed: the cache is as it was."""
+    """Raised before anything is computed: the cache is unchanged."""
 
     @pytest.fixture
     def filled(self):

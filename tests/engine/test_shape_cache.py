@@ -8,7 +8,7 @@ from transformers.utils import ModelOutput
 import bertfast
 from bertfast import modeling
 from bertfast.batch import layout
-from bertfast.batch.inputs import _MASK_KINDS
+from bertfast.batch.masks import MASK_KINDS
 from bertfast.engine import call, cpu_plans, forward, shape_cache
 from bertfast.engine.guard import guard_of
 from bertfast.graph.heads import HEADS
@@ -82,7 +82,7 @@ def test_a_repeated_call_is_not_laid_out_and_has_the_same_bits(name, dtype, grad
             assert_same(got, anew(model, **inputs(name, seed, **without)))
 
 
-@pytest.mark.parametrize("kind", _MASK_KINDS, ids=str)
+@pytest.mark.parametrize("kind", MASK_KINDS, ids=str)
 def test_a_mask_of_any_kind_is_read_in_every_call(kind, laid_out):
     model, whole = make("BertModel"), inputs("BertModel", attention_mask=torch.ones(B, S, dtype=kind))
     with torch.no_grad():

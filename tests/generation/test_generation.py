@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
-from bertfast.cache.layers import CACHE_FIELD
+from bertfast.cache.objects import CACHE_FIELD
 from bertfast.engine import eligibility
 from bertfast.generation import beam_search, loop
 from bertfast.generation.decode_batch import DecodeBatch

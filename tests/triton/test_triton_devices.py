@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bertfast.batch.attention import memoized_by_size
-from bertfast.batch.inputs import read_mask
+from bertfast.batch.by_size import memoized_by_size
+from bertfast.batch.masks import read_mask
 from bertfast.ops import cuda
 
 TAKE_OPERANDS = [name for name in cuda.__all__ if hasattr(getattr(cuda, name), "__wrapped__") and name != "batch_invariant"]

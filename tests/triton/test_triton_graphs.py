@@ -13,7 +13,7 @@ from test_triton_model import check, inputs
 from test_triton_model import pair as pair_of
 
 from bertfast.batch.attention import VarlenAttention
-from bertfast.batch.inputs import read_mask
+from bertfast.batch.masks import read_mask
 from bertfast.batch.packed import GraphInputs, PackedBatch
 from bertfast.engine import cpu_plans, cuda_graphs
 from bertfast.engine.cuda_graphs import Bucket, CapturedOutput, bucket_of
@@ -330,14 +330,14 @@ def test_the_host_waits_for_the_device_once_at_most(mask, monkeypatch, device):
     from bertfast.ops import cuda
 
     if mask == "device" and device.type == "cpu":  # as if the mask lay elsewhere
-        from bertfast.batch import layout
+        from bertfast.batch import inputs as batch_inputs
 
         real = read_mask
 
         class Elsewhere(torch.Tensor):
             device = torch.device("meta")
 
-        monkeypatch.setattr(layout, "read_mask", lambda given, device: real(given.as_subclass(Elsewhere), device))
+        monkeypatch.setattr(batch_inputs, "read_mask", lambda given, device: real(given.as_subclass(Elsewhere), device))
     monkeypatch.setattr(cuda, "raise_out_of_range", lambda device: None)  # looks at pinned memory of the host
     ours, _ = pair("BertForTokenClassification", torch.float16, device)
     given = padded(5, 3, device=device)

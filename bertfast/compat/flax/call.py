@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bertfast.batch.attention import MaskedAttention
 from bertfast.batch.packed import PackedBatch
-from bertfast.compat.dense import Dropout, PaddedAttention, padded_batch
+from bertfast.compat.dense import Dropout, padded_batch
 from bertfast.compat.engine import Engine, EngineOutput
 from bertfast.compat.flax import inputs
 from bertfast.compat.flax.cache_buffers import CacheBuffers, CacheStep, cached_step
@@ -86,12 +87,11 @@ class FlaxCall:
         read, embeddings = self.inputs, self.engine.bert.embeddings
         B, head_masks, attentions, dropout = read.shape[0], self.head_masks, self.attentions, self.dropout
         ids, words, positions, types = inputs.embedding_inputs(read, embeddings, self.config)
-        attention = PaddedAttention(B, inputs.additive(visible), head_masks, attentions, dropout, True, memory)
+        drop = None if dropout is None else dropout.of_probabilities(shared=True)
+        attention = MaskedAttention(B, inputs.additive(visible), head_masks, attentions, drop, memory)
         if self.encoder is None:
             return padded_batch(read.shape, embeddings, ids, words, types, positions, attention)
         states, real = self.encoder
-        across = PaddedAttention(
-            B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, dropout, True
-        )
+        across = MaskedAttention(B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, drop)
         rows = states.reshape(-1, states.shape[2])
         return padded_batch(read.shape, embeddings, ids, words, types, positions, attention, rows, across)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bertfast import ops
+from bertfast.batch.attention import MaskedAttention
 from bertfast.compat import arrays
-from bertfast.compat.dense import PaddedAttention, padded_batch
+from bertfast.compat.dense import padded_batch
 from bertfast.compat.engine import Engine
 from bertfast.compat.flax import inputs, prng
 from bertfast.compat.flax.cache_buffers import cached_step
@@ -52,7 +53,7 @@ class CachedDecoder:
         memory, visible = cached_step(self.buffers, self.index, read, self.config, False)
         embeddings = self.engine.bert.embeddings
         ids, words, positions, types = inputs.embedding_inputs(read, embeddings, self.config)
-        attention = PaddedAttention(tokens.shape[0], inputs.additive(visible), memory=memory)
+        attention = MaskedAttention(tokens.shape[0], inputs.additive(visible), memory=memory)
         rows = encode(self.engine.bert, padded_batch(read.shape, embeddings, ids, words, types, positions, attention).rows)
         last = rows.view(*read.shape, -1)[:, -1].contiguous()
         self.buffers = memory.buffers

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch.inputs import integer_range
+from bertfast.batch.masks import integer_range
 from bertfast.compat import arrays
 from bertfast.compat.arrays import to_torch
 from bertfast.compat.dense import gather_words

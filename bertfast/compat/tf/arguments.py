@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch.inputs import integer_range
+from bertfast.batch.masks import integer_range
 from bertfast.compat.arrays import is_array, jax_to_numpy, to_torch
 from bertfast.runtime.config_access import setting
 

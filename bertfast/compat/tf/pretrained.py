@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from bertfast import checkpoints
+from bertfast.batch.attention import MaskedAttention
 from bertfast.compat import arrays
 from bertfast.compat.config import engine_config, flag, read_config
-from bertfast.compat.dense import Dropout, PaddedAttention, padded_batch
+from bertfast.compat.dense import Dropout, padded_batch
 from bertfast.compat.engine import Engine, EngineOutput, MaskKind, kind_of_mask, seeded
 from bertfast.compat.outputs import ModelOutput
 from bertfast.compat.tf import arguments
@@ -145,9 +146,9 @@ class TFBertPreTrainedModel(KerasMixin):
         if positions is None:
             positions = torch.arange(S, device=self._engine.device).expand(B, S)
         words = None if inputs.inputs_embeds is None else inputs.inputs_embeds.reshape(B * S, -1)
-        attention = PaddedAttention(
-            B, arguments.additive_mask(inputs.attention_mask, bool(self.config.is_decoder), S), head_masks, attentions, dropout
-        )
+        mask = arguments.additive_mask(inputs.attention_mask, bool(self.config.is_decoder), S)
+        drop = None if dropout is None else dropout.of_probabilities()
+        attention = MaskedAttention(B, mask, head_masks, attentions, drop)
         batch = padded_batch((B, S), embeddings, inputs.input_ids, words, inputs.token_type_ids, positions, attention)
         return self._engine.encoded(batch, hidden, dropout, self._head_dropout())
 
