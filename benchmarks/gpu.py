@@ -394,9 +394,9 @@ def main() -> int:
         (options.out / f"{options.part}.md").write_text(markdown(result))
         print("\n" + markdown(result))
     if options.device == "cuda":
-        from bertfast.engine import cuda_graphs
+        from bertfast.engine.cuda_graph_eligibility import eager_reasons
 
-        for reason, count in cuda_graphs.eager_reasons().items():
+        for reason, count in eager_reasons().items():
             print(f"launched kernel by kernel, {count} calls: {reason}")
     if not all(row.get("good", True) for row in rows):
         return 1

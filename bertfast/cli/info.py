@@ -91,7 +91,7 @@ def model_rows(folder: str) -> Iterator[Row]:
     import transformers
 
     import bertfast
-    from bertfast.engine import cuda_graphs
+    from bertfast.engine.cuda_graph_eligibility import why_eager_trial
     from bertfast.engine.eligibility import why_reference
     from bertfast.quantization.schemes import scheme_of
     from bertfast.text.sentence_transformers_folder import read_settings
@@ -118,7 +118,7 @@ def model_rows(folder: str) -> Iterator[Row]:
             else:
                 yield where, "bertfast's graph, plain torch", "no kernels for it in this build"
     if torch.cuda.is_available() and scheme is None:
-        reason = cuda_graphs.why_eager_trial(model.to("cuda", torch.float16))
+        reason = why_eager_trial(model.to("cuda", torch.float16))
         yield "CUDA graphs", "not used" if reason else "recorded and replayed", reason or "one for each bucket of shapes"
     if config.hidden_act not in ops.ACTIVATIONS:
         yield "activation", config.hidden_act, "not one that the kernels fuse; applied by transformers' function"
