@@ -46,9 +46,9 @@ def main(arguments: list[str]) -> int:
         options.keep(found)
         good = all(row.get("good", True) for row in found)
     if options.device == "cuda":
-        from bertfast.engine import cuda_graphs
+        from bertfast.engine.cuda_graph_eligibility import eager_reasons
 
-        for reason, count in cuda_graphs.eager_reasons().items():
+        for reason, count in eager_reasons().items():
             print(f"run without a CUDA graph, {count} calls: {reason}")
     if not good:
         return 1

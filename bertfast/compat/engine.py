@@ -16,7 +16,7 @@ from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.compat.dense import Dropout, DroppingOps
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.forward import cached_layout_or_graph, run_graph
-from bertfast.engine.guard import guard_of
+from bertfast.engine.model_state import current_state
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import HEADS, HeadInputs
 from bertfast.ops import Ops
@@ -47,13 +47,14 @@ class Engine:
         if keep_padding:
             pooled = self.head.pooled and self.bert.pooler is not None
             return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
-        # The module's forward without the checks of its callers (hooks, autocast, transforms), who do not exist here. The guard is
-        # checked, since a plan depends on the weights' addresses.
-        if guard_of(self.module).reason() is not None:
+        # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
+        # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
+        state = current_state(self.module)
+        if state.guard.why_reference() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:
-            return EngineOutput(cached_layout_or_graph(self.module, self.head, arguments)[0])
+            return EngineOutput(cached_layout_or_graph(self.module, state, self.head, arguments)[0])
         call = ForwardCall(self.module, self.head, arguments, hidden=True)
         return EngineOutput(run_graph(call), tuple(call.hidden_states()))
 
