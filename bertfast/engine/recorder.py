@@ -17,7 +17,7 @@ from bertfast.graph.heads import HeadOutput
 from bertfast.ops import Int8Weight
 from bertfast.runtime.native import _C
 
-Ref = tuple[int, int, int]  # kind, value, column: see csrc/plan/plan.h
+Ref = tuple[int, int, int]  # kind, value, column: see csrc/plan/node.h
 NOTHING: Ref = (_C.REF_NONE, 0, 0)
 
 # Row counts a plan is told at each replay.

@@ -1,6 +1,6 @@
-"""CPU backend: bertfast._C on the addresses of float32 or bfloat16 tensors. Arguments were checked in bertfast.ops.
+"""CPU backend: calls bertfast._C once an op, with the addresses of float32 or bfloat16 tensors. bertfast.ops has checked the arguments.
 
-One crossing an op. Results go into tensors made here with torch.empty, whose every element the kernel writes.
+Results are allocated here uninitialised; kernels write every element.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,8 @@
-"""The C++ module, known to be the one that belongs to this Python. Whoever needs `_C` imports it from here.
+"""The native module `_C`, checked to match this Python. All imports of `_C` go through here.
 
-Bindings take addresses, and what they take changes together with the Python that calls them. In a source checkout the two can come
-apart: `git pull` brings new files, and the module that was built from the old ones is still there. A call would then read or write where
-nothing is. So the module says which files it was built from, each with its hash, and they are compared with those that lie beside
-the package. An installed wheel has none beside it, and was built from one state of both.
+Bindings take untyped addresses, so their signatures must match the Python that calls them. After a `git pull` in a source checkout the
+module may still be built from old sources, and a call would corrupt memory. So the module carries the hash of each of its sources, and
+importing compares them with the files of the checkout. An installed wheel has no sources to compare.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def changed_since(built_from: Mapping[str, str], root: Path) -> list[str]:
-    """The files under `root` that are not what they were: `built_from` has the SHA-256 of each, in hex, by its path from there."""
+    """The files under `root` that changed; `built_from` has the hex SHA-256 of each by its relative path."""
     changed = []
     for name, digest in built_from.items():
         try:
@@ -34,7 +33,7 @@ def changed_since(built_from: Mapping[str, str], root: Path) -> list[str]:
 
 
 def check(root: Path = ROOT) -> None:
-    """Raises ImportError where `root` is a source checkout whose C++ is not what the module was built from."""
+    """Raises ImportError if `root` is a source checkout with other C++ sources than the module was built from."""
     if not ((root / "CMakeLists.txt").is_file() and (root / "csrc").is_dir()):
         return
     built_from: Mapping[str, str] | None = getattr(_C, "BUILT_FROM", None)
@@ -52,5 +51,5 @@ def check(root: Path = ROOT) -> None:
 
 
 check()
-# Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
+# Called when kernels first need threads, and again in a forked child: a DataLoader's worker sets its own number.
 _C.set_default_threads(torch.get_num_threads)
