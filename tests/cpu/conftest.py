@@ -1,4 +1,4 @@
-"""Kernel tests: results are written into memory full of NaN, and CPU kernels are run from every table this CPU has."""
+"""Kernel tests: results go to memory full of NaN, and CPU kernels run from the table of each instruction set."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""How the CPU kernels' tests compare: against the plain definition in float64, by the yardstick of accuracy.py."""
+"""CPU kernels compared with the reference op in float64, by the yardstick of accuracy.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ def converted(value: Any, dtype: torch.dtype) -> Any:
 
 
 def check(op: str, *args: Any, **options: Any) -> Tensor:
-    """The CPU kernel's result, once it has been found as accurate as the definition in float32, rounded once."""
+    """The CPU kernel's result, checked to be as accurate as the reference op in float32, rounded once."""
     definition: Callable[..., Tensor] = getattr(reference, op)
     actual: Tensor = getattr(cpu, op)(*args, **options)
     yardstick = definition(*converted(args, torch.float32), **options).to(actual.dtype)

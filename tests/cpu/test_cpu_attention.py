@@ -60,7 +60,7 @@ def test_scale_may_be_negative_or_nothing(scale, causal):
 
 
 def test_scores_of_hundreds_neither_overflow_nor_vanish():
-    """exp(score) alone would be infinite: the running maximum holds it, from one tile of keys to the next."""
+    """exp(score) alone would overflow: the running maximum must be carried from one tile of keys to the next."""
     attend([200], [400], 4, 64, False, spread=6.0)
 
 
@@ -109,7 +109,7 @@ def test_a_query_has_the_same_bits_whichever_queries_are_computed_beside_it(size
 
 @pytest.mark.parametrize("products", [False, True], ids=["float", "bfloat16-products"])
 def test_what_is_not_a_number_stays_in_its_own_rows(products):
-    """One query with NaN, one key with it in another sequence, and an infinite score: the others come out as without them."""
+    """A query with NaN, a key with NaN in another sequence, and an infinite score: all other queries are as without them."""
     lengths = [140, 40, 150]
     q, k, v = make_inputs(330, 330, 2, 32)
     rest = (*[boundaries(lengths)] * 2, 150, 150, False, None, products)
@@ -141,8 +141,7 @@ def test_boundaries_outside_of_the_rows_are_refused(bounds, message):
 @pytest.mark.parametrize("size", [1, 7, 32, 64, 80, 256])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_products_of_bfloat16_where_they_are_allowed(size, causal):
-    """As accurate as the definition on operands in bfloat16, rounded to it once; and without a CPU that multiplies them the same bits as
-    ever."""
+    """As accurate as the reference on operands rounded to bfloat16; on a CPU without bfloat16 products the same bits as without."""
     lengths = [33, 1, 0, 7, 140]
     q, k, v = make_inputs(sum(lengths), sum(lengths), 5, size)
     rest = (*[boundaries(lengths)] * 2, 140, 140, causal, None)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("isa")
 
 
 def make_cache(rows: int, heads: int, cells: int, size: int) -> list[Tensor]:
-    """Keys and values as they lie when there is room to spare."""
+    """Keys and values in a buffer with spare capacity."""
     return [torch.randn(rows + 1, heads, cells + 3, size)[1:, :, 1 : cells + 1] for _ in range(2)]
 
 

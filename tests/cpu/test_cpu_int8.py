@@ -1,4 +1,4 @@
-"""int8 on the CPU: the integers are those of the definition, to the last one, and what is float is as accurate as it in float32."""
+"""int8 on the CPU: the same integers as the reference, and floats as accurate as the reference in float32."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ def test_several_weights(features):
 @pytest.mark.parametrize("weight_sign", [1, -1])
 @pytest.mark.parametrize("pattern", ["all", "alternating"])
 def test_the_largest_integers_do_not_saturate(weight_sign, pattern):
-    """Every product of a group at its largest: two of them in 16 bits must still fit."""
+    """Every product of a group at its largest: the sum of two must fit 16 bits."""
     signs = torch.ones(3, 192)
     if pattern == "alternating":
         signs[:, ::2] = -1
@@ -126,7 +126,7 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_on_any_threads(inputs, f
 
 
 def test_gelu_is_exact_to_a_rounding_beside_two():
-    """Of nothing but the bias, from far below 0 to far above."""
+    """Of the bias alone, from -20 to 20 and beyond."""
     x = torch.cat([torch.linspace(-20, 20, 100_001), torch.tensor([-1e30, 1e30, -0.0])])
     weight = ops.pack_int8(torch.zeros(len(x), 64, dtype=torch.int8), torch.zeros(len(x), 1), 64)
     out = cpu.int8_linear(torch.zeros(1, 64), [weight], [x], "gelu")[0]

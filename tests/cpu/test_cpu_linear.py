@@ -104,7 +104,7 @@ def test_the_bits_do_not_depend_on_threads():
 
 
 def test_weights_are_read_where_they_lie():
-    """A change of the weight by any way is seen by the next call: nothing was packed or kept."""
+    """Any change of the weight counts in the next call: no packed copy exists."""
     x, weight, bias = make_inputs(3, 40, 10)
     before = cpu.linear(x, weight, bias)
     weight.numpy()[:] *= 2

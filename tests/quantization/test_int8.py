@@ -1,4 +1,4 @@
-"""How int8 weights are made and laid out, and what the op contract says to those that are wrong."""
+"""int8 weights: quantization, layout, and the errors of the op contract."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_a_weight_is_nearly_itself():
     assert (back - weight).square().view(100, -1).sum(-1).sqrt().max() <= step / 2 * q.shape[1] ** 0.5
 
 
-def test_is_as_exact_for_embeddings_as_a_scale_a_row():
+def test_embeddings_are_as_exact_as_with_a_scale_for_each_row():
     words = torch.randn(500, 384) * torch.rand(500, 1)
     rows, row_scales = by_row(words)
     ours = int8.dequantize(*ops.quantize_weight(words), 384)
@@ -42,12 +42,12 @@ def test_is_as_exact_for_embeddings_as_a_scale_a_row():
 
 
 def by_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers and one scale a row, as int8 usually is: x is nearly their product."""
+    """The usual scheme: integers and a scale for each row, whose product is about x."""
     scales = x.abs().amax(dim=1, keepdim=True) / 127
     return (x / scales).round(), scales
 
 
-def test_is_more_exact_than_a_scale_per_channel_and_token():
+def test_is_more_exact_than_scales_of_channels_and_tokens():
     """The usual scheme, on inputs with the outliers that transformers have."""
     x, weight = torch.randn(64, 768), torch.randn(256, 768)
     x[:, [5, 300]] *= 30
@@ -59,7 +59,7 @@ def test_is_more_exact_than_a_scale_per_channel_and_token():
 
 
 @pytest.mark.parametrize(("qmax", "shared"), [(127, 2), (63, 1)])
-def test_inputs_share_a_scale_where_they_have_bits_to_spare(qmax, shared):
+def test_128_inputs_share_a_scale_under_8_bits_and_64_under_7(qmax, shared):
     x = torch.randn(4, 300) * torch.arange(1, 301)
     q, scales = reference.quantize_inputs(x, qmax)
     assert (q.shape, scales.shape) == ((4, 320), (4, 5))

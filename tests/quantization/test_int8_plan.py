@@ -1,4 +1,4 @@
-"""A layer of int8 recorded and replayed: the same bits as op by op, with rows quantized where they are made."""
+"""An int8 layer recorded and replayed: the same bits as op by op, rows quantized by the op that makes them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +25,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Layer:
-    """Embeddings, a layer and a head, by whatever ops it is given."""
+    """Embeddings, a layer and a head, computed by given ops."""
 
     def __init__(self, tied: bool = False) -> None:
         def packed(features: int, inputs: int) -> ops.Int8Weight:
@@ -85,10 +85,10 @@ def test_a_plan_gives_the_bits_of_the_ops(lengths, tied):
     assert torch.equal(replay(recorded, *inputs), layer.run(ops, *inputs))
 
 
-def test_rows_are_quantized_where_they_are_made():
+def test_rows_are_quantized_by_the_op_that_makes_them():
     recorder, recorded = record(Layer(), *make_inputs([4, 2]))
     names = [op for op, _ in recorder.calls]
-    assert names.count("int8_rows") == 1, "only attention leaves floats alone"
+    assert names.count("int8_rows") == 1, "only attention makes float rows alone"
     assert [ops["quantized"] is not None for name, ops in recorder.calls if name in QUANTIZING_OPS] == [
         *(True, False, False, True),  # embeddings; QKV; the output product; LayerNorm
         *(True, False, True, False),  # up; down; LayerNorm; the head

@@ -1,4 +1,4 @@
-"""quantization="int8": how exact it is, what it costs in memory, what it refuses, and that it comes back from a folder bit by bit."""
+"""quantization="int8": accuracy, memory, errors, and saving and loading bit for bit."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ HERE = [name for name, built, here in _C.isas() if built and here]
 
 
 def bytes_of(model: nn.Module) -> int:
-    """What a model's parameters and buffers take, each storage once."""
+    """The bytes of a model's parameters and buffers, each storage once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
     return sum(storages.values())
 
@@ -46,7 +46,7 @@ def quantized_pair(head: str = "BertModel", **changes: Any) -> tuple[Any, Any]:
 
 
 def plain(model: Any, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Any:
-    """transformers' own forward on a quantized model's modules, each by the plain definition, with inputs of the kernels' 7 or 8 bits."""
+    """transformers' forward on a quantized model, each int8 layer by the reference op with the kernels' 7 or 8 bits for inputs."""
     with monkeypatch.context() as patch, eligibility.force_reference(), torch.no_grad():
         patch.setattr(reference, "int8_linear", partial(reference.int8_linear, qmax=_C.int8_levels()))
         patch.setattr(int8_layers, "kernels_can_run", lambda: False)
@@ -65,7 +65,7 @@ def fast_road_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eligibility, "warn_once", refuse)
 
 
-# How exact
+# Accuracy
 
 
 COSINES = """
@@ -80,7 +80,7 @@ exact = BertModel.from_pretrained(folder).eval()
 model = BertModel.from_pretrained(folder, quantization="int8").eval()
 texts = BertTokenizer.from_pretrained(folder)(demo_sentences()[:64], padding=True, return_tensors="pt")
 ids = torch.randint(999, 30000, (8, 64), generator=torch.Generator().manual_seed(5))
-found = {"levels": _C.int8_levels()}
+found = {"qmax": _C.int8_levels()}
 for name, inputs in (("text", dict(texts)), ("random", {"input_ids": ids, "attention_mask": torch.ones_like(ids)})):
     mask = inputs["attention_mask"].bool()
     with torch.no_grad():
@@ -94,7 +94,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("isa", HERE)
 def test_real_weights(isa: str, minilm_dir: Path) -> None:
-    """MiniLM's: the worst cosine of a token and of a sentence (mean pooling) to the float32 model."""
+    """The worst cosine of a MiniLM token and sentence (mean pooling) to the float32 model."""
     done = subprocess.run(
         [sys.executable, "-c", COSINES, str(minilm_dir)],
         capture_output=True,
@@ -104,8 +104,8 @@ def test_real_weights(isa: str, minilm_dir: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    token, sentence = (0.9985, 0.9985) if found["levels"] == 127 else (0.996, 0.997)  # 8 or 7 bits for the inputs
-    assert found["levels"] == (63 if isa in ("avx512", "avx2") else 127)
+    token, sentence = (0.9985, 0.9985) if found["qmax"] == 127 else (0.996, 0.997)  # 8 or 7 bits for the inputs
+    assert found["qmax"] == (63 if isa in ("avx512", "avx2") else 127)
     for inputs in ("text", "random"):
         assert found[inputs] >= token, found
         assert found[f"{inputs} sentences"] >= sentence, found
@@ -156,7 +156,7 @@ def test_cross_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fast_road_only")
 def test_inputs_embeds() -> None:
-    """Embeddings that the caller looks up give what the ids give."""
+    """inputs_embeds looked up by the caller give the same outputs as their input_ids."""
     _, fast = quantized_pair()
     arguments = builders.batch("BertModel", fast, 3, 8, "right")
     embeds = fast.get_input_embeddings()(arguments.pop("input_ids"))
@@ -197,7 +197,7 @@ def test_a_replayed_forward_gives_the_same_bits() -> None:
     assert state_of(fast).plans is plans
 
 
-# What is quantized, and what it takes
+# What is quantized, and its memory
 
 
 def test_what_is_quantized() -> None:
@@ -225,7 +225,7 @@ def test_what_is_quantized() -> None:
 
 @pytest.mark.parametrize("head", ["BertModel", "BertForMaskedLM", "BertForPreTraining"])
 def test_memory_of_bert_base(head: str) -> None:
-    """int8 weights, their scales and what stays float32, against the float32 model. A layer is measured, twelve are counted."""
+    """Bytes of int8 weights, scales and what stays float32, against the float32 model. One layer is measured, and counted twelve times."""
     original, fast = quantized_pair(head, **builders.BASE | {"vocab_size": 30522, "num_hidden_layers": 1})
     sizes = [bytes_of(m) + 11 * bytes_of(m.base_model.encoder.layer[0]) for m in (original, fast)]
     assert sizes[1] < 0.28 * sizes[0]
@@ -262,7 +262,7 @@ def test_nothing_is_kept_twice() -> None:
     assert bytes_of(fast) <= most + padding
 
 
-# Other roads
+# Other paths
 
 
 def test_transformers_forward_runs_on_a_quantized_model(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,8 +310,8 @@ def test_backward_raises_in_training_mode() -> None:
 
 
 def test_a_classifier_on_top_can_be_trained() -> None:
-    """With everything below it frozen nothing is differentiated but the classifier. (The backward recomputes its inputs by transformers'
-    forward, where some fall on the other side of a rounding.)"""
+    """With everything below frozen, only the classifier is differentiated. (The backward recomputes its inputs by transformers' forward,
+    where some are rounded the other way.)"""
     _, fast = quantized_pair("BertForSequenceClassification")
     fast.bert.requires_grad_(False)
     arguments = builders.batch("BertForSequenceClassification", fast, 4, 6, "none")
@@ -571,7 +571,7 @@ def test_dequantized_values() -> None:
         assert torch.cosine_similarity(layer.dequantized(), weight, dim=1).min() > 0.9999
 
 
-# Around it
+# Inside other models
 
 
 def test_inside_of_other_models(minilm_dir: Path) -> None:
