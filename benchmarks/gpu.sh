@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in under 9 minutes:
+# Tests and measures on a GPU, in under 9 minutes:
 #   benchmarks/gpu.sh [build] [test] [check] [time] [trace] [decode] [fp8] [compiled] [tune]
-# Without arguments all parts, in this order; each can be run alone, and then takes what time it needs up to its own limit. Needs no network:
-# python3 with torch (CUDA), triton, transformers, pybind11, cmake, ninja, setuptools and pytest, a C++ compiler, and a GPU.
+# Without arguments it runs all parts in this order; a part that is run alone has its own time limit. It needs no network, but a GPU, a C++ compiler, and
+# python3 with torch (CUDA), triton, transformers, pybind11, cmake, ninja, setuptools and pytest.
 #
-# DRY=1 goes through the same commands with a tiny model on the CPU: whatever they print about time then means nothing.
+# DRY=1 runs the same commands with a tiny model on the CPU; its times mean nothing.
 #
-# Results lie in RESULTS, by default benchmarks/results/gpu: JSON and Markdown of each part, its log, the traces. Where OUT names a folder, two files are kept
-# there as the run goes on, whatever becomes of it: summary.md, and gpu.tar.gz with all of the results.
+# RESULTS (default: benchmarks/results/gpu) gets JSON, Markdown and a log of each part, and the traces. If OUT names a folder, it gets two files, which are
+# renewed after each part: summary.md, and gpu.tar.gz with all results.
 #
-# Exits 0; with 1 if a part failed, with 3 if none did but something was left out for want of time (which is said).
+# Exit status: 0; 1 if a part failed; 3 if none failed but something was left out for lack of time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${RESULTS:-benchmarks/results/gpu}
@@ -18,7 +18,7 @@ unset TRITON_INTERPRET
 python=${PYTHON:-python3}
 failed=() incomplete=() lines=() dry=()
 patience=1
-if [[ -n ${DRY:-} ]]; then # the limits are a GPU machine's
+if [[ -n ${DRY:-} ]]; then # the time limits are for a GPU
   patience=10 dry=(--device cpu --model tiny --dtype float32 --rounds 1 --turn 0 --inputs 2) lines+=("a dry run on the CPU")
 fi
 
@@ -41,8 +41,8 @@ summary() {
   done
 }
 
-# part NAME SECONDS COMMAND...: run it under a limit, keep its output, remember a failure and go on. "--seconds N" is added to a command of
-# benchmarks.gpu, which begins nothing new after N seconds and exits with 3 if that left something out. Fails where there are no results.
+# part NAME SECONDS COMMAND...: runs the command under a time limit, keeps its output, notes a failure. A command of `benchmarks gpu` also gets "--seconds N":
+# it begins nothing new after N seconds and exits with 3 if that left something out. Returns 1 if there are no results.
 part() {
   local name=$1 limit=$(($2 * patience)) begin=$SECONDS rc
   shift 2
@@ -52,7 +52,7 @@ part() {
     report "$name: NOT RUN, the $budget s are used up; run it alone: benchmarks/gpu.sh $name"
     return 1
   fi
-  [[ " $* " == *" benchmarks.gpu "* ]] && set -- "$@" "${dry[@]}" --seconds $((limit * 3 / 4))
+  [[ " $* " == *" benchmarks gpu "* ]] && set -- "$@" "${dry[@]}" --seconds $((limit * 3 / 4))
   echo "=== $name"
   timeout "$limit" "$@" 2>&1 | tee "$results/$name.log"
   rc=${PIPESTATUS[0]}
@@ -60,7 +60,7 @@ part() {
     report "$name: passed, $((SECONDS - begin)) s"
   elif ((rc == 3)); then
     incomplete+=("$name")
-    report "$name: passed as far as it came, $((SECONDS - begin)) s; its log says what was left out"
+    report "$name: passed but incomplete, $((SECONDS - begin)) s; its log says what was left out"
   else
     failed+=("$name")
     report "$name: FAILED (exit $rc$( ((rc == 124)) && echo ", stopped at $limit s")), $((SECONDS - begin)) s"
@@ -69,12 +69,12 @@ part() {
 }
 
 build() {
-  # --no-deps: the machine has what it needs, and nothing could be fetched.
+  # --no-deps: the machine has no network.
   "$python" -m pip install --no-index --no-deps --no-build-isolation --quiet -e . &&
     "$python" -c 'import bertfast.kernels, bertfast._C, torch; print("built; ", torch.cuda.get_device_name())'
 }
 
-# The kernels' own tests, as a GPU runs them: no interpreter, nothing skipped.
+# The kernels' tests on the GPU, without the interpreter; a skipped test is a failure.
 real_kernels() {
   local workers=()
   "$python" -c 'import xdist' 2>/dev/null && workers=(-n 8)
@@ -87,26 +87,26 @@ run_part() {
   case $1 in
     build) part build 120 bash -c "$(declare -f build); python=$python; build" ;;
     test) part test 180 bash -c "$(declare -f real_kernels); python=$python results=$results; real_kernels" ;;
-    check) part check 80 "$python" -m benchmarks.gpu check --out "$results" --dtype float32 float16 bfloat16 ;;
+    check) part check 80 "$python" -m benchmarks gpu check --out "$results" --dtype float32 float16 bfloat16 ;;
     time)
-      part time 100 "$python" -m benchmarks.gpu time --out "$results" \
-        --subject bertfast launches invariant eager sdpa sdpa-graph varlen &&
-        part roofline 20 "$python" -m benchmarks.roofline --results "$results/time.json"
+      part time 100 "$python" -m benchmarks gpu time --out "$results" \
+        --subject bertfast bertfast-eager bertfast-invariant transformers-eager transformers-cuda-graph varlen &&
+        part roofline 20 "$python" -m benchmarks roofline --results "$results/time.json"
       ;;
-    trace) part trace 40 "$python" -m benchmarks.gpu trace --out "$results" --shape 1x128 32x128 ;;
-    decode) # transformers' compiled step takes most of it
-      part decode 100 "$python" -m benchmarks.gpu decode --out "$results" --batch 1 32 --rounds 3 &&
-        part roofline-decode 20 "$python" -m benchmarks.roofline --results "$results/decode.json"
+    trace) part trace 40 "$python" -m benchmarks gpu trace --out "$results" --shape 1x128 32x128 ;;
+    decode) # most of the time is for compiling transformers' step
+      part decode 100 "$python" -m benchmarks gpu decode --out "$results" --batch 1 32 --rounds 3 &&
+        part roofline-decode 20 "$python" -m benchmarks roofline --results "$results/decode.json"
       ;;
     fp8)
-      part fp8 60 "$python" -m benchmarks.gpu fp8 --out "$results" --shape 1x128 32x128 128x128 padded32 --rounds 5 &&
-        part roofline-fp8 20 "$python" -m benchmarks.roofline --results "$results/fp8.json"
+      part fp8 60 "$python" -m benchmarks gpu fp8 --out "$results" --shape 1x128 32x128 128x128 padded32 --rounds 5 &&
+        part roofline-fp8 20 "$python" -m benchmarks roofline --results "$results/fp8.json"
       ;;
-    compiled) # minutes of autotuning: fewer shapes, and beside bertfast in the same run
-      part compiled 300 "$python" -m benchmarks.gpu time --out "$results/compiled" \
-        --subject bertfast sdpa-compiled varlen-compiled --shape padded32 1x128 32x128 --rounds 5
+    compiled) # minutes of autotuning, so fewer shapes
+      part compiled 300 "$python" -m benchmarks gpu time --out "$results/compiled" \
+        --subject bertfast transformers-compiled varlen-compiled --shape padded32 1x128 32x128 --rounds 5
       ;;
-    tune) part tune 400 "$python" -m benchmarks.gpu tune --out "$results" ;;
+    tune) part tune 400 "$python" -m benchmarks gpu tune --out "$results" ;;
   esac
 }
 

@@ -22,9 +22,8 @@ from bertfast.engine.forward import forward as run_forward
 from bertfast.generation import beam_search, loop
 from bertfast.generation.eligibility import check_length
 from bertfast.graph.family import BERT, Family
-from bertfast.quantization import fp8_layers
-from bertfast.quantization import schemes as quantizing
-from bertfast.quantization.int8_layers import QuantizedLayer
+from bertfast.quantization import loading, schemes
+from bertfast.quantization.int8_layers import Int8Table
 
 
 def overrides_forward(cls: Any) -> Any:
@@ -74,22 +73,22 @@ class FastBertMixin:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # the transformers class
         for module in self.modules():  # type: ignore[attr-defined]  # nn.Module's
             convert_class(module)
-        quantizing.prepare(self)
+        loading.prepare(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        fp8_layers.check_conversion(self, fn)
+        schemes.check_conversion(self, fn)
         return super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, QuantizedLayer):
-            quantizing.initialize(module, self.config.initializer_range)
+        if isinstance(module, Int8Table):
+            loading.initialize(module, self.config.initializer_range)
         else:
             super()._init_weights(module)  # type: ignore[misc]  # the transformers class's
 
     def tie_weights(self, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
         super().tie_weights(missing_keys=missing_keys, **kwargs)  # type: ignore[misc]  # as above
         if missing_keys:
-            quantizing.tie(self, missing_keys)
+            loading.tie(self, missing_keys)
 
     @classmethod
     def from_pretrained(
@@ -104,9 +103,7 @@ class FastBertMixin:
             device that does not go with it.
         """
         load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
-        loaded = quantizing.from_pretrained(
-            load, cls.family.config, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs
-        )
+        loaded = loading.from_pretrained(load, cls.family.config, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.keep_padding, model.batch_invariant = keep_padding, batch_invariant
         return loaded

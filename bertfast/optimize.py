@@ -12,10 +12,9 @@ from torch import nn
 from transformers.models.bert import modeling_bert as theirs
 
 from bertfast.engine.module_audit import why_unsupported
-from bertfast.graph.family import family_of
 from bertfast.modeling import FAST_CLASS, REFERENCE_CLASS, convert_class, set_class
+from bertfast.ops.derivative import RELOAD_HINT
 from bertfast.quantization import schemes as quantizing
-from bertfast.quantization.int8_layers import RELOAD_HINT
 
 logger = logging.getLogger("bertfast")
 M = TypeVar("M", bound=Any)
@@ -87,7 +86,7 @@ def check_quantization(root: nn.Module, scheme: str) -> None:
     quantizing.check_scheme(scheme)
     for name, m in root.named_modules():
         if isinstance(m, theirs.BertPreTrainedModel) and why_not_convertible(m) is None:
-            why = quantizing.why_not_quantizable(m, scheme, family_of(m.config))
+            why = quantizing.why_not_quantizable(m, scheme)
             if why is not None:
                 raise ValueError(f"quantization={scheme!r}: {name or 'the model'} cannot be quantized: {why}")
 

@@ -1,4 +1,4 @@
-"""Tasks from text: the public path of bertfast.text."""
+"""The public path of Embedder, which lies in bertfast.text."""
 
 from bertfast.text.embedder import Embedder
 

@@ -21,9 +21,9 @@ LAYERS = [
     ["bertfast.modeling"],
     ["bertfast.generation"],
     ["bertfast.engine"],
+    ["bertfast.quantization", "bertfast.quantized", "bertfast.fp8"],
     ["bertfast.cache", "bertfast.kv_cache", "bertfast.graph"],
     ["bertfast.batch"],
-    ["bertfast.quantization", "bertfast.quantized", "bertfast.fp8"],
     ["bertfast.checkpoints"],
     ["bertfast.ops"],
     ["bertfast.kernels", "bertfast.runtime"],
@@ -31,7 +31,7 @@ LAYERS = [
 ]
 EXTERNAL = {  # what only the named modules may import
     "triton": {"bertfast.kernels"},
-    "typer": {"bertfast.cli.app"},
+    "typer": {"bertfast.cli"},
     "rich": {"bertfast.cli"},
     "bertfast._C": {"bertfast.runtime.native"},  # which knows whether it was built from the sources beside it
     "bertfast.kernels": {"bertfast.kernels", "bertfast.ops.cuda"},

@@ -1,4 +1,4 @@
-"""CTranslate2: its converter's folder, token ids in lists. It removes padding itself, on the CPU."""
+"""CTranslate2: models from its converter, token ids as lists (without padding)."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.base import Adapter, Arrays, attended, converted, name_of, once
+from benchmarks.subjects.adapter import Adapter, Arrays, attended, converted, name_of, once
 from benchmarks.subjects.text import Batch, Embedder
 
 
@@ -19,7 +19,7 @@ class CTranslate2(Adapter):
     def load(self, folder: Path, task: str, cache: Path) -> None:
         import ctranslate2
 
-        # In bulk one batch a core, as its documentation advises for throughput; all cores on one call otherwise.
+        # One batch per core for text in bulk, as its documentation advises for throughput; otherwise all cores on one call.
         workers = self.threads if task == "embed" else 1
         self._encoder = ctranslate2.Encoder(
             str(self._folder(folder, cache)),

@@ -1,4 +1,4 @@
-"""transformers' checkpoints as ONNX files and OpenVINO models: the wrapper that both are traced through."""
+"""The wrapper through which ONNX and OpenVINO trace transformers' models, and the ONNX export."""
 
 import logging
 import warnings
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.models import HEADS
+from benchmarks.suite.models import HEADS
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -23,8 +23,8 @@ def example() -> dict[str, np.ndarray]:
 
 
 def traceable(folder: Path, task: str, attention: str) -> tuple[Any, tuple[str, ...], dict[str, Any]]:
-    """A module that takes the three inputs by position and returns a tuple; its outputs' names; example inputs with padding, so
-    that no branch on an all-ones mask is taken for good."""
+    """A module that takes the three inputs by position and returns a tuple; its outputs' names; example inputs. The example has padding:
+    tracing would fix the branch for an all-ones mask."""
     import torch
     import transformers
 
@@ -45,7 +45,7 @@ def traceable(folder: Path, task: str, attention: str) -> tuple[Any, tuple[str, 
 
 
 def write_onnx(folder: Path, task: str, target: Path) -> None:
-    """Eager attention by the tracing exporter: the graph that ONNX Runtime's BERT optimizer knows how to fuse."""
+    """Exports eager attention with the tracing exporter: ONNX Runtime's BERT optimizer fuses that graph."""
     import torch
 
     module, outputs, example = traceable(folder, task, "eager")
@@ -66,7 +66,7 @@ def write_onnx(folder: Path, task: str, target: Path) -> None:
 
 @contextmanager
 def quiet() -> Any:
-    """Exporters warn about what they always warn about; a failure still raises."""
+    """Hides the exporters' warnings; failures still raise."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

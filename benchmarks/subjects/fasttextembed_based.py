@@ -1,4 +1,4 @@
-"""fasttextembed: pure C, for models of bge-small's shape with [CLS] pooling. It downloads one model; its file format takes ours."""
+"""fasttextembed: pure C, for models of bge-small's shape with [CLS] pooling. Our weights are written in its file format."""
 
 import struct
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, name_of, once
+from benchmarks.subjects.adapter import AbsentError, Adapter, Arrays, converted, name_of, once
 
-_L, _H, _N, _I = 12, 384, 12, 1536  # compiled into the library
+_L, _H, _N, _I = 12, 384, 12, 1536  # constants of the library
 _MAGIC, _VERSION, _ALIGN = 0x31455446, 2, 64
 _F32, _F16 = 0, 1
 
@@ -42,7 +42,7 @@ def _convert(folder: Path, target: Path) -> None:
 
     config = BertConfig.from_pretrained(folder)
     if (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size) != (_L, _H, _N, _I):
-        raise AbsentError("it runs models of bge-small's shape only (12 layers, H=384)")
+        raise AbsentError("fasttextembed runs models of bge-small's shape only (12 layers, H=384)")
     target.mkdir(parents=True, exist_ok=True)
     words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     (target / "vocab.tsv").write_text("".join(f"{word}\t{i}\n" for i, word in enumerate(words)), encoding="utf-8")
@@ -50,7 +50,7 @@ def _convert(folder: Path, target: Path) -> None:
 
 
 def _tensors(weights: Arrays) -> Arrays:
-    """By the names that the library looks up; matrices [in, out] in float16, vectors in float32."""
+    """Under the library's names: matrices [in, out] in float16, vectors in float32."""
     found: Arrays = {}
     for table in ("word", "position", "token_type"):
         name = f"embeddings.{table}_embeddings.weight"
@@ -63,14 +63,14 @@ def _tensors(weights: Arrays) -> Arrays:
         parts = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
         found[f"Attention_{layer}_qkv_weight"] = np.concatenate([weights[f"{p}.weight"].T for p in parts], 1).astype(np.float16)
         found[f"Attention_{layer}_qkv_bias"] = np.concatenate([weights[f"{p}.bias"] for p in parts]).astype(np.float32)
-        # It looks these up by the numbers that its own model's export happened to give them.
+        # The library's names for these are node numbers of one ONNX export.
         for which, dense in enumerate(("attention.output.dense", "intermediate.dense", "output.dense")):
             found[f"onnx::MatMul_{1536 + 13 * layer + which}"] = weights[f"{at}.{dense}.weight"].T.astype(np.float16)
     return found
 
 
 def write(path: Path, tensors: Arrays, V: int, P: int) -> None:
-    """Header (two offsets, then magic, version, geometry, count, padding), the table of tensors, and their bytes, each aligned."""
+    """The header (two offsets, magic, version, geometry, count, padding), the table of tensors, and their aligned bytes."""
     header = struct.Struct("<2Q11I")
     entry = struct.Struct("<2Q64si4ii")
     table_at = -(-header.size // 8) * 8

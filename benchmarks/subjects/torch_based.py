@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.models import HEADS
-from benchmarks.subjects.base import AbsentError, Adapter, Arrays
+from benchmarks.subjects.adapter import AbsentError, Adapter, Arrays
+from benchmarks.suite.models import HEADS
 
 _BATCH = 32  # sentence-transformers' default
 
 
-class _Torch(Adapter):
+class TorchAdapter(Adapter):
+    """A torch module with transformers' arguments and outputs."""
+
     model: Any
+    device = "cpu"
 
     def __init__(self, dtype: str, threads: int) -> None:
         import torch
@@ -23,15 +26,19 @@ class _Torch(Adapter):
         torch.set_num_threads(threads)
         self.torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
+    def tensors(self, inputs: Arrays) -> dict[str, Any]:
+        import torch
+
+        return {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+
     def prepare(self, inputs: Arrays, new_tokens: int) -> Callable[[], Any]:
         import torch
 
         model = self.model
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        tensors = self.tensors(inputs)
         if new_tokens:
-            del tensors["token_type_ids"]
-            options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
-            tensors["input_ids"] = tensors["input_ids"].clone()
+            tensors = {"input_ids": tensors["input_ids"].clone(), "attention_mask": tensors["attention_mask"]}
+            options = greedy(new_tokens)
 
             def call(streamer: Any = None) -> Any:
                 with torch.inference_mode():
@@ -48,11 +55,31 @@ class _Torch(Adapter):
         import torch
 
         if isinstance(result, torch.Tensor):
-            return {"sequences": result.numpy()}
-        return {name: tensor.float().numpy() for name, tensor in result.items() if isinstance(tensor, torch.Tensor)}
+            return {"sequences": result.cpu().numpy()}
+        return {name: tensor.float().cpu().numpy() for name, tensor in result.items() if isinstance(tensor, torch.Tensor)}
+
+    def gaps(self, inputs: Arrays, new_tokens: int) -> np.ndarray:
+        import torch
+
+        tensors = self.tensors(inputs)
+        with torch.inference_mode():
+            found = self.model.generate(
+                input_ids=tensors["input_ids"],
+                attention_mask=tensors["attention_mask"],
+                **greedy(new_tokens),
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        best = [scores.topk(2).values for scores in found.scores]
+        return np.stack([(b[:, 0] - b[:, 1]).cpu().numpy() for b in best], 1)
 
 
-class Transformers(_Torch):
+def greedy(new_tokens: int) -> dict[str, Any]:
+    """generate()'s arguments for exactly this many greedy tokens."""
+    return {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+
+
+class Transformers(TorchAdapter):
     def __init__(self, dtype: str, threads: int, attention: str = "sdpa", compile: str = "", quantize: str = "") -> None:
         super().__init__(dtype, threads)
         self.attention = attention
@@ -75,7 +102,7 @@ class Transformers(_Torch):
         self.model = model
 
 
-class Bertfast(_Torch):
+class Bertfast(TorchAdapter):
     def load(self, folder: Path, task: str, cache: Path) -> None:
         import torch
 
@@ -96,8 +123,8 @@ class Bertfast(_Torch):
     def settle(self) -> None:
         import bertfast
 
-        holder = self.model if hasattr(self.model, "encode") else self  # an Embedder holds its model
-        if self.dtype == "float32":  # pages of its file so far
+        holder = self.model if hasattr(self.model, "encode") else self  # an Embedder, or this adapter
+        if self.dtype == "float32":  # weights are mapped from the file, which huge_pages leaves alone
             holder.model = copy.deepcopy(holder.model)
         bertfast.huge_pages(holder.model)
 
@@ -112,7 +139,7 @@ class Bertfast(_Torch):
 
 
 class SentenceTransformers(Adapter):
-    """As it comes, or with the BERT inside it exchanged by bertfast.optimize."""
+    """Unchanged, or after bertfast.optimize."""
 
     model: Any
 

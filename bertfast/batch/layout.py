@@ -18,7 +18,6 @@ from bertfast.batch.inputs import Arguments, Inputs, read_inputs
 from bertfast.batch.masks import PackedMask, causal_mask, finite_mask
 from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
 from bertfast.batch.padding import Padding, choose_padding, padding_facts
-from bertfast.quantization.int8_layers import QuantizedLayer
 
 OwnAttention = MaskedAttention | VarlenAttention  # the kinds without a cache
 
@@ -83,7 +82,7 @@ def masked_attention(inputs: Inputs, real: Tensor | None, keep_probabilities: bo
 def varlen_attention(inputs: Inputs, dropped: PackedMask | None, model: Any) -> VarlenAttention:
     B, S, causal, keys = inputs.batch, inputs.columns, inputs.causal, inputs.packed_keys
     # int8's own error is coarser than bfloat16. A decoder is not rounded: its steps on a cache must agree with a whole forward.
-    rounded = not causal and isinstance(model.embeddings.word_embeddings, QuantizedLayer)
+    rounded = not causal and getattr(model.embeddings.word_embeddings, "bfloat16_attention", False)
     if dropped is None:
         cu_seqlens, longest = uniform_cu_seqlens(B, S, inputs.device), S
     else:

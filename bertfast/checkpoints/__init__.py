@@ -1,19 +1,20 @@
-"""Checkpoints written by the TensorFlow and Flax BERTs, as one state dict of PyTorch names.
+"""Checkpoints that TensorFlow and Flax BERTs wrote, read as a state dict with PyTorch names.
 
-transformers 5 reads PyTorch's formats alone: it does not see a `tf_model.h5` or a `flax_model.msgpack`, and a
-`model.safetensors` in TF's or Flax's layout loads as random weights. `from_pretrained` of every bertfast class looks at
-the folder and, where the weights are foreign, hands transformers a state dict; transformers then does the rest (prefixes,
-tying, dtype, the report of missing and unexpected keys) as for its own files.
+transformers 5 reads PyTorch's formats only: it ignores `tf_model.h5` and `flax_model.msgpack`, and loads a `model.safetensors` in TF's
+or Flax's layout as random weights. from_pretrained of every bertfast class detects such a folder and passes transformers a state
+dict; prefixes, tying, dtype and the report of missing and unexpected keys are then transformers' work, as for its own files.
 
-    names.py        TF and Flax parameter names <-> PyTorch's
-    folder.py       which format a folder holds, and the files of it
-    hdf5.py         tf_model.h5, whole or sharded                    (needs h5py)
-    hdf5_child.py   the process that h5py runs in, and may crash
-    flax_msgpack.py flax_model.msgpack, whole or sharded
-    tensors.py      safetensors, and arrays to tensors
-    loading.py      state dict -> model, through a class's own from_pretrained
+    folder.py        detects the format of a folder and lists its files
+    names.py         TF and Flax parameter names <-> PyTorch's
+    hdf5.py          tf_model.h5, whole or sharded (needs h5py)
+    hdf5_child.py    the child process that runs h5py, which may crash
+    flax_msgpack.py  flax_model.msgpack, whole or sharded (needs msgpack)
+    tensors.py       safetensors, and arrays to tensors
+    loading.py       state dict -> model, through the class's from_pretrained
+    errors.py        the two errors of this package
 
-A damaged or hostile file raises ValueError that names it; reading never takes more memory than about three times the file.
+A damaged or hostile file raises a ValueError that names it; reading takes about three times the file in memory at most.
+bertfast.modeling, .quantization, .convert and .compat import this package; it imports no other package of bertfast.
 """
 
 from bertfast.checkpoints.folder import Checkpoint as Checkpoint

@@ -1,170 +1,136 @@
 """`flax_model.msgpack`: the nested dict of arrays that flax.serialization writes.
 
-A tree of msgpack maps with string keys; a leaf is ext type 1 (a packed triple: shape, dtype name, bytes in C order), ext
-type 3 (a scalar, in the same form), or, where flax split an array above 2**30 bytes, a map with `__msgpack_chunked_array__`.
+A tree of msgpack maps with string keys. A leaf is ext type 1 (a packed triple: shape, dtype name, bytes in C order), ext type 3 (a
+scalar in the same form), or, where Flax split an array above 2**30 bytes, a map with `__msgpack_chunked_array__`.
 
-That is little of msgpack (https://github.com/msgpack/msgpack/blob/master/spec.md), so it is read here, out of the mapped
-file: an array is looked at where it lies and copied once, and no number in the file is believed before the bytes it
-speaks of are there. A general decoder makes an object of every byte of a hostile file first.
+The msgpack package decodes names, numbers and bytes under length limits. Maps and lists are opened one header at a time, so that depth
+and number of entries are checked before anything is made of them: under max_map_len and max_array_len alone, a nested dict or list
+costs 60 times the bytes that it takes in the file.
 """
 
 import math
 import mmap
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bertfast.checkpoints.errors import damaged
+from bertfast.checkpoints.errors import DamagedCheckpoint, damaged, missing_reader
 from bertfast.checkpoints.tensors import from_numpy
+
+Array: TypeAlias = "np.ndarray[Any, Any] | Tensor"  # bfloat16, which NumPy lacks, is a Tensor
 
 _ARRAY, _SCALAR = 1, 3  # ext types
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 32  # levels of the tree
 _MAX_DIMS = 32  # of an array
 _MAX_NAME = 1024  # bytes
-_MAX_ENTRIES = 50_000  # of the whole file; BERT-large has 800
+_MAX_ENTRIES = 50_000  # of all maps of the file; BERT-large has 800
+_READ_SIZE = 1 << 16  # bytes
+_NO_CONTAINERS = {"max_array_len": 0, "max_map_len": 0}
+_MAX_HEAD = 4096  # bytes that the shape and the dtype of an array may take
 _DTYPES = frozenset(["float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool"])
-
-# First byte -> how the length that follows it is packed.
-_LENGTHS = {
-    "map": {0xDE: ">H", 0xDF: ">I"},
-    "array": {0xDC: ">H", 0xDD: ">I"},
-    "str": {0xD9: ">B", 0xDA: ">H", 0xDB: ">I"},
-    "bin": {0xC4: ">B", 0xC5: ">H", 0xC6: ">I"},
-    "ext": {0xC7: ">B", 0xC8: ">H", 0xC9: ">I"},
-    "int": {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"},
-}
-_KIND = {first: (kind, packed) for kind, table in _LENGTHS.items() for first, packed in table.items()}
-_FIX_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
-_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 def read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(levels joined by `/`, tensor) of every leaf, in the order of the file. Raises ValueError for a damaged one."""
+    """(levels joined by `/`, tensor) of every leaf, in file order. Raises ValueError for a damaged file, ImportError without msgpack."""
+    if find_spec("msgpack") is None:
+        raise missing_reader("msgpack", path)
     with path.open("rb") as f:
         try:
             data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:  # mmap refuses an empty file
             raise damaged(path, "the file is empty") from error
-    # Not closed here: an array that is still a view of it may be alive in the caller's traceback.
-    cursor = _Cursor(memoryview(data), path)
-    tree = cursor.value()
-    if not isinstance(tree, dict):
-        raise damaged(path, f"its root is a {type(tree).__name__}, expected a tree of parameters")
-    if cursor.at != len(data):
-        raise damaged(path, f"{len(data) - cursor.at} bytes follow the tree of parameters")
+        with data:
+            tree = _Reader(data, path).tree()
     yield from _leaves(tree, "", path)
 
 
-@dataclass
-class _Cursor:
-    """Reads values one after the other; `at` is the offset of the next."""
+class _Reader:
+    """Decodes one file into a tree of dicts and arrays."""
 
-    data: memoryview
-    path: Path
-    at: int = 0
-    entries: int = 0
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        import msgpack
 
-    def value(self, depth: int = 0) -> Any:
-        kind, size = self._head()
-        if kind == "map":
-            if depth == _MAX_DEPTH:
-                raise damaged(self.path, f"its tree is deeper than {_MAX_DEPTH} levels")
-            return {self._name(): self.value(depth + 1) for _ in range(self._count(size))}
-        if kind == "ext":
-            code = self._unpack(">b")
-            return self._leaf(code, self._bytes(size))
-        if kind in ("constant", "int", "float"):
-            return size
-        raise damaged(self.path, f"a {kind} at byte {self.at} where an array was expected")
+        self.data, self.path, self.entries = data, path, 0
+        self.unpacker = msgpack.Unpacker(
+            data, read_size=_READ_SIZE, max_buffer_size=max(len(data), _READ_SIZE), max_ext_len=len(data), max_str_len=_MAX_NAME,
+            max_bin_len=0, strict_map_key=True, ext_hook=self.array, **_NO_CONTAINERS,
+        )  # fmt: skip
+        self.errors = (ValueError, msgpack.UnpackException)
 
-    def _head(self) -> tuple[str, Any]:
-        """Kind of the next value and its length, or the value itself where it is that short."""
-        first = self._unpack(">B")
-        if first < 0x80:
-            return "int", first
-        if first < 0x90:
-            return "map", first & 0x0F
-        if first < 0xA0:
-            return "array", first & 0x0F
-        if first < 0xC0:
-            return "str", first & 0x1F
-        if first >= 0xE0:
-            return "int", first - 0x100
-        if first in _CONSTANTS:
-            return "constant", _CONSTANTS[first]
-        if first in _FIX_EXT:
-            return "ext", _FIX_EXT[first]
-        if first in (0xCA, 0xCB):
-            return "float", self._unpack(">f" if first == 0xCA else ">d")
-        if first not in _KIND:
-            raise damaged(self.path, f"byte {self.at - 1} starts no msgpack value")
-        kind, packed = _KIND[first]
-        return kind, self._unpack(packed)
-
-    def _unpack(self, packed: str) -> Any:
-        return struct.unpack(packed, self._bytes(struct.calcsize(packed)))[0]
-
-    def _bytes(self, size: int) -> memoryview:
-        if size > len(self.data) - self.at:
-            raise damaged(self.path, f"{size} bytes are claimed at byte {self.at}, {len(self.data) - self.at} are left")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def _count(self, entries: int) -> int:
-        self.entries += entries
-        if entries > len(self.data) - self.at or self.entries > _MAX_ENTRIES:
-            raise damaged(self.path, f"a map of {entries} entries at byte {self.at}")
-        return int(entries)
-
-    def _name(self) -> str:
-        kind, size = self._head()
-        if kind != "str" or size > _MAX_NAME:
-            raise damaged(self.path, f"a {kind} at byte {self.at} where the name of a parameter was expected")
+    def tree(self) -> dict[str, Any]:
         try:
-            return str(self._bytes(size), "utf-8")
-        except UnicodeDecodeError as error:
-            raise damaged(self.path, f"the name at byte {self.at - size} is not UTF-8") from error
+            tree = self.value(0)
+        except DamagedCheckpoint:
+            raise
+        except self.errors as error:
+            raise damaged(self.path, f"msgpack fails at byte {self.unpacker.tell()}: {error or type(error).__name__}") from error
+        if not isinstance(tree, dict):
+            raise damaged(self.path, f"its root is a {type(tree).__name__}, expected a tree of parameters")
+        if self.unpacker.tell() != len(self.data):
+            raise damaged(self.path, f"{len(self.data) - self.unpacker.tell()} bytes follow the tree of parameters")
+        return tree
 
-    def _leaf(self, code: int, payload: memoryview) -> "np.ndarray[Any, Any] | Tensor":
+    def value(self, depth: int) -> Any:
+        if not self.at_map():
+            return self.unpacker.unpack()
+        if depth == _MAX_DEPTH:
+            raise damaged(self.path, f"its tree is deeper than {_MAX_DEPTH} levels")
+        count = self.unpacker.read_map_header()
+        self.entries += count
+        if self.entries > _MAX_ENTRIES:
+            raise damaged(self.path, f"its maps have more than {_MAX_ENTRIES} entries")
+        return {self.name(): self.value(depth + 1) for _ in range(count)}
+
+    def at_map(self) -> bool:
+        """Whether the next value is a map: its first byte is that of a fixmap, map 16 or map 32 (msgpack's specification)."""
+        at = self.unpacker.tell()
+        return at < len(self.data) and (0x80 <= self.data[at] <= 0x8F or self.data[at] in (0xDE, 0xDF))
+
+    def name(self) -> str:
+        name = self.unpacker.unpack()
+        if not isinstance(name, str):
+            raise damaged(self.path, f"a {type(name).__name__} before byte {self.unpacker.tell()}, expected the name of a parameter")
+        return name
+
+    def array(self, code: int, payload: bytes) -> Array:
+        """msgpack's ext_hook."""
+        import msgpack
+
         if code not in (_ARRAY, _SCALAR):
-            raise damaged(self.path, f"a value of extension type {code} at byte {self.at}, expected an array")
-        inner = _Cursor(payload, self.path)
-        if inner._head() != ("array", 3):
-            raise damaged(self.path, f"the array that ends at byte {self.at} is not a shape, a dtype and bytes")
-        shape, dtype, raw = inner._shape(), inner._name(), inner._binary()
-        if dtype not in _DTYPES:
-            raise damaged(self.path, f"the array that ends at byte {self.at} has the dtype {dtype[:40]!r}")
-        wide = np.dtype("<i2" if dtype == "bfloat16" else dtype).newbyteorder("<")
-        if math.prod(shape) * wide.itemsize != len(raw) or (len(raw) == 0 and math.prod(n or 1 for n in shape) > 1 << 40):
-            raise damaged(self.path, f"the array that ends at byte {self.at} claims shape {shape} of {dtype} and brings {len(raw)} bytes")
-        array = np.frombuffer(raw, wide).reshape(shape)
-        return from_numpy(array).view(torch.bfloat16) if dtype == "bfloat16" else array  # NumPy has no bfloat16
+            raise damaged(self.path, f"a value of extension type {code}, expected an array")
+        head = msgpack.Unpacker(
+            max_buffer_size=_MAX_HEAD, read_size=_MAX_HEAD, max_str_len=_MAX_NAME, max_bin_len=0, max_ext_len=0, **_NO_CONTAINERS
+        )
+        head.feed(payload[:_MAX_HEAD])
+        parts, dims = head.read_array_header(), head.read_array_header()
+        if parts != 3 or dims > _MAX_DIMS:
+            raise damaged(self.path, "an array is not a shape, a dtype and bytes")
+        shape, dtype = tuple(head.unpack() for _ in range(dims)), head.unpack()
+        raw = msgpack.unpackb(memoryview(payload)[head.tell() :], max_str_len=0, max_bin_len=len(payload), max_ext_len=0, **_NO_CONTAINERS)
+        if not _is_shape(shape) or not isinstance(raw, bytes):
+            raise damaged(self.path, "an array is not a shape, a dtype and bytes")
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise damaged(self.path, f"an array has the dtype {str(dtype)[:40]!r}")
+        stored = np.dtype("<i2" if dtype == "bfloat16" else dtype).newbyteorder("<")
+        if math.prod(shape) * stored.itemsize != len(raw) or (len(raw) == 0 and math.prod(n or 1 for n in shape) > 1 << 40):
+            raise damaged(self.path, f"an array claims shape {str(shape)[:80]} of {dtype} and has {len(raw)} bytes")
+        array = np.frombuffer(raw, stored).reshape(shape)
+        return from_numpy(array).view(torch.bfloat16) if dtype == "bfloat16" else array
 
-    def _shape(self) -> tuple[int, ...]:
-        kind, dims = self._head()
-        if kind == "array" and dims <= _MAX_DIMS:
-            heads = [self._head() for _ in range(dims)]
-            if all(kind == "int" and n >= 0 for kind, n in heads):
-                return tuple(n for _, n in heads)
-        raise damaged(self.path, "the shape of an array is not a list of sizes")
 
-    def _binary(self) -> memoryview:
-        kind, size = self._head()
-        if kind != "bin":
-            raise damaged(self.path, f"the values of an array are a {kind}, expected bytes")
-        return self._bytes(size)
+def _is_shape(value: Iterable[Any] | None) -> bool:
+    return value is not None and all(type(n) is int and 0 <= n < 1 << 48 for n in value)
 
 
 def _leaves(tree: dict[str, Any], prefix: str, path: Path) -> Iterator[tuple[str, Tensor]]:
     for name in list(tree):
-        value = tree.pop(name)  # so that each tensor is free as soon as its reader is done with it
+        value = tree.pop(name)  # the caller may free each tensor before the next
         if isinstance(value, dict) and _CHUNKED in value:
             value = _join(prefix + name, value, path)
         if isinstance(value, dict):
@@ -172,16 +138,15 @@ def _leaves(tree: dict[str, Any], prefix: str, path: Path) -> Iterator[tuple[str
         elif isinstance(value, (np.ndarray, Tensor)):
             yield prefix + name, value if isinstance(value, Tensor) else from_numpy(value)
         else:
-            raise damaged(path, f"{prefix}{name} is {value!r}, expected an array")
+            raise damaged(path, f"{prefix}{name} is {str(value)[:80]!r}, expected an array")
 
 
-def _join(name: str, parts: dict[str, Any], path: Path) -> "np.ndarray[Any, Any] | Tensor":
-    """The array that flax split: {"shape": {"0": rows, ...}, "chunks": {"0": array, ...}}."""
-    shape, chunks = _values(parts.get("shape")), _values(parts.get("chunks"))
-    if shape is None or not chunks or not all(isinstance(n, int) and 0 <= n < 1 << 48 for n in shape):
+def _join(name: str, parts: dict[str, Any], path: Path) -> Array:
+    """The array that Flax split: {"shape": {"0": rows, ...}, "chunks": {"0": array, ...}}."""
+    shape, chunks = _numbered_list(parts.get("shape")), _numbered_list(parts.get("chunks"))
+    if not _is_shape(shape) or not chunks or not (_all(chunks, np.ndarray) or _all(chunks, Tensor)):
         raise damaged(path, f"the chunks of {name} are not a shape and arrays")
-    if not all(isinstance(chunk, np.ndarray) for chunk in chunks) and not all(isinstance(chunk, Tensor) for chunk in chunks):
-        raise damaged(path, f"the chunks of {name} are not a shape and arrays")
+    assert shape is not None, "_is_shape"
     if len({chunk.dtype for chunk in chunks}) > 1 or math.prod(shape) != sum(math.prod(chunk.shape) for chunk in chunks):
         raise damaged(path, f"the chunks of {name} do not add up to its shape {tuple(shape)}")
     flat = [chunk.reshape(-1) for chunk in chunks]
@@ -189,8 +154,12 @@ def _join(name: str, parts: dict[str, Any], path: Path) -> "np.ndarray[Any, Any]
     return joined.reshape(tuple(shape))
 
 
-def _values(numbered: Any) -> list[Any] | None:
-    """The list that flax wrote as {"0": ..., "1": ...}."""
+def _numbered_list(numbered: Any) -> list[Any] | None:
+    """The list that Flax wrote as {"0": ..., "1": ...}."""
     if not isinstance(numbered, dict) or set(numbered) != {str(i) for i in range(len(numbered))}:
         return None
     return [numbered[str(i)] for i in range(len(numbered))]
+
+
+def _all(values: list[Any], kind: type) -> bool:
+    return all(isinstance(value, kind) for value in values)

@@ -1,4 +1,4 @@
-"""Which checkpoint a folder holds, found by looking at it."""
+"""Detects the checkpoint format of a folder."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from bertfast.checkpoints.tensors import safetensors_header
 Format = Literal["pytorch", "safetensors", "tf_safetensors", "flax_safetensors", "tf_h5", "flax_msgpack"]
 Origin = Literal["pt", "tf", "flax"]
 
-# Single file and index of each kind, in the order in which transformers 4.37 looked for them.
+# Single file and index of each format, in transformers 4.37's order of precedence.
 _FILES = [
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -20,7 +20,7 @@ _FILES = [
     ("flax_model.msgpack", "flax_model.msgpack.index.json"),
 ]
 _FORMATS: dict[str, Format] = {"pytorch_model.bin": "pytorch", "tf_model.h5": "tf_h5", "flax_model.msgpack": "flax_msgpack"}
-_INDEX_LIMIT = 1 << 26  # bytes; BERT-large's index has 40 KB
+_MAX_INDEX = 1 << 26  # bytes; BERT-large's index has 40 KB
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,33 @@ class Checkpoint:
     """The weights of one folder."""
 
     format: Format
-    files: tuple[Path, ...]  # one, or the shards in the order of the index
-    index: Path | None = None  # the json that lists the shards
-    weight_map: tuple[tuple[str, str], ...] = ()  # of a sharded one: (name of the weight, file it lies in)
+    files: tuple[Path, ...]  # one, or the shards in index order
+    index: Path | None = None  # the JSON file that lists the shards
+    weight_map: tuple[tuple[str, str], ...] = ()  # the index: (weight name, file name)
 
     @property
     def foreign(self) -> bool:
-        """Whether transformers 5 cannot read it."""
+        """Whether transformers 5 cannot read this format."""
         return self.origin != "pt"
 
     @property
     def origin(self) -> Origin:
-        """The library that wrote it: "tf", "flax", or "pt" for what transformers 5 reads."""
+        """The library that wrote it: "tf", "flax", or "pt" for formats that transformers 5 reads."""
         return "tf" if self.format.startswith("tf") else "flax" if self.format.startswith("flax") else "pt"
 
 
 def model_format(folder: str | PathLike[str]) -> Format | None:
-    """The format of the weights in `folder`, or None where there are none (or no such folder)."""
+    """The format of the weights in `folder`; None without weights or without such a folder. Raises ValueError for a damaged file."""
     found = detect(folder)
     return None if found is None else found.format
 
 
 def detect(folder: str | PathLike[str], prefer: Origin | None = None) -> Checkpoint | None:
-    """The checkpoint that a class should read from `folder`; None where there is none, or the folder does not exist.
+    """The checkpoint that a class should read from `folder`; None without a checkpoint or without such a folder.
 
-    prefer: "pt", "tf" or "flax": where several lie side by side, the one written by that library ("pt" is any that
-    transformers 5 reads); without it safetensors come first, then pytorch_model.bin, TF's and Flax's.
+    prefer: "pt", "tf" or "flax" chooses among several checkpoints ("pt": any that transformers 5 reads). Otherwise, and where there is
+    none of that library, safetensors come first, then pytorch_model.bin, tf_model.h5, flax_model.msgpack.
+    Raises ValueError for another `prefer` and for a damaged file.
     """
     if prefer is not None and prefer not in get_args(Origin):
         raise ValueError(f"prefer: got {prefer!r}, expected one of {get_args(Origin)}")
@@ -64,14 +65,14 @@ def detect(folder: str | PathLike[str], prefer: Origin | None = None) -> Checkpo
     for single, index in _FILES:
         for name in (single, index):
             if (folder / name).is_file():
-                found = _open(folder / name, single, sharded=name == index)
+                found = _describe(folder / name, single, sharded=name == index)
                 if prefer in (None, found.origin):
                     return found
                 first = first or found
     return first
 
 
-def _open(path: Path, single: str, sharded: bool) -> Checkpoint:
+def _describe(path: Path, single: str, sharded: bool) -> Checkpoint:
     if not sharded:
         return Checkpoint(_format(path, single), (path,))
     weight_map = _read_index(path)
@@ -86,14 +87,14 @@ def _format(path: Path, single: str) -> Format:
     written_by = metadata.get("format")
     if written_by == "tf" or any(name.endswith(":0") for name in names):
         return "tf_safetensors"
-    # The layout of Flax has no mark of its own but the last words of its names.
+    # Without metadata, Flax's layout shows in the last word of its names only.
     if written_by == "flax" or any(name.rpartition(".")[2] in ("kernel", "embedding", "scale") for name in names):
         return "flax_safetensors"
     return "safetensors"
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _INDEX_LIMIT:
+    if path.stat().st_size > _MAX_INDEX:
         raise damaged(path, f"an index of {path.stat().st_size} bytes")
     try:
         index: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -103,7 +104,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise damaged(path, "no 'weight_map' of weight names to file names")
     for name in dict.fromkeys(weight_map.values()):
-        # A name with a folder in it could lead out of the checkpoint.
+        # A path could lead out of the checkpoint folder.
         if name != Path(name).name or not (path.parent / name).is_file():
-            raise damaged(path, f"it lists the shard {name!r}, and there is no such file beside it")
+            raise damaged(path, f"it lists the shard {name!r}, but there is no such file in its folder")
     return weight_map

@@ -1,13 +1,12 @@
 """`tf_model.h5`: the layout of Keras 2's `save_weights`.
 
-A whole file names its layers in the root attribute `layer_names`; each is a group whose attribute `weight_names` names its
-datasets, relative to the group, the first level being the Keras model's name (which may end in a counter, so it is dropped).
-In a shard `layer_names` names the datasets themselves, without model name or layers. An attribute above 64 KB is split into
-`layer_names0`, `layer_names1`, ...
+A whole file lists its layers in the root attribute `layer_names`; each is a group whose attribute `weight_names` lists its datasets,
+relative to the group. The first level of such a name is the Keras model's name, which may end in a counter and is dropped. In a shard
+`layer_names` lists the datasets themselves, without model name or layers. An attribute above 64 KB is split into `layer_names0`,
+`layer_names1`, ...
 
-libhdf5 believes what a file says of itself: a few changed bytes make it read out of bounds, and a process that reads a file from
-the internet must not end by a signal. So h5py runs in a process of its own (hdf5_child.py), under a limit of memory; it sends the
-arrays over a pipe, and what happens to it happens to nobody else.
+libhdf5 trusts the file: a few changed bytes make it read out of bounds, and an untrusted file must not crash the process. So h5py
+runs in a child process (hdf5_child.py) with a memory limit, and sends the arrays over a pipe.
 """
 
 import json
@@ -31,14 +30,14 @@ from bertfast.checkpoints.hdf5_child import allowance
 from bertfast.checkpoints.tensors import from_numpy
 
 _HEAP = b"GCOL\x01\x00\x00\x00"  # signature and version of a global heap collection
-_PATIENCE = 60.0  # seconds without a byte from the child
+_TIMEOUT = 60.0  # seconds without a byte from the child
 _MAX_LINE = 1 << 20  # bytes
-# On this interpreter's path, whatever the environment says, and without the child's own folder.
+# Runs the child with this interpreter's sys.path: -I ignores the environment, and the child's folder is not on it.
 _BOOT = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
 
 def read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name below the Keras model's, tensor) of every weight. Raises ValueError for a damaged file, ImportError without h5py."""
+    """(name without the Keras model's, tensor) of every weight. Raises ValueError for a damaged file, ImportError without h5py."""
     if find_spec("h5py") is None:
         raise missing_reader("h5py", path)
     _check_heaps(path)
@@ -65,32 +64,32 @@ def _weights(pipe: "_Pipe", path: Path) -> Iterator[tuple[str, Tensor]]:
         shape, dtype = tuple(line["shape"]), np.dtype(line["dtype"])
         budget -= math.prod(shape) * dtype.itemsize
         if budget < 0:
-            raise damaged(path, f"{line['name']} is more than the file can hold")
+            raise damaged(path, f"{line['name']} claims more bytes than the file can contain")
         array = np.empty(shape, dtype)
         pipe.fill(array.reshape(-1).view(np.uint8).data)
         yield line["name"], from_numpy(array)
 
 
 class _Pipe:
-    """What the child writes. Raises ValueError, naming the file, where it dies or does not come back."""
+    """The child's output. Raises ValueError, naming the file, where the child dies or stops responding."""
 
     def __init__(self, child: "subprocess.Popen[bytes]", path: Path) -> None:
         assert child.stdout is not None
         self.child, self.path, self.raw = child, path, child.stdout
-        self.ahead = b""  # read, and not asked for yet
+        self.buffer = b""  # read from the pipe, not consumed yet
 
     def line(self) -> dict[str, Any]:
-        while b"\n" not in self.ahead:
-            if len(self.ahead) > _MAX_LINE:
-                raise damaged(self.path, "the HDF5 library fails on it")
+        while b"\n" not in self.buffer:
+            if len(self.buffer) > _MAX_LINE:
+                raise damaged(self.path, "the HDF5 library returned garbage for it")
             self.wait()
-            self.ahead += self.raw.read(4096) or self.died()
-        line, _, self.ahead = self.ahead.partition(b"\n")
+            self.buffer += self.raw.read(4096) or self.died()
+        line, _, self.buffer = self.buffer.partition(b"\n")
         return dict(json.loads(line))
 
     def fill(self, memory: memoryview) -> None:
-        taken = min(len(memory), len(self.ahead))
-        memory[:taken], self.ahead = self.ahead[:taken], self.ahead[taken:]
+        taken = min(len(memory), len(self.buffer))
+        memory[:taken], self.buffer = self.buffer[:taken], self.buffer[taken:]
         while taken < len(memory):
             self.wait()
             got: int | None = self.raw.readinto(memory[taken:])  # type: ignore[attr-defined]  # unbuffered, so a RawIOBase
@@ -100,20 +99,20 @@ class _Pipe:
                 taken += got
 
     def wait(self) -> None:
-        if not select.select([self.raw], [], [], _PATIENCE)[0]:
-            raise damaged(self.path, f"the HDF5 library has not come back from it in {_PATIENCE:.0f} s")
+        if not select.select([self.raw], [], [], _TIMEOUT)[0]:
+            raise damaged(self.path, f"the HDF5 library did not finish within {_TIMEOUT:.0f} s")
 
     def died(self) -> bytes:
         status = self.child.wait()
         how = f"status {status}" if status >= 0 else signal.Signals(-status).name
-        raise damaged(self.path, f"the HDF5 library crashes on it ({how})")
+        raise damaged(self.path, f"the HDF5 library crashed on it ({how})")
 
 
 def _check_heaps(path: Path) -> None:
-    """Refuses a damaged global heap (where strings of any length lie), in which libhdf5 2.0 and earlier goes round for ever.
+    """Refuses a damaged global heap (storage of variable-length strings), on which libhdf5 up to 2.0 loops forever.
 
-    https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, "Disk Format: Level 1E": a signature, the size of the
-    collection, then objects: index, references, 4 bytes, size; index 0 is what is free, and its size counts these 16 bytes too.
+    Source: https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, "Disk Format: Level 1E": a signature, the size of the
+    collection, then objects: index, reference count, 4 bytes, size. Index 0 is free space, and its size includes this 16-byte header.
     """
     with path.open("rb") as f:
         if path.stat().st_size == 0:

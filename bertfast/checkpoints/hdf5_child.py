@@ -1,7 +1,7 @@
-"""Reads one HDF5 file of Keras's and writes its weights to standard output: the program of the child process of hdf5.py.
+"""The child process of hdf5.py: reads one Keras HDF5 file and writes its weights to standard output.
 
-It imports h5py and NumPy alone, and nothing of bertfast. What it writes: a line of JSON before each weight (name, shape, dtype of
-NumPy), then the bytes of its values; at the end a line that says so, or one with what is wrong with the file.
+It imports h5py and NumPy, and nothing of bertfast. Output: for each weight a line of JSON (name, shape, NumPy dtype) and the bytes of
+its values; then the line {"end": true}, or a line {"error": ...}.
 """
 
 import json
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 _MAX_NAMES = 100_000
-_SLACK = 1 << 16  # bytes of attributes and headers that a tiny file may make us read
-_ROOM = 1 << 26  # bytes that libhdf5 may take beside the arrays: its caches
+_SLACK = 1 << 16  # bytes allowed for attributes and headers of a tiny file
+_LIBRARY_MEMORY = 1 << 26  # bytes that libhdf5 may use beside the arrays, for caches
 
 
 class DamageError(Exception):
-    """What is wrong with the file."""
+    """The file is damaged; the message says how."""
 
 
 def main(path: str, out: BinaryIO) -> None:
@@ -29,42 +29,42 @@ def main(path: str, out: BinaryIO) -> None:
             budget = allowance(os.path.getsize(path))
             for name, dataset in datasets(h5py, f, os.path.getsize(path)):
                 array, budget = values(dataset, name, budget)
-                say(out, name=name, shape=array.shape, dtype=array.dtype.str)
+                write_line(out, name=name, shape=array.shape, dtype=array.dtype.str)
                 out.write(memoryview(array.reshape(-1)).cast("B") if array.size else b"")
                 del array  # one at a time
     except DamageError as error:
-        say(out, error=str(error))
-    except BrokenPipeError:  # nobody reads on
+        write_line(out, error=str(error))
+    except BrokenPipeError:  # the parent stopped reading
         return
-    except Exception as error:  # h5py raises what it likes: OSError, RuntimeError, KeyError, TypeError, UnicodeEncodeError ...
-        say(out, error=f"HDF5 says: {error or type(error).__name__}")
+    except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, TypeError, UnicodeEncodeError ...
+        write_line(out, error=f"HDF5 says: {error or type(error).__name__}")
     else:
-        say(out, end=True)
+        write_line(out, end=True)
 
 
 def allowance(size: int) -> int:
-    """How many bytes of arrays a file of this size may hold: Keras compresses nothing, so that more is a lie."""
+    """Bytes of arrays that a file of `size` bytes may contain. Keras does not compress; more is a false claim."""
     return 4 * size + _SLACK
 
 
 def limit_memory(size: int) -> None:
-    """What is allocated beyond a few times the file fails in this process."""
+    """Limits this process's memory to a few times the file: larger allocations fail."""
     import resource
 
     with open("/proc/self/statm", encoding="ascii") as f:
         used = int(f.read().split()[0]) * resource.getpagesize()
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = used + 2 * allowance(size) + _ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    limit = used + 2 * allowance(size) + _LIBRARY_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
-def say(out: BinaryIO, **what: Any) -> None:
+def write_line(out: BinaryIO, **what: Any) -> None:
     out.write(json.dumps(what).encode() + b"\n")
     out.flush()
 
 
 def datasets(h5py: Any, f: Any, size: int) -> Iterator[tuple[str, Any]]:
-    root = f["model_weights"] if "layer_names" not in f.attrs and "model_weights" in f else f  # as Model.save writes it
+    root = f["model_weights"] if "layer_names" not in f.attrs and "model_weights" in f else f  # the layout of Model.save
     for layer in names(root, "layer_names", size):
         group = member(h5py, root, layer)
         if isinstance(group, h5py.Dataset):
@@ -78,7 +78,7 @@ def datasets(h5py: Any, f: Any, size: int) -> Iterator[tuple[str, Any]]:
 
 
 def names(group: Any, attribute: str, size: int) -> list[str]:
-    """The list of names in an attribute, joined where it was split."""
+    """The names in an attribute, which may be split into numbered parts."""
     if attribute in group.attrs:
         parts = [listed(group, attribute, size)]
     else:
@@ -91,7 +91,7 @@ def names(group: Any, attribute: str, size: int) -> list[str]:
 
 
 def listed(group: Any, attribute: str, size: int) -> list[Any]:
-    """An attribute that is a list of names; what it claims is looked at before it is read."""
+    """An attribute that is a list of names; its claimed size is checked before it is read."""
     claim = group.attrs.get_id(attribute)
     count = math.prod(claim.shape or ())
     if len(claim.shape or ()) != 1 or count > _MAX_NAMES or count * claim.dtype.itemsize > size:
@@ -103,14 +103,14 @@ def listed(group: Any, attribute: str, size: int) -> list[Any]:
 
 
 def member(h5py: Any, group: Any, name: str) -> Any:
-    """What `name` leads to, level by level: a link on the way could lead into any file of this machine."""
+    """The member `name`, resolved level by level: a soft or external link could lead to any file of this machine."""
     found = group
     for level in filter(None, name.split("/")):
         link = found.get(level, getlink=True) if isinstance(found, h5py.Group) else None
         if link is None:
-            raise DamageError(f"{group.name} lists {name!r}, which is not there")
+            raise DamageError(f"{group.name} lists {name!r}, but has no such member")
         if not isinstance(link, h5py.HardLink):
-            raise DamageError(f"{name!r} in {group.name} is a link to somewhere else")
+            raise DamageError(f"{name!r} in {group.name} is a soft or external link")
         found = found[level]
     return found
 
@@ -119,9 +119,9 @@ def values(dataset: Any, name: str, budget: int) -> tuple[Any, int]:
     if dataset.dtype.kind != "f":
         raise DamageError(f"{name} holds {dataset.dtype}, expected floating point numbers")
     if dataset.external or dataset.is_virtual:
-        raise DamageError(f"{name} keeps its values in another file")
+        raise DamageError(f"{name} stores its values in another file")
     if dataset.nbytes > budget:
-        raise DamageError(f"{name} claims shape {dataset.shape} of {dataset.dtype}, more than the file can hold")
+        raise DamageError(f"{name} claims shape {dataset.shape} of {dataset.dtype}, more than the file can contain")
     import numpy
 
     return numpy.ascontiguousarray(dataset[()]).reshape(dataset.shape), budget - dataset.nbytes
@@ -129,5 +129,5 @@ def values(dataset: Any, name: str, budget: int) -> tuple[Any, int]:
 
 if __name__ == "__main__":
     results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not print between the weights
+    os.dup2(2, 1)  # keep output of libraries out of the results
     main(sys.argv[1], results)

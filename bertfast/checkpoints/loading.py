@@ -1,4 +1,4 @@
-"""A foreign checkpoint into a model, through the class's own from_pretrained."""
+"""Loads a checkpoint of any format into a model, through the class's from_pretrained."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -23,66 +23,66 @@ _READERS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Tensor]]], Callab
     "flax_msgpack": (flax_msgpack.read, names.from_flax),
     "flax_safetensors": (read_safetensors, names.from_flax),
 }
-# Arguments of from_pretrained that happen to be attributes of a config too.
+# Arguments of from_pretrained that are not meant for the config, though it has attributes of these names.
 NOT_CONFIG = frozenset(["attn_implementation", "dtype", "name_or_path", "torch_dtype"])
 
 
 def foreign_state_dict(folder: str | PathLike[str], prefer: Origin | None = None) -> Weights | None:
-    """The weights in `folder` under PyTorch's names and in PyTorch's layout; None where transformers 5 can read them itself.
+    """The weights in `folder` with PyTorch's names and layout; None where transformers 5 reads the format itself.
 
-    prefer: as for `detect`. Tensors keep the dtype of the file. Raises ValueError for a damaged file.
+    prefer: see detect. Tensors keep the file's dtype. Raises ValueError for a damaged file, ImportError where its reader is missing.
     """
     checkpoint = detect(folder, prefer)
     return read_weights(checkpoint) if checkpoint is not None and checkpoint.foreign else None
 
 
 def read_weights(checkpoint: Checkpoint) -> Weights:
-    """The weights of a checkpoint of any format under PyTorch's names and in PyTorch's layout."""
+    """The weights of a checkpoint of any format, with PyTorch's names and layout. Raises ValueError for a damaged file."""
     weights: Weights = {}
     if checkpoint.format == "pytorch":
         for path in checkpoint.files:
-            weights |= {names.renamed(name): tensor for name, tensor in _read_pickle(path).items()}
+            weights |= {names.modernized(name): tensor for name, tensor in _read_pickle(path).items()}
         return weights
     read, translate = _READERS.get(checkpoint.format, (read_safetensors, None))
     listed = {(name.partition("/")[2] if checkpoint.format == "tf_h5" else name): file for name, file in checkpoint.weight_map}
     for path in checkpoint.files:
         for source, tensor in read(path):
             listed.pop(source, None)
-            name, transposed = translate(source) if translate else (names.renamed(source), False)
+            name, transposed = translate(source) if translate else (names.modernized(source), False)
             if name in weights:
-                raise damaged(path, f"two arrays stand for {name}")
+                raise damaged(path, f"two of its arrays are {name}")
             weights[name] = to_pytorch_layout(source, tensor, transposed, path) if translate else tensor
     if listed:
         name, file = next(iter(listed.items()))
-        raise damaged(checkpoint.index or checkpoint.files[0], f"it lists {name!r} in {file}, which is not there")
+        raise damaged(checkpoint.index or checkpoint.files[0], f"it lists {name!r} in {file}, but the file has no such weight")
     if not weights:
-        raise damaged(checkpoint.files[0], "it holds no weights")
+        raise damaged(checkpoint.files[0], "it contains no weights")
     return weights
 
 
 def _read_pickle(path: Path) -> Weights:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises what it likes
+    except Exception as error:  # the unpickler raises any type
         raise damaged(path, str(error).partition("\n")[0]) from error
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise damaged(path, "it is not a table of tensors")
+        raise damaged(path, "its content is not a dict of tensors")
     return weights
 
 
 def folder_of(path: Any, kwargs: dict[str, Any]) -> Path:
-    """The folder that a from_pretrained call names; takes `subfolder` out of kwargs. Raises OSError where it is no local folder."""
+    """The folder of a from_pretrained call; pops `subfolder` from kwargs. Raises OSError where there is no such local folder."""
     folder = Path(path) / (kwargs.pop("subfolder", None) or "")
     if not folder.is_dir():
-        raise OSError(f"{path}: no such folder; download the model first, then pass the folder it lies in")
+        raise OSError(f"{path}: no such folder; download the model and pass its local folder")
     return folder
 
 
 def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
-    """`load(path, *args, **kwargs)`, for a folder of any format.
+    """`load(path, *args, **kwargs)` for a folder of any format.
 
-    load: a class's `from_pretrained` as transformers has it. `from_tf=True` or `from_flax=True` among the keywords: where several
-    checkpoints lie side by side, that library's.
+    load: transformers' from_pretrained of a class. The keyword from_tf=True or from_flax=True chooses that library's checkpoint.
+    Raises ValueError where the folder has none of it, and for a damaged file.
     """
     wanted: Origin | None = "tf" if kwargs.get("from_tf") else "flax" if kwargs.get("from_flax") else None
     if not isinstance(path, (str, PathLike)) or kwargs.get("gguf_file") is not None:
@@ -90,24 +90,24 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
     folder = Path(path) / (kwargs.get("subfolder") or "")
     checkpoint = detect(folder, wanted)
     if wanted is not None and (checkpoint is None or checkpoint.origin != wanted):
-        raise ValueError(f"from_{wanted}=True: {folder} holds no weights written by {'TensorFlow' if wanted == 'tf' else 'Flax'}")
+        raise ValueError(f"from_{wanted}=True: {folder} has no weights written by {'TensorFlow' if wanted == 'tf' else 'Flax'}")
     if checkpoint is None:
         return load(path, *args, **kwargs)
     if not checkpoint.foreign:
         try:
             return load(path, *args, **kwargs)
         except Exception:
-            _look_for_damage(checkpoint)  # an error that names the file, where it is the file's fault
+            _raise_if_damaged(checkpoint)  # names the file where the file is the cause
             raise
     return load_foreign(load, config_class, folder, checkpoint, *args, **kwargs)
 
 
-def _look_for_damage(checkpoint: Checkpoint) -> None:
+def _raise_if_damaged(checkpoint: Checkpoint) -> None:
     for file in checkpoint.files:
         if checkpoint.format == "pytorch":
             _read_pickle(file)
         else:
-            next(read_safetensors(file), None)  # opening it looks at the whole of its table
+            next(read_safetensors(file), None)  # opening it validates the whole header
 
 
 def load_foreign(
@@ -119,11 +119,10 @@ def load_foreign(
     adjust: Callable[[Any, Weights], None] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """What `load(folder, *args, **kwargs)` would give if transformers read this format.
+    """`load(folder, *args, **kwargs)` as if transformers read this format.
 
-    load: a class's `from_pretrained` as transformers has it; config_class: the class of its config; adjust: called with the
-    config and the weights before they are loaded. Keywords are those of from_pretrained, `config`, `output_loading_info` and
-    `ignore_mismatched_sizes` included. Raises ValueError where a shape differs from the config's.
+    load: transformers' from_pretrained of a class; config_class: its config's class; adjust: called with config and weights before
+    they are loaded; may change both. Other keywords are from_pretrained's. Raises ValueError where a shape differs from the config's.
     """
     from transformers import PreTrainedConfig
 
@@ -133,20 +132,20 @@ def load_foreign(
         config, kwargs = config_class.from_pretrained(folder if config is None else config, return_unused_kwargs=True, **kwargs)
         kwargs |= kept
     weights = read_weights(checkpoint)
-    if "cls.predictions.bias" in weights:  # one vector under two names; transformers 5 forgets that where the tables are untied
+    if "cls.predictions.bias" in weights:  # one vector with two names; transformers 5 does not tie them where the embeddings are untied
         weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"].clone())
     if adjust is not None:
         adjust(config, weights)
-    for name in ("subfolder", "variant", "use_safetensors", "from_tf", "from_flax"):  # they say where to look, and that is done
+    for name in ("subfolder", "variant", "use_safetensors", "from_tf", "from_flax"):  # used by the caller to find the checkpoint
         kwargs.pop(name, None)
     with_info, any_size = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
-    with _named_in_report(folder):
+    with _folder_in_report(folder):
         model, info = load(None, *args, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     if info["mismatched_keys"] and not any_size:
         wrong = "; ".join(f"{name} is {tuple(got)}, the model's {tuple(want)}" for name, got, want in sorted(info["mismatched_keys"]))
         raise DamagedCheckpoint(
             f"{checkpoint.index or checkpoint.files[0]}: shapes differ from the config's: {wrong}. "
-            "Pass ignore_mismatched_sizes=True to leave these out"
+            "Pass ignore_mismatched_sizes=True to initialise these weights at random"
         )
     model.name_or_path = model.config.name_or_path = str(folder)
     _load_generation_config(model, folder, kwargs)
@@ -161,8 +160,8 @@ def _load_generation_config(model: Any, folder: str | PathLike[str], kwargs: dic
 
 
 @contextmanager
-def _named_in_report(folder: str | PathLike[str]) -> Iterator[None]:
-    """transformers reports missing keys "from: None" when it gets a state dict; here it names the folder."""
+def _folder_in_report(folder: str | PathLike[str]) -> Iterator[None]:
+    """transformers' report of missing keys says "from: None" for a state dict; within, it names the folder."""
 
     def name_the_folder(record: logging.LogRecord) -> bool:
         if isinstance(record.msg, str):

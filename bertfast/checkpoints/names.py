@@ -1,6 +1,6 @@
-"""Parameter names: TF's and Flax's to PyTorch's, and back.
+"""Parameter names of TF and Flax to PyTorch's, and back.
 
-The three trees are the same; what differs is the separator, the last word, and the orientation of a dense layer's matrix:
+The trees are equal; they differ in the separator, the last word, and the layout of a dense layer's matrix:
 
     PyTorch                                  TF                                             Flax
     encoder.layer.0.output.dense.weight      encoder/layer_._0/output/dense/kernel:0        encoder/layer/0/output/dense/kernel
@@ -8,8 +8,8 @@ The three trees are the same; what differs is the separator, the last word, and 
     embeddings.word_embeddings.weight        embeddings/word_embeddings/weight:0            embeddings/word_embeddings/embedding
     embeddings.position_embeddings.weight    embeddings/position_embeddings/embeddings:0    embeddings/position_embeddings/embedding
 
-A kernel is [in, out], PyTorch's weight [out, in]; tables and vectors are the same everywhere. TF writes `mlm___cls` where two
-layers share the PyTorch level `cls`.
+A kernel is [in, out], PyTorch's weight [out, in]; embedding tables and vectors are equal. TF writes `mlm___cls` where two layers
+share PyTorch's level `cls`.
 """
 
 import re
@@ -19,7 +19,7 @@ _FLAX_LAST = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def from_tf(name: str) -> tuple[str, bool]:
-    """PyTorch's name of a TF variable (its Keras model name already dropped), and whether its matrix is transposed."""
+    """PyTorch's name of a TF variable (without its Keras model name), and whether its matrix is transposed."""
     levels = re.sub(r"_\._(\d+)", r"/\1", name.removesuffix(":0")).split("/")
     levels = [level.rpartition("___")[2] for level in levels if level]
     last = levels[-1] if levels else ""
@@ -33,8 +33,8 @@ def from_flax(path: str) -> tuple[str, bool]:
     return ".".join([*levels[:-1], _FLAX_LAST.get(last, last)]), last == "kernel"
 
 
-def renamed(name: str) -> str:
-    """Today's name of a parameter in an old PyTorch file, where LayerNorm had a gamma and a beta."""
+def modernized(name: str) -> str:
+    """The current name of a parameter from an old PyTorch file, where LayerNorm had gamma and beta."""
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda match: "LayerNorm." + _TF_LAST[match[1]], name)
 
 

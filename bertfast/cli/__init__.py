@@ -1,1 +1,16 @@
-"""One module a command of the command line; bertfast/cli.py declares their options and turns their errors into lines."""
+"""The command line.
+
+    app.py            the commands and their options; main, the entry point
+    options.py        options that several commands share
+    errors.py         a failure as one line and an exit code
+    embed.py          bertfast embed
+    input_lines.py    its input: the lines of a UTF-8 file
+    output_files.py   its output: .npy and JSON Lines, resumable
+    generate.py       bertfast generate
+    token_printer.py  its output: tokens printed as they are generated
+    demo.py, info.py, convert.py
+    info_model.py     the rows of bertfast info --model
+
+Only bertfast.__main__ and the console script import this package. app.py, options.py and errors.py import neither torch nor
+transformers, so that --help answers at once; each command imports its module when it runs.
+"""

@@ -1,67 +1,59 @@
-"""The command line: options, help, and errors as one line. What the commands do is in bertfast/commands.
-
-Nothing heavy is imported here, so --help answers at once; each command imports its own module when it runs.
-"""
+"""The commands, their options and help. What a command does is in the module of its name."""
 
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from bertfast.cli.errors import exit_code
+from bertfast.cli.options import Debug, Device, Dtype, Quantization
+
 app = typer.Typer(
     name="bertfast",
-    help="Fast BERT: text in, vectors out, on this machine's own kernels.",
+    help="Fast BERT inference: embeddings, text generation, checkpoint conversion.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_debug = False
-
-
-def _set_debug(value: bool) -> None:
-    global _debug
-    _debug = _debug or value
-
-
-Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")]
-Quantization = Annotated[
-    str | None, typer.Option(metavar="SCHEME", help="int8: weights a quarter as large, on CPUs; fp8: on GPUs that have it. Default: as is.")
-]
-Model = Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Model folder: sentence-transformers', or a plain BERT.")]
-
 
 @app.command()
 def embed(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="UTF-8 text, one text a line; - reads standard input.")],
-    model: Model,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="UTF-8 file with one text per line; - reads standard input.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Model folder: sentence-transformers or plain BERT.")],
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", metavar="OUT", help="OUT.npy: float32, a row a line; OUT.jsonl: an object a line; -: the same, printed."
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="OUT.npy: float32 array, one row per text; OUT.jsonl: one JSON object per text; -: JSON Lines on standard output.",
         ),
     ],
     pooling: Annotated[
-        str | None, typer.Option(help="mean, cls, max, ...; several joined by commas. Default: what the folder says, else mean.")
+        str | None,
+        typer.Option(help="mean, cls, max, ...; several, separated by commas, are concatenated. Default: the folder's, else mean."),
     ] = None,
     normalize: Annotated[
-        bool | None, typer.Option("--normalize/--no-normalize", help="Vectors of length 1. Default: what the folder says, else not.")
+        bool | None, typer.Option("--normalize/--no-normalize", help="Scale vectors to unit length. Default: the folder's, else not.")
     ] = None,
-    max_seq_length: Annotated[int | None, typer.Option(help="Tokens a text, the rest is cut off. Default: what the folder says.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text set before every text.")] = None,
-    prompt_name: Annotated[str | None, typer.Option(help="One of the folder's own prompts, by name.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Token budget of one batch.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU where there is one.")] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="Maximum tokens per text; longer texts are truncated. Default: the folder's.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text prepended to every text.")] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="Name of a prompt that the folder defines.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per batch.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
     quantization: Quantization = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the rows of a run that was cut short (OUT.part).")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw those rows away and begin anew.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its finished rows (OUT.part).")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard those rows and start over.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar and no summary.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Turn every line of a text file into a vector."""
+    """Compute the embedding of every line of a text file."""
     from bertfast.cli import embed as command
 
     command.run(
@@ -85,20 +77,20 @@ def embed(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to go on from; - reads standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue; - reads standard input.")],
     model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Folder of a BERT decoder with a language-model head.")],
-    ids: Annotated[bool, typer.Option("--ids", help="PROMPT and what is printed are token ids.")] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after so many.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0: the best token each time; above: sample.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k best; 0: among all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Sample among the best that hold this probability together.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that were there lose.")] = 1.0,
-    num_beams: Annotated[int, typer.Option(help="Beam search; printed at the end, not as it comes.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU where there is one.")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Read the prompt as token ids, and print token ids.")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Maximum number of new tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most probable tokens; 0 samples from all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling: smallest set of tokens with cumulative probability p.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Penalty above 1 discourages tokens already generated.")] = 1.0,
+    num_beams: Annotated[int, typer.Option(help="Number of beams for beam search; above 1 prints at the end only.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
     quantization: Quantization = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The continuation only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the continuation only.")] = False,
     debug: Debug = False,
 ) -> None:
     """Continue a text, token by token."""
@@ -124,7 +116,7 @@ def generate(
 
 @app.command()
 def demo(quantization: Quantization = None, debug: Debug = False) -> None:
-    """Run a real model on real sentences, beside transformers."""
+    """Compare bertfast with transformers: embeddings of 60 sentences with all-MiniLM-L6-v2."""
     from bertfast.cli import demo as command
 
     command.run(quantization)
@@ -132,10 +124,12 @@ def demo(quantization: Quantization = None, debug: Debug = False) -> None:
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="DIR", help="Say how this model would run, and why.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="DIR", help="Show whether this model takes the fast path, and why.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show the device, the instruction set, and the kernels in use and why."""
+    """Show versions, devices, instruction sets and the kernels in use."""
     from bertfast.cli import info as command
 
     command.run(model)
@@ -143,47 +137,25 @@ def info(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder with tf_model.h5, flax_model.msgpack, or any BERT checkpoint.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="New folder: config.json, model.safetensors, and SRC's other files.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder with tf_model.h5, flax_model.msgpack or another BERT checkpoint.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="New folder for config.json, model.safetensors and the other files of SRC.")
+    ],
     architecture: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="transformers' class for it. Default: what the config or the weights say.")
+        str | None, typer.Option(metavar="CLASS", help="transformers class of the model. Default: from the config or the weights.")
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option(metavar="SCHEME", help="int8: write it quantized, for bertfast on CPUs alone. Default: as it is.")
+        str | None, typer.Option(metavar="SCHEME", help="int8: write quantized weights, which only bertfast reads (on CPUs).")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a TensorFlow or Flax BERT as a plain transformers folder, or any BERT quantized, and check it."""
+    """Convert a TensorFlow, Flax or PyTorch BERT to a transformers folder, or quantize it, and verify the result."""
     from bertfast.cli import convert as command
 
     command.run(source, destination, architecture, quantization)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run the command line. Exit code 0; 2 for a wrong command line; 130 for Ctrl-C; 1 for everything else that fails."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one for a load that takes half a second
-    sys.exit(_run(argv))
-
-
-def _run(argv: list[str] | None) -> int:
-    try:
-        result: Any = app(argv, prog_name="bertfast", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone (bertfast embed ... -o - | head): nothing to say, and nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if _debug:
-            raise
-        if hasattr(error, "format_message"):  # click's, which newer versions of typer carry under a name of their own
-            message = error.format_message()  # empty where only the help was shown
-            return _fail(f"{message} (bertfast --help shows what there is)", 2) if message else 2
-        expected = isinstance(error, (ValueError, TypeError, OSError, MemoryError, ImportError))
-        return _fail(str(error) or type(error).__name__ if expected else f"{type(error).__name__}: {error} (--debug shows where)", 1)
-    return _fail("interrupted", 130) if result == 130 else result if isinstance(result, int) else 0
-
-
-def _fail(message: str, code: int) -> int:
-    print("bertfast: error: " + " ".join(message.split()), file=sys.stderr)
-    return code
+    """Run the command line and exit; exit codes: bertfast.cli.errors.exit_code."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one even for a load of half a second
+    sys.exit(exit_code(lambda: app(argv, prog_name="bertfast", standalone_mode=False)))

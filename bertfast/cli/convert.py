@@ -1,4 +1,4 @@
-"""bertfast convert: a TF or Flax checkpoint, or any other BERT folder, as a plain transformers folder."""
+"""bertfast convert: a TensorFlow, Flax or PyTorch BERT folder to a transformers folder."""
 
 from rich.console import Console
 
@@ -6,7 +6,7 @@ from bertfast.convert import convert
 
 
 def run(source: str, destination: str, architecture: str | None, quantization: str | None = None) -> None:
-    """Convert and say what came of it. ValueError and OSError as bertfast.convert raises them."""
+    """Convert and print a summary. Raises the errors of bertfast.convert.convert."""
     console = Console()
     with console.status(f"reading {source}"):
         done = convert(source, destination, architecture, quantization)
@@ -18,6 +18,6 @@ def run(source: str, destination: str, architecture: str | None, quantization: s
         highlight=False,
     )
     if done.copied:
-        console.print(f"Copied beside the weights: {', '.join(done.copied)}.", highlight=False)
+        console.print(f"Other files copied: {', '.join(done.copied)}.", highlight=False)
     if done.unexpected:
-        console.print(f"Left out, {done.architecture} has no such weights: {', '.join(done.unexpected)}.", highlight=False)
+        console.print(f"Not written, {done.architecture} has no such weights: {', '.join(done.unexpected)}.", highlight=False)

@@ -1,10 +1,9 @@
-"""bertfast embed: a file of texts in, their vectors out."""
+"""bertfast embed: the embedding of every line of a text file."""
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,24 +11,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bertfast.cli.files import OutputFile, check_output, open_output, read_lines
+from bertfast.cli.input_lines import count_lines, read_lines
+from bertfast.cli.output_files import OutputFile, check_output, open_output
 
 if TYPE_CHECKING:
     from bertfast.text.embedder import Embedder
 
-SAME_ROW = 0.02  # relative: far above what another batch or device changes in a vector, far below the distance of two texts
+SAME_ROW = 0.02  # relative distance: far above the effect of another batch or device, far below the distance of two texts
 
 
 def run(source: str, output: str, *, model: str, resume: bool, restart: bool, quiet: bool, **options: Any) -> None:
     """Embed every line of `source` (a path, or "-" for standard input) into `output`; row i belongs to line i.
 
-    options go to Embedder.from_pretrained. Errors are ValueErrors; what was finished before one is kept in OUTPUT.part.
+    options: passed to Embedder.from_pretrained. Raises ValueError; rows finished before an error stay in OUT.part.
     """
     console = Console(stderr=True, quiet=quiet)
     name = "standard input" if source == "-" else source
     if resume and restart:
         raise ValueError("--resume and --restart: got both, expected one of them")
-    check_output(output, resume=resume, restart=restart)  # before the long part
+    check_output(output, resume=resume, restart=restart)  # before loading the model
     total = count_lines(source)
     with console.status(f"loading {model}"):
         from bertfast.text.embedder import Embedder
@@ -37,75 +37,58 @@ def run(source: str, output: str, *, model: str, resume: bool, restart: bool, qu
         embedder = Embedder.from_pretrained(model, **options)
     with ExitStack() as stack:
         stream: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
-        sink = open_output(output, embedder.dim, resume=resume)
-        stack.callback(sink.close)
+        output_file = open_output(output, embedder.dim, resume=resume)
+        stack.callback(output_file.close)
         texts = read_lines(stream, name)
-        if sink.rows:
-            skip_finished(texts, sink, embedder, name)
-        rows, start = sink.rows, time.perf_counter()
+        if output_file.rows:
+            skip_finished(texts, output_file, embedder, name)
+        rows, start = output_file.rows, time.perf_counter()
         try:
-            embed_lines(texts, embedder, sink, console, total)
-            if sink.rows == 0:
-                raise ValueError(f"{name} is empty: expected one text a line")
+            embed_lines(texts, embedder, output_file, console, total)
+            if output_file.rows == 0:
+                raise ValueError(f"{name} is empty: expected one text per line")
         except (Exception, KeyboardInterrupt):
-            if sink.rows and sink.part is not None:
-                kept = f"{sink.rows:,} finished rows are kept in {sink.part}; the same command with --resume goes on from them"
+            if output_file.rows and output_file.part is not None:
+                kept = f"{output_file.rows:,} finished rows are kept in {output_file.part}; repeat the command with --resume to continue"
                 Console(stderr=True, soft_wrap=True).print(kept, highlight=False)
             raise
-        sink.finish()
-    seconds, rows = time.perf_counter() - start, sink.rows - rows
+        output_file.finish()
+    seconds, rows = time.perf_counter() - start, output_file.rows - rows
     console.print(
-        f"{output}: {sink.rows:,} x {embedder.dim} float32; {rows:,} texts in {seconds:.1f} s, {rows / seconds:,.0f} a second; "
+        f"{output}: {output_file.rows:,} x {embedder.dim} float32; {rows:,} texts in {seconds:.1f} s, {rows / seconds:,.0f} texts/s; "
         f"{embedder.description()}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def count_lines(source: str) -> int | None:
-    """How many texts there are, None where that cannot be known before they are read. Finds a bad line before any work is done."""
-    path = Path(source)
-    if source == "-":
-        return None
-    if not path.exists():
-        raise ValueError(f"input file {source!r} does not exist")
-    if path.is_dir():
-        raise ValueError(f"input file {source!r} is a folder; expected a text file with one text a line, or - for standard input")
-    if not path.is_file():
-        return None  # a pipe can be read only once
-    with path.open("rb") as stream:
-        total = sum(1 for _ in read_lines(stream, source))
-    if total == 0:
-        raise ValueError(f"{source} is empty: expected one text a line")
-    return total
-
-
-def skip_finished(texts: Iterator[str], sink: OutputFile, embedder: "Embedder", name: str) -> None:
-    """Pass over the texts that have their rows, and make sure by the last of them that these rows came from these texts and this model."""
+def skip_finished(texts: Iterator[str], output_file: OutputFile, embedder: "Embedder", name: str) -> None:
+    """Skip the texts whose rows are written. Raises ValueError where the last of those rows differs from its text's embedding."""
     text = None
-    for row in range(sink.rows):
+    for row in range(output_file.rows):
         text = next(texts, None)
         if text is None:
-            raise ValueError(f"{sink.part} holds {sink.rows:,} rows, {name} only {row:,} lines; --restart begins anew")
+            raise ValueError(f"{output_file.part} holds {output_file.rows:,} rows, {name} only {row:,} lines; --restart starts over")
     assert text is not None
-    old, new = sink.last(), embedder.encode([text])[0]
+    old, new = output_file.last(), embedder.encode([text])[0]
     if not np.linalg.norm(old - new) <= SAME_ROW * np.linalg.norm(new):
         raise ValueError(
-            f"row {sink.rows:,} of {sink.part} does not belong to line {sink.rows:,} of {name} with this model and these options"
+            f"row {output_file.rows:,} of {output_file.part} is not what this model and these options give for line {output_file.rows:,} "
+            f"of {name}; --restart starts over"
         )
 
 
-def embed_lines(texts: Iterator[str], embedder: "Embedder", sink: OutputFile, console: Console, total: int | None) -> None:
+def embed_lines(texts: Iterator[str], embedder: "Embedder", output_file: OutputFile, console: Console, total: int | None) -> None:
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=total, completed=sink.rows)
+        task = progress.add_task("", total=total, completed=output_file.rows)
         for chunk, vectors in embedder.encode_stream(texts, on_rows=lambda rows: progress.advance(task, rows)):
             finite = np.isfinite(vectors).all(axis=1)
             if not finite.all():
-                raise ValueError(f"line {sink.rows + int(np.argmin(finite)) + 1}: the model gave a vector that is not finite")
-            sink.append(chunk, vectors)
+                raise ValueError(f"line {output_file.rows + int(np.argmin(finite)) + 1}: the model returned NaN or infinity")
+            output_file.append(chunk, vectors)
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} a second" if task.speed else "")
+        return Text(f"{task.speed:,.0f} texts/s" if task.speed else "")

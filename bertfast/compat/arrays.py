@@ -1,7 +1,7 @@
-"""NumPy, torch, TensorFlow and JAX arrays as torch tensors, and back.
+"""NumPy, torch, TensorFlow and JAX arrays to torch tensors, and back.
 
-tensorflow and jax are never imported here: an array of theirs can only exist where the process has imported them. On the way in
-and out memory is shared wherever DLPack or the buffer protocol allows it.
+tensorflow and jax are never imported here: their arrays exist only in a process that has imported them. Memory is shared in both
+directions wherever DLPack or the buffer protocol allows it.
 """
 
 import sys
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, not in their __all__
 
 
-class Kind(Enum):
-    """What a caller hands over, and gets back."""
+class ArrayType(Enum):
+    """The type of the arrays that a caller passes, and gets back."""
 
     NUMPY = "numpy"
     TORCH = "torch"
@@ -25,18 +25,18 @@ class Kind(Enum):
     JAX = "jax"
 
 
-def kind_of(values: Iterable[Any]) -> Kind:
-    """The kind of the outputs of a call with these arguments: that of its first array that is not NumPy's."""
+def array_type_of(values: Iterable[Any]) -> ArrayType:
+    """The array type of a call's outputs: that of its first argument that is an array but not NumPy's, else NumPy."""
     for value in values:
         if value is None or type(value) is np.ndarray or type(value) is bool:
             continue
         if isinstance(value, Tensor):
-            return Kind.TORCH
+            return ArrayType.TORCH
         if _is_tf(value):
-            return Kind.TF
+            return ArrayType.TF
         if is_jax(value):
-            return Kind.JAX
-    return Kind.NUMPY
+            return ArrayType.JAX
+    return ArrayType.NUMPY
 
 
 def is_array(value: Any) -> bool:
@@ -47,30 +47,30 @@ def is_jax(value: Any) -> bool:
     return type(value).__module__.startswith(("jax.", "jaxlib"))
 
 
-def refuse_tracing(face: str, values: Collection[Any]) -> None:
-    """Raises where a program is being traced: a host call inside it would be frozen at its first inputs without a word."""
+def refuse_tracing(caller: str, values: Collection[Any]) -> None:
+    """Raises ValueError inside tf.function or a JAX transform: the call would run once, while tracing, and its results become constants."""
     tf, jax = sys.modules.get("tensorflow"), sys.modules.get("jax._src.core")
     if tf is None and jax is None:
         return
     if tf is not None and hasattr(tf, "inside_function") and tf.inside_function():
         raise ValueError(
-            f"{face}: called inside tf.function, which would trace this host call once and never run it again; "
+            f"{caller}: called inside tf.function, which would run this call once, while tracing, and never again; "
             "call the model outside, on eager tensors, or wrap the call in tf.py_function"
         )
-    # JAX has no public way to ask. Where this one is gone, traced values still give themselves away.
+    # JAX has no public API for this. Where the private one is missing, traced arguments are still detected.
     clean = getattr(jax, "trace_state_clean", None)
     arrays = [value for value in values if value is not None and type(value) is not np.ndarray]
     if (clean is not None and not clean()) or any(map(is_traced, arrays)):
         raise ValueError(
-            f"{face}: called inside jax.jit (or another JAX transform), which would trace this host call once and never run it again; "
+            f"{caller}: called inside jax.jit (or another JAX transform), which would run this call once, while tracing, and never again; "
             "call the model outside, or wrap the call in jax.pure_callback"
         )
     if any(_is_tf(value) and not hasattr(value, "numpy") for value in arrays):
-        raise ValueError(f"{face}: got a symbolic Keras or TensorFlow tensor, which has no numbers; call the model on eager tensors")
+        raise ValueError(f"{caller}: got a symbolic Keras or TensorFlow tensor, which has no values; call the model on eager tensors")
 
 
 def is_traced(value: Any) -> bool:
-    """Whether this is one of JAX's tracers, which stand for an array while a program is traced."""
+    """Whether this is a JAX tracer, the placeholder of an array during tracing."""
     if not is_jax(value):
         return False
     tracer = getattr(sys.modules.get("jax._src.core"), "Tracer", None)
@@ -78,11 +78,11 @@ def is_traced(value: Any) -> bool:
 
 
 def to_torch(value: Any, name: str) -> Tensor:
-    """The value as a tensor, sharing its memory where that can be. Raises TypeError for what is no array of numbers."""
+    """The value as a tensor, sharing its memory where possible. Raises TypeError, naming `name`, for what is no array of numbers."""
     if isinstance(value, Tensor):
         return value
     if _is_tf(value) or is_jax(value):
-        return _imported(value)
+        return _from_framework(value)
     try:
         array = value if type(value) is np.ndarray else np.asarray(value)
         return from_numpy(array)
@@ -90,10 +90,12 @@ def to_torch(value: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an array of numbers ({error})") from error
 
 
-def through_numpy(value: Any, device: torch.device) -> Any:
-    """Ids or a mask of JAX's as NumPy's, where the model is on the CPU: they are small, are converted in any case, and JAX's exchange by
-    DLPack takes longer than that (TensorFlow's does not). int32 becomes int64, which lookups take: one copy for that and for memory
-    that may be written to, which JAX's may not."""
+def jax_to_numpy(value: Any, device: torch.device) -> Any:
+    """JAX ids or masks as NumPy arrays where the model is on the CPU; any other value as it is.
+
+    They are small and converted anyway, and JAX's DLPack export takes longer (TensorFlow's does not). int32 becomes int64, which
+    lookups need: this one copy also gives writable memory, which JAX's is not.
+    """
     if not is_jax(value) or device.type != "cpu":
         return value
     array = np.asarray(value)
@@ -101,11 +103,11 @@ def through_numpy(value: Any, device: torch.device) -> Any:
 
 
 def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
-    """A tensor on the array's memory; a copy where it may not be written to, since torch would let anybody write."""
+    """A tensor on the array's memory; a copy of read-only memory, since torch has no read-only tensors."""
     dtype, flags = array.dtype, array.flags
     if dtype.kind in "fi" and dtype.isnative and flags.c_contiguous:
         return torch.from_numpy(array if flags.writeable else array.copy())
-    if dtype.kind == "V" and dtype.name == "bfloat16":  # ml_dtypes', which torch does not know
+    if dtype.kind == "V" and dtype.name == "bfloat16":  # ml_dtypes' bfloat16
         return from_numpy(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
@@ -117,9 +119,9 @@ def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
 
 
 def to_numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":
-    """The tensor as a NumPy array on the same memory (a copy from another device).
+    """The tensor as a NumPy array on the same memory (copied from another device).
 
-    NumPy has no bfloat16: the array is ml_dtypes' where that is installed, else float32 of the same values.
+    bfloat16 becomes ml_dtypes' bfloat16 where that is installed, else float32 with the same values.
     """
     if tensor.requires_grad or not tensor.is_cpu:
         tensor = tensor.detach().cpu()
@@ -138,15 +140,15 @@ def numpy_bfloat16() -> Any | None:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def from_torch(tensor: Tensor, kind: Kind) -> Any:
-    """The tensor as an array of the kind, sharing its memory where that can be."""
-    if kind is Kind.NUMPY:
+def from_torch(tensor: Tensor, array_type: ArrayType) -> Any:
+    """The tensor as an array of this type, sharing its memory where possible."""
+    if array_type is ArrayType.NUMPY:
         return to_numpy(tensor)
-    if kind is Kind.JAX:
+    if array_type is ArrayType.JAX:
         return _to_jax(tensor, sys.modules["jax"])
     if tensor.requires_grad:
         tensor = tensor.detach()
-    if kind is Kind.TORCH:
+    if array_type is ArrayType.TORCH:
         return tensor
     tf: Any = sys.modules["tensorflow"]
     if tensor.numel() == 0:
@@ -158,32 +160,32 @@ def _to_jax(tensor: Tensor, jax: Any) -> Any:
     if not tensor.is_cpu and tensor.numel() > 1:
         return jax.dlpack.from_dlpack(tensor.detach().contiguous())
     array = to_numpy(tensor)
-    # JAX has no 0-d or empty DLPack exchange on every version, and keeps 64-bit numbers only where it is told to.
+    # Not every JAX version exchanges 0-d and empty arrays by DLPack; asarray also applies JAX's 64-bit setting.
     if array.size < 2:
         return jax.numpy.asarray(array)
-    # An import by DLPack asks a device for its stream, and the CPU has none: JAX raises and catches an error at each. This gives the
-    # same array on the same memory, and keeps that for itself: nobody else has a way to write to it.
+    # A DLPack import asks the device for its stream; for the CPU JAX raises and catches an error each time. The callback gives the same
+    # array on the same memory without that.
     try:
-        return jax.make_array_from_callback(array.shape, _on_device(jax.local_devices(backend="cpu")[0]), lambda _: array)
-    except RuntimeError:  # under jax.transfer_guard this counts as a transfer, which an import does not
+        return jax.make_array_from_callback(array.shape, _cpu_sharding(jax.local_devices(backend="cpu")[0]), lambda _: array)
+    except RuntimeError:  # jax.transfer_guard counts this as a transfer, but not a DLPack import
         return jax.dlpack.from_dlpack(tensor.detach().contiguous())
 
 
 @lru_cache(maxsize=1)
-def _on_device(device: Any) -> Any:
-    """One object for all calls: JAX remembers by it what it has found out about it."""
+def _cpu_sharding(device: Any) -> Any:
+    """One object for all calls: JAX caches by identity."""
     return sys.modules["jax"].sharding.SingleDeviceSharding(device)
 
 
-def tree_from_torch(value: Any, kind: Kind) -> Any:
+def tree_from_torch(value: Any, array_type: ArrayType) -> Any:
     """from_torch for a tensor, a tuple of them, or None."""
     if isinstance(value, tuple):
-        return tuple(from_torch(item, kind) for item in value)
-    return from_torch(value, kind) if isinstance(value, Tensor) else value
+        return tuple(from_torch(item, array_type) for item in value)
+    return from_torch(value, array_type) if isinstance(value, Tensor) else value
 
 
 def torch_dtype(dtype: Any, name: str = "dtype") -> torch.dtype:
-    """torch's dtype for torch's, NumPy's, JAX's or TensorFlow's, or a name. Raises TypeError for what is none of the floating ones."""
+    """The torch dtype of a torch, NumPy, JAX or TensorFlow dtype, or of its name. Raises TypeError for what is no floating point dtype."""
     if not isinstance(dtype, torch.dtype):
         label = dtype if isinstance(dtype, str) else _dtype_name(dtype)
         found = getattr(torch, label, None)
@@ -196,7 +198,7 @@ def torch_dtype(dtype: Any, name: str = "dtype") -> torch.dtype:
 
 
 def _dtype_name(dtype: Any) -> str:
-    named = getattr(dtype, "name", None)  # NumPy's and TensorFlow's dtypes; jnp.float32 is a class with a `dtype`
+    named = getattr(dtype, "name", None)  # NumPy and TensorFlow; jnp.float32 is a class with a `dtype`
     if isinstance(named, str):
         return named
     try:
@@ -209,9 +211,9 @@ def _is_tf(value: Any) -> bool:
     return type(value).__module__.startswith(("tensorflow.", "keras."))
 
 
-def _imported(value: Any) -> Tensor:
+def _from_framework(value: Any) -> Tensor:
     try:
         return from_dlpack(value)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        pass  # no DLPack for this dtype (bool, strings), device or version: through NumPy
+        pass  # no DLPack for this dtype, device or version: through NumPy
     return from_numpy(np.asarray(value))

@@ -1,7 +1,7 @@
-"""A config as 4.37 had it, and the engine's copy of it.
+"""The config of a compat class, and the engine's copy of it.
 
-transformers 5 still reads the old config.json files and keeps attributes that it has no use for. A keyword given to
-from_pretrained overrides an attribute; those that only 4.37 knew are listed here, so that they too end up in the config.
+transformers 5 reads old config.json files and keeps attributes that it does not use. A from_pretrained keyword overrides an attribute;
+attributes that only 4.37 declared are listed here, so that they can be overridden too.
 """
 
 import copy
@@ -9,7 +9,7 @@ from typing import Any
 
 from bertfast.runtime.config_access import setting
 
-# Attributes of a 4.37 config that transformers 5 no longer declares.
+# Attributes of a 4.37 config, which transformers 5 may not declare.
 _LEGACY = frozenset(
     (
         *("tf_legacy_loss", "position_embedding_type", "use_cache", "is_decoder", "add_cross_attention", "tie_word_embeddings"),
@@ -23,9 +23,9 @@ _LEGACY = frozenset(
 
 
 def read_config(given: Any, folder: Any, overrides: dict[str, Any]) -> Any:
-    """The config of a from_pretrained call: `given` (an object, or a path), or the folder's, with overrides.
+    """The config of a from_pretrained call: `given` (a config or a path), else the folder's, with `overrides` applied.
 
-    Takes out of `overrides` what is an attribute of the config; the rest is left for from_pretrained.
+    Pops config attributes from `overrides`; the rest is for from_pretrained.
     """
     from transformers import BertConfig, PreTrainedConfig
 
@@ -37,21 +37,21 @@ def read_config(given: Any, folder: Any, overrides: dict[str, Any]) -> Any:
 
 
 def engine_config(config: Any, activation: str, **changes: Any) -> Any:
-    """The config that the torch class is built with: what the face reads from its own config must not act twice."""
-    ours = copy.deepcopy(config)
+    """The torch class's config: the output flags, which the compat class handles itself, are off. changes: attributes to set."""
+    copied = copy.deepcopy(config)
     for name in ("output_attentions", "output_hidden_states"):
-        setattr(ours, name, False)
-    ours._attn_implementation = "sdpa"
-    ours.return_dict, ours.use_cache, ours.hidden_act = True, False, activation
-    ours.position_embedding_type = "absolute"  # the TF and Flax classes never looked at it
-    if hasattr(ours, "dtype"):
-        ours.dtype = None  # else the folder's would decide what the weights are loaded as
+        setattr(copied, name, False)
+    copied._attn_implementation = "sdpa"
+    copied.return_dict, copied.use_cache, copied.hidden_act = True, False, activation
+    copied.position_embedding_type = "absolute"  # the TF and Flax classes ignored it
+    if hasattr(copied, "dtype"):
+        copied.dtype = None  # the folder's dtype must not decide how weights are loaded
     for name, value in changes.items():
-        setattr(ours, name, value)
-    return ours
+        setattr(copied, name, value)
+    return copied
 
 
-def flag(asked: bool | None, config: Any, name: str, default: bool = False) -> bool:
-    """An output flag: the call's, else the config's."""
-    value = setting(config, name, default) if asked is None else asked
+def flag(argument: bool | None, config: Any, name: str, default: bool = False) -> bool:
+    """An output flag: the call's argument, else the config's."""
+    value = setting(config, name, default) if argument is None else argument
     return default if value is None else bool(value)

@@ -60,6 +60,8 @@ class DroppingOps:
     linear = staticmethod(reference.linear)
     linear_concat = staticmethod(reference.linear_concat)
     int8_linear = staticmethod(reference.int8_linear)
+    fp8_linear = staticmethod(reference.fp8_linear)
+    fp8_add_layer_norm = staticmethod(reference.fp8_add_layer_norm)
     varlen_attention = staticmethod(reference.varlen_attention)
     write_cache = staticmethod(reference.write_cache)
     cached_attention = staticmethod(reference.cached_attention)

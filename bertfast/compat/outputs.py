@@ -1,14 +1,14 @@
-"""What the output classes of both libraries have in common.
+"""The base of the output classes, with the behaviour of transformers 4.37's ModelOutput.
 
-As in transformers 4.37: a dict of the fields that are there (absent ones are not keys, and read as None by attribute), in order,
-that can also be indexed by number and unpacked like a tuple.
+An ordered dict of the fields that are not None (the others are no keys, and None as attributes), which can also be indexed by
+position. Source: transformers.utils.ModelOutput of 4.37.
 """
 
 from dataclasses import dataclass, fields
 from typing import Any
 
 
-class Output(dict[str, Any]):
+class ModelOutput(dict[str, Any]):
     """Base of the output dataclasses: attribute, key and index access, to_tuple, replace."""
 
     def __post_init__(self) -> None:
@@ -19,9 +19,9 @@ class Output(dict[str, Any]):
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Any:
-        """The same as cls(**values), for values that a face has made itself: their names are fields, in order."""
+        """cls(**values) without its cost. The names must be fields, in order."""
         made = cls.__new__(cls)
-        made.__dict__.update(values)  # a field that is not there reads as the class's default, None
+        made.__dict__.update(values)  # other fields read as the class default, None
         dict.update(made, {name: value for name, value in values.items() if value is not None})
         return made
 
@@ -38,14 +38,14 @@ class Output(dict[str, Any]):
         object.__setattr__(self, name, value)
 
     def __delitem__(self, key: str) -> None:
-        raise TypeError(f"{type(self).__name__}: its fields cannot be deleted")
+        raise TypeError(f"{type(self).__name__}: fields cannot be deleted")
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are there, in order."""
+        """The fields that are not None, in order."""
         return tuple(self.values())
 
     def replace(self, **changes: Any) -> Any:
-        """A copy with other values in some fields (flax.struct's habit)."""
+        """A copy with some fields changed, as flax.struct dataclasses have it."""
         return type(self)(**{**self, **changes})
 
     def __reduce__(self) -> Any:
@@ -56,4 +56,4 @@ def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
     return cls(**values)
 
 
-output = dataclass(repr=False, eq=False)  # a dict prints and compares by its items
+output_dataclass = dataclass(repr=False, eq=False)  # repr and equality are dict's

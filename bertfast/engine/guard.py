@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bertfast.engine.module_audit import _HOOKS, why_unsupported
-from bertfast.quantization.int8_layers import QuantizedLayer
+from bertfast.quantization.layer import QuantizedLayer
 from bertfast.runtime.config_access import setting
 from bertfast.runtime.native import _C
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.graph.heads import HeadOutput
-from bertfast.ops import Int8Weight
+from bertfast.ops import Fp8Rows, Fp8Weight, Int8Weight, Rows
+from bertfast.ops.cpu import activation_code
+from bertfast.ops.fp8 import Scales
 from bertfast.runtime.native import _C
 
 Ref = tuple[int, int, int]  # kind, value, column: see csrc/plan/plan.h
@@ -135,7 +137,7 @@ class Recorder:
         rows = self.rows_of(x)
         self.note("linear", out, rows, out.shape[1],
             x=x, x_stride=self.stride_of(x), parts=[(w, b, w.shape[0]) for w, b in zip(weights, biases, strict=True)],
-            activation=_C.ACTIVATIONS[activation or "none"], rows=rows, inputs=x.shape[1],
+            activation=activation_code(activation), rows=rows, inputs=x.shape[1],
         )  # fmt: skip
         return out
 
@@ -146,9 +148,20 @@ class Recorder:
         rows = self.rows_of(x)
         self.note("int8_linear", out, rows, out.shape[1],
             x=self.quantized(x), parts=[(w.panels, w.scales, b, w.features) for w, b in zip(weights, biases, strict=True)],
-            activation=_C.ACTIVATIONS[activation or "none"], rows=rows, inputs=x.shape[1], quantized=None,
+            activation=activation_code(activation), rows=rows, inputs=x.shape[1], quantized=None,
         )  # fmt: skip
         return out
+
+    def fp8_linear(
+        self, x: Rows, weights: Sequence[Fp8Weight], biases: Sequence[Tensor | None], activation: str | None = None,
+        quantize: Scales | None = None,
+    ) -> Rows:  # fmt: skip
+        self.trouble = self.trouble or "fp8, which has no CPU kernels"
+        return ops.fp8_linear(x, weights, biases, activation, quantize)
+
+    def fp8_add_layer_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Fp8Rows:
+        self.trouble = self.trouble or "fp8, which has no CPU kernels"
+        return ops.fp8_add_layer_norm(x, residual, weight, bias, eps)
 
     def quantized(self, x: Tensor) -> Tensor:
         """A stand-in for the rows of x as int8 products read them: left by the op that makes x where that op can, once for all."""

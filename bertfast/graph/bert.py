@@ -1,4 +1,4 @@
-"""Where BERT keeps what the graph reads: transformers.models.bert.modeling_bert."""
+"""BERT's module tree, as the graph reads it. Source: transformers.models.bert.modeling_bert."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from transformers.models.bert import modeling_bert
 
 from bertfast.batch.packed import GraphInputs
-from bertfast.graph.encoder import affine, embedding_table
-from bertfast.graph.heads import prediction_logits
+from bertfast.graph.heads import lm_head_logits
 from bertfast.graph.layers import AttentionModules, LayerModules
+from bertfast.graph.projections import affine, embedding_table
 from bertfast.ops import Ops
 
 
@@ -39,7 +39,7 @@ def attention(module: Any) -> AttentionModules:  # BertAttention
 
 
 def lm_logits(model: Any, x: Tensor, O: Ops) -> Tensor:  # [R, H] -> [R, V]
-    return prediction_logits(model.cls.predictions, x, O)
+    return lm_head_logits(model.cls.predictions, x, O)
 
 
 def is_quantizable(name: str) -> bool:
@@ -50,8 +50,8 @@ def is_quantizable(name: str) -> bool:
     return in_layer or last == "word_embeddings" or (last == "decoder" and parent.endswith("predictions"))
 
 
-# What the graph reads the parameters of, by attribute name ("<index>" inside a ModuleList). A module of another class keeps its own
-# forward, and the model takes the reference path.
+# The classes that the graph computes in place of, by attribute name ("<index>" inside a ModuleList). With a module of another class the
+# model takes the reference path.
 MODULES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("query", "key", "value", "dense", "decoder", "classifier", "qa_outputs", "seq_relationship"), (nn.Linear,)),
     **dict.fromkeys(("word_embeddings", "position_embeddings", "token_type_embeddings"), (nn.Embedding,)),

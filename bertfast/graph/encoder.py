@@ -1,14 +1,12 @@
-"""The BERT graph: functions over transformers' own module tree, on one [R, H] matrix of rows.
+"""The encoder: functions over transformers' own module tree, on one [R, H] matrix of rows.
 
-The modules hold the parameters, under transformers' names, and nothing else; what is computed is here, once, for every
-device. Rows are the real tokens of a batch laid end to end (R = T) or, where padding is kept, all of its cells (R = B * S);
-only the attention that comes with a batch knows which. `O` is the set of ops: bertfast.ops (kernels where there are any) or
-bertfast.ops.reference (differentiable).
+The modules hold the parameters, under transformers' names; what is computed is here, once for every device. Rows are the tokens of a batch
+laid end to end (R = T) or, if padding is kept, all positions of the batch (R = B * S); only the attention that comes with a batch knows
+which. `O` is the set of ops: bertfast.ops (kernels where there are any), bertfast.ops.reference (differentiable) or a Recorder.
 
 Source: BertModel of transformers; Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,9 +15,9 @@ from bertfast import ops
 from bertfast.batch.attention import Attention
 from bertfast.batch.packed import GraphInputs
 from bertfast.graph.layers import AttentionModules, LayerModules
-from bertfast.ops import Ops
-from bertfast.quantization.fp8_layers import Fp8LayerNorm
-from bertfast.quantization.int8_layers import QuantizedLayer
+from bertfast.graph.projections import activated_linear, linear, project_add_norm
+from bertfast.ops import Ops, Rows
+from bertfast.ops.fp8 import unquantized
 
 
 def encode(
@@ -27,10 +25,10 @@ def encode(
 ) -> Tensor:
     """[R, H] after the last layer; or, with first_rows [B], those rows alone: [B, H].
 
-    The last layer then computes keys and values for all rows and everything else for the first rows only.
+    With first_rows the last layer computes keys and values for all rows and everything else for those alone.
     hidden_states: collects [R, H] after the embeddings and after each layer.
     """
-    x = base.family.embed(base, inputs, O)
+    x: Rows = base.family.embed(base, inputs, O)
     layers = base.family.layers(base)
     if layers:  # transformers takes the first hidden state from the first layer's input: without layers there is none
         _collect(hidden_states, x)
@@ -38,63 +36,48 @@ def encode(
         x = encode_layer(layer, x, inputs, O)
         _collect(hidden_states, x)
     if first_rows is not None:
-        x = last_layer_first_rows(layers[-1], x, inputs, first_rows, O) if layers else O.pack(x, first_rows)
-    return x
+        x = last_layer_first_rows(layers[-1], x, inputs, first_rows, O) if layers else O.pack(unquantized(x), first_rows)
+    return unquantized(x)
 
 
-def _collect(hidden_states: list[Tensor] | None, x: Tensor) -> None:
+def _collect(hidden_states: list[Tensor] | None, x: Rows) -> None:
     if hidden_states is not None:
-        hidden_states.append(x)
+        hidden_states.append(unquantized(x))
 
 
-def embedding_table(words: Any, inputs: GraphInputs, O: Ops, *others: Any) -> Tensor:  # -> [R, H]
-    """embed_layer_norm over the word embeddings, float or quantized, or over inputs_embeds. others: its arguments from position_ids on."""
-    if inputs.words is None and isinstance(words, QuantizedLayer):
-        return words.embed(inputs.input_ids, O, *others)
-    return O.embed_layer_norm(inputs.input_ids, words.weight if inputs.words is None else inputs.words, *others)
-
-
-def linear(x: Tensor, layers: Sequence[Any], O: Ops = ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, F_0 + F_1 + ...]
-    """activation(x W^T + b) of a linear layer, or of several side by side in one pass over x. The one place that knows what kinds of
-    weights there are: layers of one call are of one kind, which bertfast.engine.eligibility makes sure of."""
-    if isinstance(layers[0], QuantizedLayer):
-        return layers[0].project(x, layers, O, activation)
-    if len(layers) == 1:
-        return O.linear(x, layers[0].weight, layers[0].bias, activation)
-    assert activation is None, "no graph asks for several layers and an activation"
-    return O.linear_concat(x, [m.weight for m in layers], [m.bias for m in layers])
-
-
-def encode_layer(layer: LayerModules, x: Tensor, inputs: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
-    """Post-norm: each block adds its input back, then normalises."""
+def encode_layer(layer: LayerModules, x: Rows, inputs: GraphInputs, O: Ops = ops) -> Rows:  # [R, H] -> [R, H]
+    """Post-norm: each block adds its input to its output, then normalizes."""
     x = project_add_norm(layer.attention.output, layer.attention.norm, attend(layer.attention, x, inputs.attention, O), x, O)
     if inputs.cross_attention is not None:
         assert layer.cross is not None, "batch.inputs refuses encoder_hidden_states for a model without cross-attention"
         x = project_add_norm(layer.cross.output, layer.cross.norm, attend_across(layer.cross, x, inputs, O), x, O)
-    return project_add_norm(layer.down, layer.norm, activated_linear(layer.up, layer.activation, x, O), x, O)
+    return feed_forward(layer, x, O)
 
 
 def last_layer_first_rows(  # [R, H] -> [B, H]
-    layer: LayerModules, x: Tensor, inputs: GraphInputs, first_rows: Tensor, O: Ops = ops
-) -> Tensor:
+    layer: LayerModules, x: Rows, inputs: GraphInputs, first_rows: Tensor, O: Ops = ops
+) -> Rows:
     attention = inputs.attention.restricted_to_first_rows()
     if attention is None or inputs.cross_attention is not None:
-        return O.pack(encode_layer(layer, x, inputs, O), first_rows)
+        return O.pack(unquantized(encode_layer(layer, x, inputs, O)), first_rows)
     modules = layer.attention
-    first = O.pack(x, first_rows)
+    first = O.pack(unquantized(x), first_rows)
     q = linear(first, [modules.query], O)
     k, v = linear(x, [modules.key, modules.value], O).chunk(2, dim=1)
-    first = project_add_norm(modules.output, modules.norm, attention(q, k, v, modules.heads, O), first, O)
-    return project_add_norm(layer.down, layer.norm, activated_linear(layer.up, layer.activation, first, O), first, O)
+    return feed_forward(layer, project_add_norm(modules.output, modules.norm, attention(q, k, v, modules.heads, O), first, O), O)
 
 
-def attend(modules: AttentionModules, x: Tensor, attention: Attention, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
+def feed_forward(layer: LayerModules, x: Rows, O: Ops = ops) -> Rows:  # [R, H] -> [R, H]
+    return project_add_norm(layer.down, layer.norm, activated_linear(layer.up, layer.activation, x, O), x, O)
+
+
+def attend(modules: AttentionModules, x: Rows, attention: Attention, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
     q, k, v = linear(x, [modules.query, modules.key, modules.value], O).chunk(3, dim=1)
     return attention(q, k, v, modules.heads, O)
 
 
-def attend_across(modules: AttentionModules, x: Tensor, inputs: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
-    assert inputs.cross_attention is not None, "the caller asked"
+def attend_across(modules: AttentionModules, x: Rows, inputs: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
+    assert inputs.cross_attention is not None, "encode_layer asks first"
     q = linear(x, [modules.query], O)
     cached = None if inputs.cross_cache is None else inputs.cross_cache.read()
     if cached is not None:
@@ -105,42 +88,3 @@ def attend_across(modules: AttentionModules, x: Tensor, inputs: GraphInputs, O: 
     if inputs.cross_cache is not None:
         inputs.cross_cache.keep(k, v, modules.heads)
     return inputs.cross_attention(q, k, v, modules.heads, O)
-
-
-def project_add_norm(dense: Any, norm: Any, x: Tensor, residual: Tensor, O: Ops = ops) -> Tensor:  # [R, *] -> [R, H]
-    """norm(dense(x) + residual)."""
-    out = linear(x, [dense], O)
-    if isinstance(norm, Fp8LayerNorm):
-        return norm.add(out, residual)
-    return O.add_layer_norm(out, residual, *affine(norm))
-
-
-def activated_linear(dense: Any, activation: Any, x: Tensor, O: Ops = ops) -> Tensor:
-    name = fused_name(activation)
-    out = linear(x, [dense], O, name)
-    return out if name is not None else activation(out)
-
-
-# By class, not by config: an activation that was replaced in the module tree is called as it stands.
-_FUSED = {
-    "GELUActivation": "gelu",
-    "NewGELUActivation": "gelu_new",
-    "GELUTanh": "gelu_pytorch_tanh",
-    "PytorchGELUTanh": "gelu_pytorch_tanh",
-    "ReLU": "relu",
-    "SiLUActivation": "silu",
-    "SiLU": "silu",
-    "Tanh": "tanh",
-}
-
-
-def fused_name(activation: Any) -> str | None:
-    """The op contract's name for an activation module of torch or transformers; None where linear cannot fuse it."""
-    kind = type(activation)
-    if kind.__module__ not in ("transformers.activations", "torch.nn.modules.activation"):
-        return None
-    return _FUSED.get(kind.__name__)
-
-
-def affine(norm: Any) -> tuple[Tensor, Tensor, float]:
-    return norm.weight, norm.bias, norm.eps

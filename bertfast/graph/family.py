@@ -1,6 +1,6 @@
-"""One record for each family of models: all that the rest of the package asks about one.
+"""One entry for each family of models: all that the rest of the package asks about it.
 
-Engine, batch, cache, generation and quantization know families by these records alone; `model.family` is the record of a model.
+Engine, batch, cache, generation and quantization know families by these entries alone; `model.family` is that of a model.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
-"""The heads: from the rows of the last layer to what each class of transformers returns.
+"""The heads: from the rows of the last layer to the outputs of each class of transformers' modeling_bert.
 
-A head computes on packed rows and unpacks its logits last. Heads that read the pooled token alone ask the graph for those rows
-only. Every head of transformers' modeling_bert is one entry here: what it reads, its output class, its logits, its loss.
+A head computes on packed rows and unpacks its logits last. A head that reads the first rows alone asks the graph for those only. HEADS has
+an entry for each class: its logits, output class, loss and inputs.
 
 Shape letters: R rows, B batch, S padded length, H hidden, V vocabulary.
 """
@@ -27,30 +27,31 @@ from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 from bertfast.batch.inputs import Arguments
 from bertfast.batch.packed import PackedBatch
 from bertfast.graph import losses
-from bertfast.graph.encoder import activated_linear, affine, linear
+from bertfast.graph.projections import activated_linear, affine, linear
 from bertfast.ops import Ops
+from bertfast.ops.fp8 import unquantized
 
-PADDED_SPAN_LOGIT = -1e4  # start and end logits of padding: an argmax or softmax over the row never lands there
+PADDED_SPAN_LOGIT = -1e4  # start and end logits of padding: never the argmax of a row
 
 
 @dataclass(frozen=True, slots=True)
 class HeadInputs:
-    """What a head is given."""
+    """The arguments of a head."""
 
-    rows: Tensor  # [R, H], or [B, H]: the first rows alone, for a head that asked for those
+    rows: Tensor  # [R, H]; with only_first [B, H]: the first row of each sequence
     batch: PackedBatch
     arguments: Arguments
-    O: Ops  # the ops
+    O: Ops
     only_first: bool
 
 
 @dataclass(frozen=True, slots=True)
 class HeadOutput:
-    """One output of a head, as the ops leave it: a matrix, which becomes [B, S, C] where its rows are the cells of the batch."""
+    """One output of a head, as the ops return it: a matrix, reshaped to [B, S, C] if its rows are the cells of the batch."""
 
     value: Tensor
     cells: bool = False
-    blank: Tensor | None = None  # bool over the leading dimensions of a value that is no matrix of cells: which of them are padding
+    blank: Tensor | None = None  # if not cells: bool over the leading dimensions of value, True at padding
 
 
 Compute = Callable[[Any, HeadInputs], dict[str, HeadOutput]]
@@ -63,56 +64,59 @@ class Head:
     output: type  # the ModelOutput it fills
     loss: losses.Loss = losses.no_loss
     pooled: bool = False  # reads column 0 through the pooler
-    only_first: bool = False  # and nothing else
-    finish: Finish | None = None  # what is left to do to the shaped outputs
-    token_labels: tuple[str, ...] = ()  # [B, S] arguments that count at padded cells unless -100 there
-    span_labels: tuple[str, ...] = ()  # [B] arguments under which every cell counts
-    shifted: bool = False  # a label also concerns the cell on its left
+    only_first: bool = False  # reads nothing else
+    finish: Finish | None = None  # from the reshaped outputs to those returned
+    token_labels: tuple[str, ...] = ()  # [B, S] arguments: at padded cells they count unless -100
+    span_labels: tuple[str, ...] = ()  # [B] arguments: given, every cell counts
+    shifted: bool = False  # a label is the target of the cell on its left
     choices: bool = False  # inputs are [B, choices, S]
 
 
-def pool(model: Any, encoded: HeadInputs) -> Tensor:  # -> [B, H]
-    first = encoded.rows if encoded.only_first else encoded.O.pack(encoded.rows, encoded.batch.first_rows)
-    return activated_linear(model.pooler.dense, model.pooler.activation, first, encoded.O)
+def pooled_output(model: Any, inputs: HeadInputs) -> Tensor:  # -> [B, H]
+    first = inputs.rows if inputs.only_first else inputs.O.pack(inputs.rows, inputs.batch.first_rows)
+    return unquantized(activated_linear(model.pooler.dense, model.pooler.activation, first, inputs.O))
 
 
-def token_scores(module: Any, encoded: HeadInputs, fill: float = 0.0) -> HeadOutput:
-    return HeadOutput(encoded.batch.unpack(linear(encoded.rows, [module], encoded.O), encoded.O, fill), cells=True)
+def token_logits(module: Any, inputs: HeadInputs, fill: float = 0.0) -> HeadOutput:
+    return HeadOutput(inputs.batch.unpack(linear(inputs.rows, [module], inputs.O), inputs.O, fill), cells=True)
 
 
-def prediction_logits(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
+def lm_head_logits(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
     transform = head.transform
-    hidden = activated_linear(transform.dense, transform.transform_act_fn, x, O)
+    hidden = unquantized(activated_linear(transform.dense, transform.transform_act_fn, x, O))
     return linear(O.add_layer_norm(hidden, None, *affine(transform.LayerNorm)), [head.decoder], O)
 
 
-def encoder_outputs(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    out = {"last_hidden_state": HeadOutput(encoded.batch.unpack(encoded.rows, encoded.O), cells=True)}
+def encoder_outputs(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    out = {"last_hidden_state": HeadOutput(inputs.batch.unpack(inputs.rows, inputs.O), cells=True)}
     if model.pooler is not None:
-        out["pooler_output"] = HeadOutput(pool(model, encoded))
+        out["pooler_output"] = HeadOutput(pooled_output(model, inputs))
     return out
 
 
-def masked_lm(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    scores = model.family.lm_logits(model, encoded.rows, encoded.O)
-    return {"logits": HeadOutput(encoded.batch.unpack(scores, encoded.O), cells=True)}
+def masked_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    logits = model.family.lm_logits(model, inputs.rows, inputs.O)
+    return {"logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True)}
 
 
-def causal_lm(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    keep = encoded.arguments.get("logits_to_keep", 0)
+def causal_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    keep = inputs.arguments.get("logits_to_keep", 0)
     if isinstance(keep, int) and keep == 0:
-        return masked_lm(model, encoded)
-    hidden = select_columns(encoded.batch.cells(encoded.batch.unpack(encoded.rows, encoded.O)), keep)
-    scores = model.family.lm_logits(model, hidden.reshape(-1, hidden.shape[-1]).contiguous(), encoded.O).view(*hidden.shape[:-1], -1)
-    padding = encoded.batch.padding()
+        return masked_lm(model, inputs)
+    hidden = select_columns(inputs.batch.cells(inputs.batch.unpack(inputs.rows, inputs.O)), keep)
+    logits = model.family.lm_logits(model, hidden.reshape(-1, hidden.shape[-1]).contiguous(), inputs.O).view(*hidden.shape[:-1], -1)
+    padding = inputs.batch.padding()
     if padding is None:
-        return {"logits": HeadOutput(scores)}
+        return {"logits": HeadOutput(logits)}
     padding = select_columns(padding[..., None], keep)[..., 0]
-    return {"logits": HeadOutput(scores.masked_fill(padding[..., None], 0.0), blank=padding)}
+    return {"logits": HeadOutput(logits.masked_fill(padding[..., None], 0.0), blank=padding)}
 
 
 def select_columns(x: Tensor, keep: Any) -> Tensor:
-    """The columns of x [B, S, C] that logits_to_keep names: the last `keep`; [k] of every row; [B, k]; a [B, S] bool mask, flat."""
+    """The columns of x [B, S, C] that logits_to_keep selects.
+
+    keep: how many of the last ones; indices [k] for every sequence, or [B, k]; or a [B, S] bool mask, whose result is flat.
+    """
     if isinstance(keep, int):
         return x[:, -keep:] if keep else x
     if keep.dim() == 2:
@@ -120,36 +124,36 @@ def select_columns(x: Tensor, keep: Any) -> Tensor:
     return x[:, keep]
 
 
-def pretraining(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    scores = model.family.lm_logits(model, encoded.rows, encoded.O)
+def pretraining(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    logits = model.family.lm_logits(model, inputs.rows, inputs.O)
     return {
-        "prediction_logits": HeadOutput(encoded.batch.unpack(scores, encoded.O), cells=True),
-        "seq_relationship_logits": HeadOutput(linear(pool(model.base_model, encoded), [model.cls.seq_relationship], encoded.O)),
+        "prediction_logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True),
+        "seq_relationship_logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.cls.seq_relationship], inputs.O)),
     }
 
 
-def next_sentence(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": HeadOutput(linear(pool(model.base_model, encoded), [model.cls.seq_relationship], encoded.O))}
+def next_sentence(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.cls.seq_relationship], inputs.O))}
 
 
-def sequence_classification(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": HeadOutput(linear(pool(model.base_model, encoded), [model.classifier], encoded.O))}
+def sequence_classification(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.classifier], inputs.O))}
 
 
-def multiple_choice(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": HeadOutput(linear(pool(model.base_model, encoded), [model.classifier], encoded.O))}
+def multiple_choice(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.classifier], inputs.O))}
 
 
 def reshape_choices(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]
     return {"logits": outputs["logits"].view(-1, arguments["num_choices"])}
 
 
-def token_classification(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": token_scores(model.classifier, encoded)}
+def token_classification(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": token_logits(model.classifier, inputs)}
 
 
-def question_answering(model: Any, encoded: HeadInputs) -> dict[str, HeadOutput]:
-    return {"logits": token_scores(model.qa_outputs, encoded, PADDED_SPAN_LOGIT)}
+def question_answering(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+    return {"logits": token_logits(model.qa_outputs, inputs, PADDED_SPAN_LOGIT)}
 
 
 def split_span_logits(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B, S, 2] -> [B, S] twice

@@ -1,10 +1,15 @@
-"""The modules of one encoder layer, under one set of names for every family.
+"""The modules of one encoder layer, under one set of names for every family; and what the graph asks of a layer that is not torch's.
 
 Shape letters: R rows, H hidden, I intermediate.
 """
 
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
+
+from bertfast.ops import Fp8Weight, Int8Weight
+from bertfast.ops.fp8 import Scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +34,14 @@ class LayerModules:
     activation: Any
     down: Any  # [R, I] -> [R, H]
     norm: Any
+
+
+def kernel_weight(layer: Any) -> Tensor | Int8Weight | Fp8Weight:
+    """The weight of a linear layer or an embedding as the ops take it: of a layer that has a `kernel_weight` that, else its `weight`."""
+    weight: Tensor | Int8Weight | Fp8Weight | None = getattr(layer, "kernel_weight", None)
+    return layer.weight if weight is None else weight
+
+
+def emitted_scales(layer: Any) -> Scales | None:
+    """How a layer wants its result quantized for the layer that reads it (`emits`); None, as of torch's layers: not at all."""
+    return getattr(layer, "emits", None)

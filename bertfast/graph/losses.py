@@ -1,7 +1,7 @@
 """The losses of transformers' heads, on logits of the padded shape [B, S, .].
 
-Each takes the model (for its config), the head's logits by name and the call's arguments, and returns a scalar or None where
-the call has no labels. Source: the class of the same name in transformers' modeling_bert.
+Each takes the model (for its config), the head's logits by name and the call's arguments, and returns a scalar, or None without labels.
+Source: the class of the same name in transformers' modeling_bert.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ def cross_entropy(logits: Tensor, labels: Tensor | None, classes: int) -> Tensor
 
 
 def sequence_classification(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
-    """Regression, single or multi label: what config.problem_type says, or what the labels look like (then noted in the config)."""
+    """Regression, single or multi label: by config.problem_type or, if that is None, by the labels; then config.problem_type is set."""
     labels, values = arguments.get("labels"), logits["logits"]
     if labels is None:
         return None
@@ -77,7 +77,7 @@ def sequence_classification(model: Any, logits: Tensors, arguments: Mapping[str,
 
 
 def question_answering(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
-    """The mean of both ends' cross entropies; positions outside the input are clamped to its length, and ignored there."""
+    """The mean of the cross entropies of start and end; positions outside the input are ignored."""
     start, end = arguments.get("start_positions"), arguments.get("end_positions")
     if start is None or end is None:
         return None

@@ -1,6 +1,6 @@
-"""CPU backend: bertfast._C on the addresses of float32 or bfloat16 tensors. Arguments were checked in bertfast.ops.
+"""CPU backend: bertfast._C on the addresses of float32 or bfloat16 tensors. bertfast.ops has checked the arguments.
 
-One crossing an op. Results go into tensors made here with torch.empty, whose every element the kernel writes.
+One call into C++ an op. Results are written to tensors made here by torch.empty; a kernel writes every element.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bertfast.ops.activations import ACTIVATIONS
 from bertfast.ops.int8 import Int8Weight
+from bertfast.ops.reference import fp8_add_layer_norm, fp8_linear  # fp8 has no CPU kernels
 from bertfast.runtime.native import _C
+
+__all__ = [
+    "activation_code",
+    "add_layer_norm",
+    "cached_attention",
+    "embed_layer_norm",
+    "fp8_add_layer_norm",
+    "fp8_linear",
+    "int8_embed_layer_norm",
+    "int8_linear",
+    "linear",
+    "linear_concat",
+    "pack",
+    "unpack",
+    "varlen_attention",
+    "write_cache",
+]
+
+_CODES: dict[str | None, int] = {None: _C.ACTIVATIONS["none"], **{row.name: _C.ACTIVATIONS[row.cpp] for row in ACTIVATIONS.values()}}
+
+
+def activation_code(activation: str | None) -> int:
+    """The value of the C++ enum Activation."""
+    return _CODES[activation]
 
 
 def embed_layer_norm(
@@ -35,11 +61,11 @@ def embed_layer_norm(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
-    return _linear(x, [weight], [bias], _C.ACTIVATIONS[activation or "none"])
+    return _linear(x, [weight], [bias], activation_code(activation))
 
 
 def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    return _linear(x, weights, biases, _C.ACTIVATIONS["none"])
+    return _linear(x, weights, biases, activation_code(None))
 
 
 def _linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: int) -> Tensor:
@@ -54,7 +80,7 @@ def int8_linear(x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tenso
     T, K = x.shape
     parts = [(w.panels.data_ptr(), w.scales.data_ptr(), _address(b), w.features) for w, b in zip(weights, biases, strict=True)]
     out = x.new_empty(T, sum(w.features for w in weights))
-    _C.int8_linear(x.data_ptr(), parts, _C.ACTIVATIONS[activation or "none"], out.data_ptr(), T, K)
+    _C.int8_linear(x.data_ptr(), parts, activation_code(activation), out.data_ptr(), T, K)
     return out
 
 
@@ -110,11 +136,11 @@ def varlen_attention(
     return out
 
 
-def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
+def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor) -> None:
     _C.write_cache(
         k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), len(k),
         keys.data_ptr(), keys.stride()[:3], values.data_ptr(), values.stride()[:3], keys.shape,
-        rows.data_ptr(), cells.data_ptr(), k.dtype is torch.bfloat16,
+        rows.data_ptr(), positions.data_ptr(), k.dtype is torch.bfloat16,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""The op contract as a type: what the graph calls, and what every set of ops provides.
+"""The op contract as a type.
 
-`bertfast.ops` (checks, then a backend), the backends reference, cpu and cuda, and the Recorder are held to it by mypy. Shapes, dtypes and
-errors: the functions of the same names in bertfast.ops. Arguments are positional, except where a caller names them: `activation`, `causal`,
-`scale`, `bfloat16_products`, `fill`.
+mypy holds `bertfast.ops` (checks, then a backend), the backends reference, cpu and cuda, and the Recorder to it. Shapes, dtypes and errors:
+the functions of the same names in bertfast.ops. Arguments are positional but for those that callers name: `activation`, `quantize`,
+`causal`, `scale`, `bfloat16_products`, `fill`.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from bertfast.ops.fp8 import Fp8Rows, Fp8Weight, Rows, Scales
 from bertfast.ops.int8 import Int8Weight
 
 
@@ -32,14 +33,21 @@ class Ops(Protocol):
         self, x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tensor | None], /, activation: str | None = None
     ) -> Tensor: ...
 
+    def fp8_linear(
+        self, x: Rows, weights: Sequence[Fp8Weight], biases: Sequence[Tensor | None], /, activation: str | None = None,
+        quantize: Scales | None = None,
+    ) -> Rows: ...  # fmt: skip
+
     def add_layer_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, /) -> Tensor: ...
+
+    def fp8_add_layer_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, /) -> Fp8Rows: ...
 
     def varlen_attention(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int, /,
         causal: bool = False, scale: float | None = None, bfloat16_products: bool = False,
     ) -> Tensor: ...  # fmt: skip
 
-    def write_cache(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor, /) -> None: ...
+    def write_cache(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor, /) -> None: ...
 
     def cached_attention(
         self, q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, first: Tensor | None, last: Tensor, /, scale: float | None = None

@@ -1,17 +1,27 @@
 """What every op means, in plain PyTorch.
 
-Nothing here is fast. Each function computes in the dtype it is given (LayerNorm statistics and softmax in at
-least float32), so float64 arguments give the value the kernels are judged against. Everything is
-differentiable, on any device. Arguments, shapes and errors: bertfast.ops.
+Not optimized. Each function computes in the dtype it is given (LayerNorm statistics and softmax in at least float32), so float64
+arguments give the truth that kernels are tested against. Differentiable (but for int8 and fp8), on any device. Arguments, shapes and
+errors: bertfast.ops.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertfast.ops.activations import activated
+from bertfast.ops.fp8 import (
+    Fp8Rows,
+    Fp8Weight,
+    Rows,
+    Scales,
+    dequantize_fp8,
+    quantize_fp8_rows,
+    readable_rows,
+)
 from bertfast.ops.int8 import (
     HADAMARD_BLOCK,
     Int8Weight,
@@ -24,17 +34,7 @@ from bertfast.ops.int8 import (
     unpack_int8,
 )
 
-INT8_ZERO = 2.0**-100  # inputs that are all smaller in magnitude count as zeros: their scale could not be divided by
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    # transformers keeps two names for the tanh form: gelu_new writes the formula out, the other calls torch.
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+INT8_ZERO = 2.0**-100  # a group of smaller inputs counts as zeros: 1 / its scale would overflow
 
 
 def embed_layer_norm(
@@ -67,11 +67,7 @@ def out_of_range(name: str, value: int, rows: int) -> str:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
-    return _activated(F.linear(x, weight, bias), activation)
-
-
-def _activated(x: Tensor, activation: str | None) -> Tensor:
-    return x if activation is None else ACTIVATIONS[activation](x)
+    return activated(F.linear(x, weight, bias), activation)
 
 
 def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
@@ -79,41 +75,59 @@ def linear_concat(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor 
 
 
 def int8_linear(
-    x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tensor | None], activation: str | None = None, levels: int = 127
+    x: Tensor, weights: Sequence[Int8Weight], biases: Sequence[Tensor | None], activation: str | None = None, qmax: int = 127
 ) -> Tensor:
-    """levels: the largest magnitude of a quantized input. It is quantized from float32, whatever x is; what follows is in x's dtype."""
-    q, input_scales = quantize_inputs(x.float(), levels)
-    groups = in_blocks(q.to(x.dtype))
+    """qmax: the largest quantized input. x is quantized from float32, whatever its dtype; the rest is computed in x's dtype."""
+    q, input_scales = quantize_inputs(x.float(), qmax)
+    blocks = in_blocks(q.to(x.dtype))
     outs = []
     for weight, bias in zip(weights, biases, strict=True):
         w, scales = unpack_int8(weight)
-        weight_scales = scales_per_block(scales, groups.shape[1])
+        weight_scales = scales_per_block(scales, blocks.shape[1])
         out = x.new_zeros(x.shape[0], weight.features)
-        for g in range(groups.shape[1]):
-            whole = groups[:, g] @ w[:, g * HADAMARD_BLOCK : (g + 1) * HADAMARD_BLOCK].to(x.dtype).T  # below 2^24: exact in float32 too
-            out += whole * weight_scales[:, g].to(x.dtype) * input_scales[:, g, None].to(x.dtype)
+        for i in range(blocks.shape[1]):
+            sums = blocks[:, i] @ w[:, i * HADAMARD_BLOCK : (i + 1) * HADAMARD_BLOCK].to(x.dtype).T  # below 2^24: exact in float32 too
+            out += sums * weight_scales[:, i].to(x.dtype) * input_scales[:, i, None].to(x.dtype)
         outs.append(out if bias is None else out + bias)
-    return _activated(torch.cat(outs, dim=-1), activation)
+    return activated(torch.cat(outs, dim=-1), activation)
 
 
-def quantize_inputs(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """x [T, K] float32, as int8_linear reads it: turned, int8 [T, K'] in -levels..levels and a float32 scale for every 64, [T, K' / 64].
+def quantize_inputs(x: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
+    """x [T, K] float32 as int8_linear reads it: rotated, int8 [T, K'] in -qmax..qmax, and a float32 scale for every 64, [T, K' / 64].
 
-    With 127 levels the two scales of 128 inputs are the same; with 63, a bit less, 64 inputs have one of their own. Where one that shares
-    a scale is not finite, before or after it is turned, the scale is NaN and the integers are zeros.
+    With qmax 127, 128 inputs share a scale (which comes twice); with 63, one bit less, 64 do. If one of them is not finite, before or
+    after rotation, the scale is NaN and the integers are zeros.
     """
-    turned = rotate(pad_to_blocks(x))
-    groups = in_groups(turned) if levels == 127 else in_blocks(turned)
+    rotated = rotate(pad_to_blocks(x))
+    groups = in_groups(rotated) if qmax == 127 else in_blocks(rotated)
     finite = groups.isfinite().all(dim=-1, keepdim=True)
     groups = groups.masked_fill(~finite, 0.0)
     largest = groups.abs().amax(dim=-1, keepdim=True)
     largest = largest.masked_fill(largest < INT8_ZERO, 0.0)
-    most = largest.new_tensor(levels)  # torch divides a Python number by multiplying it with a rounded reciprocal
+    most = largest.new_tensor(qmax)  # torch divides a Python number by multiplying it with a rounded reciprocal
     q = (groups * (most / largest).masked_fill(largest == 0, 0.0)).round()
     scales = (largest / most).masked_fill(~finite, math.nan)[..., 0]
-    if levels == 127:
-        scales = scales_per_block(scales, turned.shape[-1] // HADAMARD_BLOCK)
-    return q.to(torch.int8).flatten(-2)[..., : turned.shape[-1]], scales
+    if qmax == 127:
+        scales = scales_per_block(scales, rotated.shape[-1] // HADAMARD_BLOCK)
+    return q.to(torch.int8).flatten(-2)[..., : rotated.shape[-1]], scales
+
+
+def fp8_linear(
+    x: Rows,
+    weights: Sequence[Fp8Weight],
+    biases: Sequence[Tensor | None],
+    activation: str | None = None,
+    quantize: Scales | None = None,
+) -> Rows:
+    """Computed in at least float32 on what the float8 values stand for, rounded to x.dtype once (and to float8 under `quantize`)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    outs = []
+    for weight, bias in zip(weights, biases, strict=True):
+        rows = readable_rows(x, weight)
+        quantized = rows if isinstance(rows, Fp8Rows) else quantize_fp8_rows(rows, weight.scaled_by)
+        outs.append(F.linear(dequantize_fp8(quantized, wide), dequantize_fp8(weight, wide), None if bias is None else bias.to(wide)))
+    out = activated(torch.cat(outs, dim=-1), activation).to(x.dtype)
+    return out if quantize is None else quantize_fp8_rows(out, quantize)
 
 
 def int8_embed_layer_norm(
@@ -137,6 +151,12 @@ def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Ten
     mean = total.mean(dim=-1, keepdim=True)
     variance = (total - mean).square().mean(dim=-1, keepdim=True)
     return ((total - mean) / torch.sqrt(variance + eps) * weight.to(wide) + bias.to(wide)).to(x.dtype)
+
+
+def fp8_add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Fp8Rows:
+    out = add_layer_norm(x, residual, weight, bias, eps)
+    rows = quantize_fp8_rows(out)
+    return Fp8Rows(rows.rows, rows.values, rows.scales, rows.dtype, out)
 
 
 def varlen_attention(
@@ -164,18 +184,18 @@ def varlen_attention(
     return torch.cat(rows) if rows else q.new_zeros(q.shape)
 
 
-def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
-    keys[rows, :, cells] = k
-    values[rows, :, cells] = v
+def write_cache(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor) -> None:
+    keys[rows, :, positions] = k
+    values[rows, :, positions] = v
 
 
 def cached_attention(
     q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, first: Tensor | None, last: Tensor, scale: float | None = None
 ) -> Tensor:
-    cell = torch.arange(keys.shape[2], device=q.device)
-    visible = cell < last[:, None]
+    position = torch.arange(keys.shape[2], device=q.device)
+    visible = position < last[:, None]
     if first is not None:
-        visible &= cell >= first[:, None]
+        visible &= position >= first[:, None]
     return attention(q[:, :, None], keys[rows], values[rows], visible[:, None, None], scale)[0][:, :, 0]
 
 
@@ -192,8 +212,8 @@ def attention(
     scores = (q @ k.transpose(-1, -2)).to(wide) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
-    blind = (scores == -math.inf).all(dim=-1, keepdim=True)
-    probabilities = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0).to(q.dtype)
+    sees_nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
+    probabilities = torch.softmax(scores.masked_fill(sees_nothing, 0.0), dim=-1).masked_fill(sees_nothing, 0.0).to(q.dtype)
     if head_mask is not None:
         probabilities = probabilities * head_mask
     return probabilities @ v, probabilities

@@ -1,17 +1,16 @@
-"""Layers whose weights are int8: what takes the place of nn.Linear and nn.Embedding in a quantized model.
+"""int8 layers, which replace nn.Linear and nn.Embedding.
 
-Each is an nn.Module with a forward of its own, so that transformers' forward runs on a quantized model as well; the graph
-(bertfast.graph.encoder) asks them for the same ops. The integers lie in buffers, once: in the panels that the kernels read. Files and state
-dicts hold them row by row, which every instruction set can read, under
+Each is an nn.Module with a forward of its own, so that transformers' forward runs on a quantized model too. The integers are stored once,
+in buffers, in the panels that the kernels read. Files and state dicts hold them row-major, the same for every instruction set:
 
-    <layer>.weight_int8      [F, Kp] int8
-    <layer>.weight_scales    [F, Kp / 64] float32
+    <layer>.weight_int8      [F, K'] int8
+    <layer>.weight_scales    [F, ceil(K / 128)] float32
     <layer>.bias             [F] float32, of linear layers
 
-Shape letters: K inputs and F outputs of a linear layer, words and hidden size of an embedding table; Kp = K rounded up to 64, R rows.
+Shape letters: K inputs and F outputs of a linear layer, or columns and rows of an embedding table; K' = K rounded up to 64, R rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,48 +18,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import ops
+from bertfast.graph.projections import linear
 from bertfast.ops import Ops, reference
+from bertfast.ops.derivative import RELOAD_HINT
 from bertfast.ops.int8 import GROUP_SIZE, HADAMARD_BLOCK, dequantize
+from bertfast.quantization.layer import QuantizedLayer
 
-RELOAD_HINT = "load the float model again (from_pretrained without quantization=, from a folder that is not quantized)"
-
-
-class QuantizedLayer(nn.Module):
-    """What the quantized layers have in common: what they refuse."""
-
-    scheme = "int8"
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":  # an AttributeError, so that hasattr is answered
-            raise AttributeError(
-                f"this {type(self).__name__} has no float weight: it is {self.scheme}. dequantized() gives its values; "
-                f"to change them, {RELOAD_HINT}"
-            )
-        return super().__getattr__(name)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLayer":
-        probe = fn(torch.empty(0))  # what .to, .half, .cuda and their like would make of the scales
-        if probe.dtype != torch.float32:
-            raise RuntimeError(
-                f"a model in {self.scheme} cannot become {probe.dtype}: it computes in int8 and float32. For another dtype, {RELOAD_HINT}"
-            )
-        if probe.device.type not in ("cpu", "meta"):
-            raise RuntimeError(f"a model in {self.scheme} cannot move to {probe.device}: it runs on CPUs. For a GPU, {RELOAD_HINT}")
-        out: QuantizedLayer = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
-        return out
+__all__ = ["Int8Embedding", "Int8Linear", "Int8Table", "QuantizedLayer", "kernels_can_run"]
 
 
 class Int8Table(QuantizedLayer):
-    """A matrix of int8, turned and with a scale for every 128 columns: see bertfast.ops.int8.
+    """An int8 matrix, rotated, with a scale for every 128 columns: see bertfast.ops.int8.
 
-    As built it holds zeros row by row, for a state dict to be read into; `pack` gives them the form that the kernels read.
+    A new one holds zeros, row-major, for a state dict to be loaded into; `pack` lays them out in the kernels' panels.
     """
+
+    scheme = "int8"
 
     def __init__(self, rows: int, columns: int, width: int) -> None:
         super().__init__()
         self._shape, self.width = (rows, columns), width
         padded = -(-columns // HADAMARD_BLOCK) * HADAMARD_BLOCK
         self._set_rows(torch.zeros(rows, padded, dtype=torch.int8), torch.zeros(rows, -(-columns // GROUP_SIZE)))
+
+    def check_conversion(self, fn: Callable[[Tensor], Tensor]) -> None:
+        probe = fn(torch.empty(0))  # as fn would convert the scales
+        if probe.dtype != torch.float32:
+            raise RuntimeError(
+                f"a model in int8 cannot become {probe.dtype}: it computes in int8 and float32. For another dtype, {RELOAD_HINT}"
+            )
+        if probe.device.type not in ("cpu", "meta"):
+            raise RuntimeError(f"a model in int8 cannot move to {probe.device}: it runs on CPUs. For a GPU, {RELOAD_HINT}")
 
     @property
     def packed(self) -> bool:
@@ -90,7 +78,7 @@ class Int8Table(QuantizedLayer):
                 delattr(self, name)
 
     def _replace(self, integers: Tensor, scales: Tensor) -> None:
-        """Takes the values of these rows. Panels stay where they lie: a decoder may read them too."""
+        """Takes these values. Panels are overwritten in place: a tied decoder reads them too."""
         if self.packed:
             made = ops.pack_int8(integers, scales, self._shape[1], self.width)
             self.panels.copy_(made.panels)
@@ -103,15 +91,16 @@ class Int8Table(QuantizedLayer):
         """Takes the values of weight [F, K] float32."""
         self._replace(*ops.quantize_weight(weight.detach().float().contiguous()))
 
-    def weights(self) -> ops.Int8Weight:
-        """The buffers of a packed layer, as the op takes them."""
+    @property
+    def kernel_weight(self) -> ops.Int8Weight:
+        """The buffers of a packed layer."""
         return ops.Int8Weight(self.panels, self.panel_scales, *self._shape)
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """weight_int8 and weight_scales, whatever form they are kept in."""
+        """weight_int8 and weight_scales, from either form."""
         if not self.packed:
             return self.weight_int8, self.weight_scales
-        return ops.unpack_int8(self.weights())
+        return ops.unpack_int8(self.kernel_weight)
 
     def dequantized(self) -> Tensor:  # [F, K] float32
         return dequantize(*self.rows(), self._shape[1])
@@ -122,7 +111,7 @@ class Int8Table(QuantizedLayer):
             destination[prefix + "weight_int8"], destination[prefix + "weight_scales"] = self.rows()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        weight = self.weights() if self.packed else None
+        weight = self.kernel_weight if self.packed else None
         self.unpack()
         super()._load_from_state_dict(state_dict, prefix, *args)
         if weight is not None:
@@ -132,9 +121,9 @@ class Int8Table(QuantizedLayer):
 
 
 class Int8Linear(Int8Table):
-    """nn.Linear in int8, its inputs quantized on the way: see bertfast.ops.int8_linear."""
+    """nn.Linear in int8, which quantizes its inputs: see bertfast.ops.int8_linear."""
 
-    tied = False  # to the word embeddings, whose integers it reads
+    tied = False  # shares the integers of the word embeddings
 
     def __init__(self, inputs: int, features: int, bias: bool = True) -> None:
         super().__init__(features, inputs, HADAMARD_BLOCK)
@@ -143,22 +132,28 @@ class Int8Linear(Int8Table):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, linear: Any) -> "Int8Linear":
-        """`linear` (float32) in int8; its bias is shared."""
-        layer = cls(linear.in_features, linear.out_features, bias=False)
-        layer.bias = linear.bias
-        layer.fill(linear.weight)
-        layer.pack()
-        return layer.train(linear.training)
+    def of(cls, layer: Any) -> "Int8Linear":
+        """`layer` (float32) in int8; the bias is shared."""
+        made = cls.zeros_like(layer)
+        made.fill(layer.weight)
+        made.pack()
+        return made.train(layer.training)
+
+    @classmethod
+    def zeros_like(cls, layer: Any) -> "Int8Linear":
+        """Zeros of the shape of `layer`, whose bias is shared: in a language-model head it is tied to another one."""
+        made = cls(layer.in_features, layer.out_features, bias=False)
+        made.bias = layer.bias
+        return made
 
     @torch.no_grad()
     def tie(self, words: "Int8Embedding") -> None:
-        """Reads the integers of the word embeddings, [F, K] as well, from now on. They are kept once, in panels that suit both, and a state
-        dict and a file hold them as the embeddings' alone."""
+        """Shares the integers of the word embeddings, [F, K] too. They are stored once, in panels that suit both; state dicts and files
+        hold them under the embeddings alone."""
         words.unpack()
         words.width = HADAMARD_BLOCK
         words.pack()
-        self._set_panels(words.weights())
+        self._set_panels(words.kernel_weight)
         self.tied = True
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -176,32 +171,27 @@ class Int8Linear(Int8Table):
     def forward(self, x: Tensor) -> Tensor:  # [..., K] -> [..., F] float32
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected [..., {self.in_features}], the inputs of this layer")
-        if torch.compiler.is_dynamo_compiling():  # a break in its graph; the plain definition would be hundreds of nodes a layer
-            return _unseen(self, x)
+        if torch.compiler.is_dynamo_compiling():  # break its graph: the reference op would be hundreds of nodes a layer
+            return _untraced(self, x)
         return self.compute(x, ops if kernels_can_run() else reference)
 
     def compute(self, x: Tensor, O: Ops) -> Tensor:
         rows = x.to(torch.float32).reshape(-1, self.in_features).contiguous()
-        return self.project(rows, [self], O).view(*x.shape[:-1], self.out_features)
-
-    @staticmethod
-    def project(x: Tensor, layers: Sequence["Int8Linear"], O: Ops, activation: str | None = None) -> Tensor:  # [R, K] -> [R, sum F]
-        """What bertfast.graph.encoder.linear does for layers of this kind."""
-        weights, biases = [layer.weights() for layer in layers], [layer.bias for layer in layers]
-        out: Tensor = without_derivative("int8", lambda: O.int8_linear(x, weights, biases, activation), x, *biases)
-        return out
+        return linear(rows, [self], O).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
-def _unseen(layer: Int8Linear, x: Tensor) -> Tensor:
+def _untraced(layer: Int8Linear, x: Tensor) -> Tensor:
     return layer.compute(x, ops)
 
 
 class Int8Embedding(Int8Table):
-    """nn.Embedding in int8: rows that are turned back as they are gathered."""
+    """nn.Embedding in int8, whose rows are dequantized as they are gathered."""
+
+    bfloat16_attention = True  # an encoder's attention may round to bfloat16: int8 is coarser
 
     def __init__(self, words: int, hidden: int, padding_idx: int | None = None) -> None:
         super().__init__(words, hidden, 1)
@@ -223,42 +213,13 @@ class Int8Embedding(Int8Table):
         unsigned = self.panels[panel, :, word].flatten(-2)
         return dequantize(unsigned.to(torch.float32) - 128, self.panel_scales[panel, :, word], self.embedding_dim)
 
-    def embed(self, input_ids: Tensor, O: Ops, *others: Any) -> Tensor:
-        """What graph.embed does for a table of this kind; others: the arguments of embed_layer_norm from position_ids on."""
-        out: Tensor = O.int8_embed_layer_norm(input_ids, self.weights(), *others)
-        return out
-
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-def without_derivative(scheme: str, run: Callable[[], Any], *inputs: Tensor | None) -> Any:
-    """run(), which reads `inputs`; where one of them requires grad, a result whose backward says that there is none."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _NoDerivative.apply(scheme, run, *inputs)  # type: ignore[no-untyped-call]  # torch's own
-    return run()
-
-
-class _NoDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(scheme: str, run: Callable[[], Any], *inputs: Tensor | None) -> Any:
-        return run()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.scheme = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            f"backward through an {ctx.scheme} layer: rounding has no derivative, so a quantized model cannot be trained. "
-            f"To train, {RELOAD_HINT}"
-        )
-
-
 def kernels_can_run() -> bool:
-    """Whether a call may read tensors by their addresses. torch.export, tracers and function transforms look on; for them it is the
-    plain definition that runs."""
+    """Whether a call may read tensors by their addresses: not under torch.export, tracers and function transforms, where the reference ops
+    run."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()

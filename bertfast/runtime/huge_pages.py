@@ -1,5 +1,4 @@
-"""A model's weights in pages of 2 MiB: a small batch reads every weight once, and of pages of 4 KiB it has to look up every few hundred
-nanoseconds where the next one lies."""
+"""Backs a model's weights with 2 MiB huge pages: with 4 KiB pages a small batch takes a TLB miss every few hundred nanoseconds."""
 
 import ctypes
 import errno
@@ -12,34 +11,34 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_FRAME = 2 << 20  # bytes: a huge page, or the aligned room for one
-_MADV_COLLAPSE = 25  # since Linux 6.1; it asks for no flag on the mapping, as khugepaged does
+_FRAME = 2 << 20  # bytes: a huge page, or an aligned range that can become one
+_MADV_COLLAPSE = 25  # since Linux 6.1; unlike khugepaged it needs no MADV_HUGEPAGE flag on the mapping
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 _MAPPINGS = Path("/proc/self/maps")
 
 
 def huge_pages(model: nn.Module) -> int:
-    """Moves the weights of `model` (its parameters and buffers on the CPU) into pages of 2 MiB, in place: no address and no value changes.
+    """Back the CPU weights of `model` (parameters and buffers) with 2 MiB huge pages, in place: addresses and values stay.
 
-    Returns how many bytes of weights this call knows to lie in such pages now, those that lay there before it included. What tensors
-    share counts once. Where weights end inside a page it is made, and counted, only if they fill half of it. 0 where there is nothing
-    to be had, which is no error: Linux before 6.1 and other systems, huge pages of another size or set to "never" (under "madvise",
-    the usual setting, this call is who asks), a model on a GPU or the meta device.
+    Returns the number of bytes of weights that lie in huge pages after this call, as far as it knows; pages that were huge before
+    count, memory that tensors share counts once. A page that weights fill less than half of is not made. Returns 0 where huge pages
+    are not available, which is no error: Linux before 6.1 and other systems, huge pages of another size or set to "never" (the usual
+    setting "madvise" is enough), a model on a GPU or the meta device.
 
-    Mapped files and shared memory are left alone: what from_pretrained gives of a safetensors file in the file's own dtype are pages of
-    that file, which other processes that have loaded it share. copy.deepcopy(model) has memory of its own, and so has what another
-    dtype or quantization made. Weights that are moved or replaced later (.to, load_state_dict(assign=True)) lie in ordinary pages again.
+    Mapped files and shared memory are left alone: from_pretrained maps a safetensors file that is in the model's dtype, and other
+    processes share those pages. copy.deepcopy(model) has memory of its own, and so has a model loaded in another dtype or quantized.
+    Weights that are moved or replaced later (.to, load_state_dict(assign=True)) lie in ordinary pages again.
 
-    200 MB take 0.07 s, and up to 0.7 s where the kernel must make room first. Call it once the model is as it will be used, and before
-    processes are forked that share it: what is moved later is shared with none of them.
+    200 MB take 0.07 s, up to 0.7 s where the kernel must free memory first. Call it once the model is final, and before forking
+    processes that share it: pages collapsed after a fork are no longer shared.
 
-    TypeError for what is not a module.
+    Raises TypeError where `model` is not a torch.nn.Module. Source: madvise(2), MADV_COLLAPSE.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got a {type(model).__name__}, expected a torch.nn.Module (an Embedder has one in .model)")
     if not _available():
         return 0
-    weights = _weights(model)
+    weights = _bytes_by_frame(model)
     worth_it = sorted(frame for frame, size in weights.items() if 2 * size >= _FRAME)
     return sum(weights[frame] for run in _runs(worth_it) for frame in _collapse(run))
 
@@ -54,16 +53,16 @@ def _read(path: Path) -> str:
 def _available() -> bool:
     if sys.platform != "linux" or _read(_SETTINGS / "hpage_pmd_size").strip() != str(_FRAME):
         return False
-    # MADV_COLLAPSE would not ask: who has switched huge pages off has a reason.
+    # MADV_COLLAPSE ignores these settings; who has switched huge pages off has a reason.
     return not any("[never]" in _read(_SETTINGS / name) for name in ("enabled", "hugepages-2048kB/enabled"))
 
 
-def _weights(model: nn.Module) -> Counter[int]:
-    """Bytes of weights in every frame that has any, by the frame's address."""
+def _bytes_by_frame(model: nn.Module) -> Counter[int]:
+    """Frame address -> bytes of weights in that frame; frames without weights are left out."""
     tensors = chain(model.parameters(), model.buffers())
-    storages = [t.untyped_storage() for t in tensors if _is_plain(t)]
+    storages = [t.untyped_storage() for t in tensors if _has_cpu_storage(t)]
     found: Counter[int] = Counter()
-    counted = 0  # up to this address
+    counted = 0  # end address of what is counted already
     for start, size in sorted((s.data_ptr(), s.nbytes()) for s in storages):
         begin, end = max(start, counted), start + size
         if begin < end:
@@ -73,17 +72,17 @@ def _weights(model: nn.Module) -> Counter[int]:
     return found
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it has a storage, on the CPU: subclasses may wrap tensors of any kind, and have an address to show for none."""
+def _has_cpu_storage(tensor: Tensor) -> bool:
+    """Whether the tensor has a storage on the CPU; a subclass may wrap other tensors and have no address."""
     return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.layout is torch.strided
 
 
 def _runs(frames: list[int]) -> list[range]:
-    """Neighbours among those frames that lie in private memory which is no file's. A run is one call to the kernel, which spends more on
-    being called than on a frame that is huge already."""
+    """The frames in private anonymous memory, neighbours joined: one madvise per run, since a call costs more than a frame that is
+    huge already."""
     own = []
     for line in _read(_MAPPINGS).split("\n"):
-        fields = line.split()  # addresses, permissions, offset, device, inode, then a name of any number of words
+        fields = line.split()  # addresses, permissions, offset, device, inode, path
         if len(fields) >= 5 and fields[1].endswith("p") and fields[4] == "0":
             begin, _, end = fields[0].partition("-")
             own.append((int(begin, 16), int(end, 16)))
@@ -96,7 +95,7 @@ def _runs(frames: list[int]) -> list[range]:
 
 
 def _collapse(run: range) -> Sequence[int]:
-    """The frames of the run that are huge pages now. The first one that cannot be ends a call, so then each is asked for alone."""
+    """The frames of the run that are huge pages after the call. madvise stops at the first failure; then each frame is tried alone."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     if madvise(run.start, len(run) * _FRAME, _MADV_COLLAPSE) == 0:
@@ -106,5 +105,5 @@ def _collapse(run: range) -> Sequence[int]:
         if madvise(frame, _FRAME, _MADV_COLLAPSE) == 0:
             done.append(frame)
         elif ctypes.get_errno() in (errno.ENOMEM, errno.EBUSY):
-            break  # no memory, or none that the process's limit leaves: looking for more would take long and find none
+            break  # out of memory, or at the process's limit: further attempts would be slow and fail too
     return done

@@ -1,9 +1,9 @@
-"""The C++ module, known to be the one that belongs to this Python. Whoever needs `_C` imports it from here.
+"""The C++ module _C, checked to match this Python. Import `_C` from here alone.
 
-Bindings take addresses, and what they take changes together with the Python that calls them. In a source checkout the two can come
-apart: `git pull` brings new files, and the module that was built from the old ones is still there. A call would then read or write where
-nothing is. So the module says which files it was built from, each with its hash, and they are compared with those that lie beside
-the package. An installed wheel has none beside it, and was built from one state of both.
+The bindings take raw addresses, and their signatures change together with the Python that calls them. In a source checkout the two
+can differ: `git pull` brings new files while the old module is still there, and a call would read or write wrong memory. So the module
+carries the SHA-256 of every file it was built from, and they are compared with the files beside the package. An installed wheel has no
+sources beside it, and nothing to compare.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def changed_since(built_from: Mapping[str, str], root: Path) -> list[str]:
-    """The files under `root` that are not what they were: `built_from` has the SHA-256 of each, in hex, by its path from there."""
+    """The files under `root` that are missing or changed. built_from: path relative to root -> SHA-256 in hex."""
     changed = []
     for name, digest in built_from.items():
         try:
@@ -33,8 +33,8 @@ def changed_since(built_from: Mapping[str, str], root: Path) -> list[str]:
     return changed
 
 
-def check(root: Path = ROOT) -> None:
-    """Raises ImportError where `root` is a source checkout whose C++ is not what the module was built from."""
+def check_sources(root: Path = ROOT) -> None:
+    """Raises ImportError where `root` is a source checkout whose C++ files differ from those the module was built from."""
     if not ((root / "CMakeLists.txt").is_file() and (root / "csrc").is_dir()):
         return
     built_from: Mapping[str, str] | None = getattr(_C, "BUILT_FROM", None)
@@ -46,11 +46,11 @@ def check(root: Path = ROOT) -> None:
     else:
         return
     raise ImportError(
-        f"bertfast's C++ module ({_C.__file__}) was built from other sources than those beside this Python: {found}. "
+        f"bertfast's C++ module ({_C.__file__}) was built from other sources than those in this checkout: {found}. "
         f"Calling it could crash. Build it again: pip install -e {root}"
     )
 
 
-check()
-# Asked when the kernels first need threads, in this process and anew in a forked child (a DataLoader's worker sets its own).
+check_sources()
+# Called when the kernels first need threads, and again in a forked child (a DataLoader worker sets its own number).
 _C.set_default_threads(torch.get_num_threads)

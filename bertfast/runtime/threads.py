@@ -1,12 +1,12 @@
-"""How many threads the CPU kernels run on. Until it is said, as many as torch uses."""
+"""The number of threads of the CPU kernels; as many as torch has until set_num_threads is called."""
 
 from bertfast.runtime.native import _C
 
 
 def set_num_threads(threads: int) -> None:
-    """From now on run the CPU kernels on `threads` threads, the calling one among them. Results do not depend on it.
+    """Set how many threads the CPU kernels use from now on, the calling thread included. Results do not depend on it.
 
-    torch's own number (torch.set_num_threads) stays as it is. ValueError for less than 1.
+    torch's own number (torch.set_num_threads) is not changed. Raises TypeError for what is not an int, ValueError below 1.
     """
     if isinstance(threads, bool) or not isinstance(threads, int):
         raise TypeError(f"threads: got {threads!r}, expected an int")
@@ -16,5 +16,5 @@ def set_num_threads(threads: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Threads that the CPU kernels run on, the calling one among them."""
+    """The number of threads that the CPU kernels use, the calling thread included."""
     return _C.get_num_threads()

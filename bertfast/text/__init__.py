@@ -1,1 +1,11 @@
-"""bertfast.text"""
+"""From texts to embedding vectors.
+
+    embedder.py                      Embedder: tokenize, batch, run the model, pool
+    tokenization.py                  the folder's tokenizer; texts to token ids, in chunks
+    token_budget.py                  which texts share a batch
+    pooling.py                       token vectors to one vector per text
+    model_loading.py                 the folder's BertModel, checked for missing weights
+    sentence_transformers_folder.py  the settings that a folder saved by sentence-transformers carries
+
+bertfast.tasks re-exports Embedder. Only bertfast.tasks and bertfast.cli import this package.
+"""

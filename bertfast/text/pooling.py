@@ -1,9 +1,9 @@
-"""From token vectors to one vector a text: the poolings that sentence-transformers defines, by its names.
+"""Pooling of token vectors to one vector per text: the modes of sentence-transformers, under its names.
 
-Rows are packed: the tokens of one text after those of the other, no padding. Each text's rows are added up one after
-the other, so a vector has the same bits whatever else is in the batch (on the CPU).
+Rows are packed: the tokens of all texts back to back, no padding. Each text's rows are summed in order, so on the CPU a vector's
+bits do not depend on the batch.
 
-Shape letters: B texts, T rows of all texts together, H hidden.
+Shape letters: B texts, T tokens of all texts, H hidden.
 """
 
 import torch
@@ -13,10 +13,10 @@ MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
 
 
 def pool(rows: Tensor, lengths: Tensor, modes: tuple[str, ...], normalize: bool = False) -> Tensor:
-    """The poolings named by `modes`, side by side.
+    """The vectors of all `modes`, concatenated.
 
-    rows [T, H] in any float dtype, lengths [B] int64 on the same device, each at least 1, T in all.
-    Returns [B, H * len(modes)] float32, each row of length 1 if `normalize`.
+    rows [T, H] of any float dtype; lengths [B] int64 on the same device, each at least 1, their sum T.
+    Returns [B, H * len(modes)] float32, of unit length if `normalize`. Raises ValueError for an unknown mode.
     """
     rows = rows.float()
     vectors = torch.cat([_pool(rows, lengths, mode) for mode in modes], dim=1)
@@ -39,7 +39,7 @@ def _pool(rows: Tensor, lengths: Tensor, mode: str) -> Tensor:  # [T, H] -> [B, 
         starts = torch.repeat_interleave(ends - lengths, lengths)
         weights = torch.arange(1, len(rows) + 1, device=rows.device) - starts
         return _reduce(rows * weights[:, None], lengths, "sum") * (2 / (lengths * (lengths + 1)))[:, None]
-    raise ValueError(f"pooling {mode!r}, expected one of {', '.join(MODES)}")
+    raise ValueError(f"pooling: got {mode!r}, expected one of {', '.join(MODES)}")
 
 
 def _reduce(rows: Tensor, lengths: Tensor, how: str) -> Tensor:

@@ -1,11 +1,11 @@
-"""What a model folder says about turning text into vectors: sentence-transformers' own files, where they are there.
+"""The embedding settings in a model folder, from the files that sentence-transformers saves.
 
-    modules.json                       which modules follow each other; "Normalize" means vectors of length 1
+    modules.json                       the chain of modules; "Normalize" means vectors of unit length
     1_Pooling/config.json              "pooling_mode" (since version 5) or the older "pooling_mode_mean_tokens": true ...
     sentence_bert_config.json          max_seq_length, do_lower_case (since version 5 the length is the tokenizer's)
-    config_sentence_transformers.json  prompts and the one that is used by default
+    config_sentence_transformers.json  named prompts, and the default one
 
-A folder without modules.json is a plain model: mean pooling, no scaling, as sentence-transformers does with one.
+A folder without modules.json is a plain model: mean pooling, no normalization, as in sentence-transformers.
 """
 
 import json
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_OLDER_POOLING_KEYS = {  # in the order in which the vectors are joined
+_OLDER_POOLING_KEYS = {  # in the order of concatenation
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -25,20 +25,20 @@ _OLDER_POOLING_KEYS = {  # in the order in which the vectors are joined
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """How a folder wants its texts embedded."""
+    """The embedding settings of one folder."""
 
-    model_dir: Path  # where config.json and the weights lie
+    model_dir: Path  # the folder with config.json and the weights
     pooling: tuple[str, ...] = ("mean",)
     normalize: bool = False
-    max_seq_length: int | None = None  # tokens, [CLS] and [SEP] included; None: as many as the model has positions
+    max_seq_length: int | None = None  # tokens, [CLS] and [SEP] included; None: the model's positions
     lower_case: bool = False
-    prompt: str = ""  # set before every text
-    prompt_counts: bool = True  # whether the prompt's own tokens are pooled as well
-    prompts: dict[str, str] = field(default_factory=dict)  # by name, to choose from
+    prompt: str = ""  # prepended to every text
+    prompt_counts: bool = True  # whether the prompt's tokens are pooled
+    prompts: dict[str, str] = field(default_factory=dict)  # name -> prompt
 
 
 def read_settings(folder: str | Path) -> SentenceSettings:
-    """Read the settings of a model folder. ValueError names the file that is missing or says something we cannot do."""
+    """The settings of a model folder. Raises ValueError, naming the file, where one is missing, damaged or not supported."""
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -51,8 +51,8 @@ def read_settings(folder: str | Path) -> SentenceSettings:
     kinds = [str(module["type"]).rsplit(".", 1)[-1] if isinstance(module, dict) and "type" in module else "?" for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(
-            f"{folder / 'modules.json'} names the modules {', '.join(kinds)}; expected Transformer, Pooling and perhaps Normalize. "
-            "For any other chain call bertfast.optimize(SentenceTransformer(folder)), which leaves the chain as it is"
+            f"{folder / 'modules.json'} names the modules {', '.join(kinds)}; expected Transformer, Pooling and optionally Normalize. "
+            "For any other chain call bertfast.optimize(SentenceTransformer(folder)), which keeps the chain"
         )
     paths = [folder / str(module.get("path", "")) for module in modules]
     model_dir, pooling_dir = paths[0], paths[1]
@@ -61,7 +61,7 @@ def read_settings(folder: str | Path) -> SentenceSettings:
     transformer = _read_json(model_dir / "sentence_bert_config.json", dict) or {}
     pooling = _read_json(pooling_dir / "config.json", dict)
     if pooling is None:
-        raise ValueError(f"{pooling_dir / 'config.json'} does not exist, although modules.json names it")
+        raise ValueError(f"{pooling_dir / 'config.json'} does not exist, but modules.json names it")
     prompts = _read_json(folder / "config_sentence_transformers.json", dict) or {}
     by_name = {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()}
     default = prompts.get("default_prompt_name")
@@ -95,7 +95,7 @@ def _require_config(model_dir: Path) -> None:
 
 
 def _read_json(path: Path, kind: type) -> Any:
-    """The content, or None where there is no such file."""
+    """The parsed file, None where it does not exist. Raises ValueError for invalid JSON or another type than `kind`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which texts share a batch: the host's planner under NumPy arrays."""
+"""Batching under a token budget: which texts share a batch."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,8 +12,8 @@ from bertfast.runtime.native import _C
 def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_rows: int) -> list[npt.NDArray[np.int64]]:
     """Split texts into batches of similar length, each of at most `max_tokens` tokens and `max_rows` texts.
 
-    lengths: tokens in each text, [n]. Returns the indices of each batch; together they are 0 .. n - 1, each once. A text longer than
-    `max_tokens` gets a batch of its own.
+    lengths: tokens of each text, [n]. Returns the indices of each batch, int64; together they are a permutation of 0 .. n - 1. A text
+    longer than `max_tokens` is a batch by itself. Raises ValueError for a limit below 1.
     """
     for name, value in (("max_tokens", max_tokens), ("max_rows", max_rows)):
         if value < 1:

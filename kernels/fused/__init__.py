@@ -1,5 +1,5 @@
-"""Triton kernels, one op a file: formula, shape letters, kernel, launcher.
+"""Triton kernels, one op a file under the op's name: formula, shape letters, kernel, launcher.
 
-Each file imports torch and triton alone, so that it can be lifted out and read by itself. What depends on the shape or
-the chip is handed to its launcher; bertfast.kernels.tuning holds those numbers, bertfast.ops.cuda joins the two.
+A file imports torch, triton and math.py (shared device functions) alone, so that it can be read and lifted out by itself. Tiles are
+arguments of the launchers: tuning.py chooses them by shape, bertfast.ops.cuda passes them.
 """

@@ -1,10 +1,9 @@
-"""Rows gathered out of a padded batch, and put back into it.
+"""Gather rows out of a padded batch, and scatter them back.
 
     pack      out[t] = x[indices[t]]
     unpack    out[indices[t]] = x[t], every other row = fill
 
-A negative index means "no row": pack writes zeros there, unpack skips it. So a batch whose size is fixed (a CUDA graph's) can carry
-fewer real rows than it has places.
+A negative index means "no row": pack writes zeros, unpack skips it. So a batch of fixed size (in a CUDA graph) can hold fewer rows.
 
 Shape letters: R rows of the padded batch, T tokens (packed), C columns.
 Definition and contract: bertfast/ops/reference.py, bertfast/ops/__init__.py.
@@ -19,14 +18,14 @@ import triton.language as tl
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of the kernel works on, and with how much of the chip."""
+    """The work of one program, and its share of a multiprocessor."""
 
     rows: int
     columns: int
     num_warps: int
 
 
-@triton.jit(do_not_specialize=["rows"])  # it differs from batch to batch: one binary for all
+@triton.jit(do_not_specialize=["rows"])  # differs from batch to batch: one binary for all
 def _move_rows_kernel(
     x_ptr,  # pack: [R, C]; unpack: [T, C]
     indices_ptr,  # [T] int64

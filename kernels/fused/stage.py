@@ -1,7 +1,7 @@
-"""The inputs of one call, copied into the fixed buffers that a recorded forward reads, in one launch.
+"""Copy the inputs of a call into the fixed buffers that a CUDA graph reads, in one launch.
 
-The buffers are larger than the call: what is left over is filled so that it does nothing. Rows past the real ones embed id 0 at position
-0 and belong to no sequence; sequences past the real ones begin and end where the last one ends.
+The buffers may be larger than the call. Rows past T get id 0 at position 0 and belong to no sequence; sequences past B are empty, at the
+end of the last one.
 
 Shape letters: T rows of the call, B sequences; in the buffers Tb >= T and Bb >= B.
 """
@@ -12,8 +12,8 @@ import triton.language as tl
 
 BLOCK = 512
 
-# A call's sizes and addresses differ every time: a binary for each kind of them would be compiled in the middle of serving.
-SIZES = ("rows", "sequences", "row_places", "sequence_places")
+# Not specialised on: sizes and alignments differ from call to call, and a new binary would be compiled while serving.
+SIZES = ("rows", "sequences", "buffer_rows", "buffer_sequences")
 GIVEN = ("ids_ptr", "positions_ptr", "types_ptr", "cu_seqlens_ptr", "first_rows_ptr")
 
 
@@ -31,23 +31,23 @@ def _stage_kernel(
     first_rows_out_ptr,  # [Bb] int64
     rows,  # T
     sequences,  # B
-    row_places,  # Tb
-    sequence_places,  # Bb
+    buffer_rows,  # Tb
+    buffer_sequences,  # Bb
     HAS_TYPES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    real, place = i < rows, i < row_places
-    tl.store(ids_out_ptr + i, tl.load(ids_ptr + i, mask=real, other=0), mask=place)
-    tl.store(positions_out_ptr + i, tl.load(positions_ptr + i, mask=real, other=0), mask=place)
+    real, inside = i < rows, i < buffer_rows
+    tl.store(ids_out_ptr + i, tl.load(ids_ptr + i, mask=real, other=0), mask=inside)
+    tl.store(positions_out_ptr + i, tl.load(positions_ptr + i, mask=real, other=0), mask=inside)
     if HAS_TYPES:
-        tl.store(types_out_ptr + i, tl.load(types_ptr + i, mask=real, other=0), mask=place)
+        tl.store(types_out_ptr + i, tl.load(types_ptr + i, mask=real, other=0), mask=inside)
 
     end = tl.load(cu_seqlens_ptr + sequences)
     bounds = tl.load(cu_seqlens_ptr + i, mask=i <= sequences, other=0)
-    tl.store(cu_seqlens_out_ptr + i, tl.where(i <= sequences, bounds, end), mask=i <= sequence_places)
+    tl.store(cu_seqlens_out_ptr + i, tl.where(i <= sequences, bounds, end), mask=i <= buffer_sequences)
     first = tl.load(first_rows_ptr + i, mask=i < sequences, other=0)
-    tl.store(first_rows_out_ptr + i, first, mask=i < sequence_places)
+    tl.store(first_rows_out_ptr + i, first, mask=i < buffer_sequences)
 
 
 def stage(
@@ -62,9 +62,9 @@ def stage(
     cu_seqlens_out: torch.Tensor,  # [Bb + 1] int32, Bb >= B
     first_rows_out: torch.Tensor,  # [Bb] int64
 ) -> None:
-    """Copies each input to the front of its buffer and fills the rest with what does nothing. All contiguous."""
-    row_places, sequence_places = ids_out.shape[0], first_rows_out.shape[0]
-    _stage_kernel[(triton.cdiv(max(row_places, sequence_places + 1), BLOCK),)](
+    """Copies each input to the front of its buffer and pads the rest as above. All contiguous."""
+    buffer_rows, buffer_sequences = ids_out.shape[0], first_rows_out.shape[0]
+    _stage_kernel[(triton.cdiv(max(buffer_rows, buffer_sequences + 1), BLOCK),)](
         ids,
         positions,
         ids if types is None else types,
@@ -77,8 +77,8 @@ def stage(
         first_rows_out,
         ids.shape[0],
         first_rows.shape[0],
-        row_places,
-        sequence_places,
+        buffer_rows,
+        buffer_sequences,
         HAS_TYPES=types is not None,
         BLOCK=BLOCK,
     )

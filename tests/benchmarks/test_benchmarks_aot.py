@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-aot = pytest.importorskip("benchmarks.aot_table", reason="triton is published for Linux only")
+aot = pytest.importorskip("benchmarks.tools.aot_table", reason="triton is published for Linux only")
 
 HALF, INT = torch.float16, torch.int64
 
@@ -34,7 +34,11 @@ def unpack(T: int, B: int) -> str:
 
 def activation(T: int, B: int) -> str:
     tile = aot.tuning.activation_tile(3072)
-    return asked(aot.gelu, "_bias_activation_kernel", lambda: aot.gelu.bias_activation(meta(T, 3072), meta(3072), "gelu", tile=tile))
+    return asked(
+        aot.activation_op,
+        "_bias_activation_kernel",
+        lambda: aot.activation_op.bias_activation(meta(T, 3072), meta(3072), "gelu", tile=tile),
+    )
 
 
 def activation_fp8(T: int, B: int) -> str:
@@ -42,14 +46,14 @@ def activation_fp8(T: int, B: int) -> str:
     values, scales = meta(T, 3072, dtype=torch.float8_e4m3fn), meta(24, -(-T // 16) * 16, dtype=torch.float32)
 
     def launch() -> None:
-        aot.fp8.activation_fp8(meta(T, 3072), meta(3072), "gelu", values, scales, tile=tile)
+        aot.fp8_activation.fp8_activation(meta(T, 3072), meta(3072), "gelu", values, scales, tile=tile)
 
-    return asked(aot.fp8, "_activation_fp8_kernel", launch)
+    return asked(aot.fp8_activation, "_fp8_activation_kernel", launch)
 
 
 def product(T: int, B: int) -> str:
     tile = aot.tuning.gemm_invariant_tile(HALF)
-    return asked(aot.gemm, "_linear_kernel", lambda: aot.gemm.linear(meta(T, 768), meta(768, 768), meta(768), tile=tile))
+    return asked(aot.linear, "_linear_kernel", lambda: aot.linear.linear(meta(T, 768), meta(768, 768), meta(768), tile=tile))
 
 
 def attention(T: int, B: int) -> str:
@@ -58,30 +62,32 @@ def attention(T: int, B: int) -> str:
     longest = -(-T // B)
 
     def launch() -> None:
-        aot.attention.varlen_attention(q, k, v, cu, cu, longest, longest, False, None, tile=tile, whole_in_one=False)
+        aot.varlen_attention.varlen_attention(q, k, v, cu, cu, longest, longest, False, None, tile=tile, whole_in_one=False)
 
-    return asked(aot.attention, "_varlen_attention_kernel", launch)
+    return asked(aot.varlen_attention, "_varlen_attention_kernel", launch)
 
 
 def layer_norm(T: int, B: int) -> str:
     x, vector = meta(T, 768), meta(768)
-    return asked(aot.layernorm, "_add_layer_norm_kernel", lambda: aot.layernorm.add_layer_norm(x, x, vector, vector, 1e-12, num_warps=4))
+    return asked(
+        aot.add_layer_norm, "_add_layer_norm_kernel", lambda: aot.add_layer_norm.add_layer_norm(x, x, vector, vector, 1e-12, num_warps=4)
+    )
 
 
 def embedding(T: int, B: int) -> str:
     ids, table, vector, report = meta(T, dtype=INT), meta(512, 768), meta(768), meta(3, 3, dtype=INT)
 
     def launch() -> None:
-        aot.embedding.embed_layer_norm(ids, table, ids, table, ids, table, vector, vector, 1e-12, report=report, num_warps=4)
+        aot.embed_layer_norm.embed_layer_norm(ids, table, ids, table, ids, table, vector, vector, 1e-12, report=report, num_warps=4)
 
-    return asked(aot.embedding, "_embed_layer_norm_kernel", launch)
+    return asked(aot.embed_layer_norm, "_embed_layer_norm_kernel", launch)
 
 
 def decoding(T: int, B: int) -> str:
     q, cache, at = meta(B, 12, 64), meta(64, 12, 512, 64), meta(B, dtype=INT)
     tile = aot.tuning.decode_invariant_tile(HALF, 64)
-    launch = lambda: aot.decode.cached_attention(q, cache, cache, at, None, at, None, tile=tile)  # noqa: E731
-    return asked(aot.decode, "_cached_attention_kernel", launch)
+    launch = lambda: aot.cached_attention.cached_attention(q, cache, cache, at, None, at, None, tile=tile)  # noqa: E731
+    return asked(aot.cached_attention, "_cached_attention_kernel", launch)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.checks import COSINE, LARGEST, check, check_tokens
+from benchmarks.suite.checks import COSINE, LARGEST, check, check_tokens
 
 B, S, H = 3, 7, 16
 

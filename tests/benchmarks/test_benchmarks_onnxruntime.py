@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import checks, models
-from benchmarks.workloads import Workload
+from benchmarks.suite import checks, models
+from benchmarks.suite.workloads import Workload
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -55,6 +55,6 @@ def test_a_fusion_that_changes_what_is_computed_is_found_when_it_is_made(cache, 
         if node.op_type == "Attention":
             del node.attribute[[a.name for a in node.attribute].index("unidirectional")]
     onnx.save(model, tmp_path / "bidirectional.onnx")
-    onnxruntime_based._same(plain, fused, "lm")
+    onnxruntime_based._check_fusion(plain, fused, "lm")
     with pytest.raises(RuntimeError, match="changed what the model computes: differs by"):
-        onnxruntime_based._same(plain, tmp_path / "bidirectional.onnx", "lm")
+        onnxruntime_based._check_fusion(plain, tmp_path / "bidirectional.onnx", "lm")

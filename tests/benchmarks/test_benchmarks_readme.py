@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import readme, results
+from benchmarks.report import readme, results
 
 PAGE = Path(__file__).parents[2] / "README.md"
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import rounds
-from benchmarks.stats import NOISY, PLACEMENT, Turn, pairs, ratio_of
+from benchmarks.measure import rounds
 from benchmarks.subjects import SUBJECTS, again, select
+from benchmarks.suite.stats import NOISY, PLACEMENT, Turn, pairs, ratio_of
 
 REFERENCE = "transformers"
 # Seconds of one call: the shape of a padded batch, where the reference takes most of a round.

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import first_speed, plots, report, runner, subjects
+from benchmarks import subjects
+from benchmarks.measure import runner
+from benchmarks.report import plots, tables
 from benchmarks.subjects import Spec
-from benchmarks.workloads import WORKLOADS
+from benchmarks.suite.workloads import WORKLOADS
+from benchmarks.tools import first_speed
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +35,7 @@ def settings(cache):
 
 @pytest.fixture(scope="module", autouse=True)
 def at_the_root():
-    """Workers are started as python -m benchmarks.worker, and the wrong subject lies beside this file."""
+    """Workers are started as python -m benchmarks.measure.worker, and the wrong subject lies beside this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
@@ -80,7 +83,7 @@ def test_without_its_reference_nothing_is_timed(settings, monkeypatch):
     rows = result["workloads"]["tiny/2x8"]["rows"]
     assert {row["status"] for row in rows.values()} == {"failed"}
     assert "it does not load" in rows["transformers"]["reason"]
-    report.markdown(result)
+    tables.markdown(result)
 
 
 def test_timed_rows_are_complete(result):
@@ -97,7 +100,7 @@ def test_timed_rows_are_complete(result):
 
 
 def test_result_prints_and_draws(result, tmp_path):
-    page = report.markdown(result)
+    page = tables.markdown(result)
     assert "| offset | refused |" in page
     for picture in plots.draw(result, tmp_path / "tiny"):
         assert picture.stat().st_size > 0
@@ -125,7 +128,7 @@ def test_steps_are_timed_in_stretches_and_drawn(settings, tmp_path):
     assert "steps" not in workload["rows"]["another"]
     drawn = plots.draw(result, tmp_path / "tiny")
     assert tmp_path / "tiny-steps.png" in drawn
-    assert "us more for each token before it" in report.markdown(result)
+    assert "us more for each token before it" in tables.markdown(result)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
@@ -133,9 +136,9 @@ def test_a_stopped_worker_does_not_outlive_the_suite(tmp_path):
     """Killed, not asked to stop: nobody is left to wake the worker, which would keep its memory for good."""
     suite = f"""
 import os, pathlib, signal, time
-from benchmarks.client import Client
+from benchmarks.measure.client import ProcessClient
 from benchmarks.subjects import SUBJECTS
-client = Client(SUBJECTS["transformers"], 1, pathlib.Path({str(tmp_path / "log")!r}))
+client = ProcessClient(SUBJECTS["transformers"], 1, pathlib.Path({str(tmp_path / "log")!r}))
 client.ask("peak")  # an answer: of readiness, as it was not waited for
 client.pause()
 while open(f"/proc/{{client.process}}/stat").read().rpartition(")")[2].split()[0] != "T":
@@ -195,11 +198,11 @@ def test_a_wrong_answer_has_no_cold_start_and_no_memory(settings, name):
     assert rows["raises"]["status"] == "failed"
     assert rows["transformers"]["status"] == "timed"
     assert rows["transformers"]["check"]["largest"] == 0.0
-    report.markdown(result)
+    tables.markdown(result)
 
 
 def test_the_quick_selection_leaves_nobody_out_in_silence(result):
-    said = report.missing(result)
+    said = tables.missing(result)
     assert any(line.startswith("left out: torch.compile (") for line in said)
     assert "absent: ghost (not installed: no_such_library_at_all)" in said
     assert set(subjects.SUBJECTS) <= set(result["subjects"])

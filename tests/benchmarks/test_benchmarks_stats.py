@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 
-from benchmarks import compare, plots, readme, report, results, steps
-from benchmarks.stats import PLACEMENT, Ratio, Spread, change, ratio_of, verdict
+from benchmarks.measure import steps
+from benchmarks.report import compare, plots, readme, results, tables
+from benchmarks.suite.stats import PLACEMENT, Ratio, Spread, change, ratio_of, verdict
 
 
 def test_spread_is_median_and_percentiles():
@@ -186,20 +187,20 @@ def test_files_of_one_machine_and_one_set_of_versions_may_be_joined(result):
 
 
 def test_what_another_build_of_bertfast_was_measured_with_is_said(result):
-    assert "another build" not in report.markdown(result)
+    assert "another build" not in tables.markdown(result)
     old = {**result["workloads"]["minilm/1x128"], "build": "11111111", "measured": "2024-01-02T03:04:05+00:00"}
     new = {**result["workloads"]["minilm/1x128"], "build": "22222222", "measured": "2024-01-03T03:04:05+00:00"}
     joined = results.merged(
         {**result, "build": "11111111", "workloads": {"minilm/1x128": old, "minilm/1x16": old}},
         {**result, "build": "22222222", "workloads": {"minilm/1x128": new}},
     )
-    assert "note: measured with another build of bertfast than the rest: minilm/1x16 (2024-01-02)  \n" in report.markdown(joined)
+    assert "note: measured with another build of bertfast than the rest: minilm/1x16 (2024-01-02)  \n" in tables.markdown(joined)
 
 
 def test_a_kept_workload_says_of_which_peaks_its_shares_are(result):
     """Shares are not told anew: another run's peaks say nothing about the clock at which these were measured."""
     workload, peaks = result["workloads"]["minilm/1x128"], result["peaks"]
-    assert "an earlier run" not in report.markdown(result)
+    assert "an earlier run" not in tables.markdown(result)
 
     def file(name, rate):
         return {**result, "peaks": rate and {**peaks, "float32": rate}, "workloads": {name: workload}}
@@ -210,15 +211,15 @@ def test_a_kept_workload_says_of_which_peaks_its_shares_are(result):
         "minilm/1x128": 3e11,
         "minilm/8x128": 2e11,
     }
-    page = report.markdown(twice)
+    page = tables.markdown(twice)
     assert "peaks measured in this run: float32 200, int8 400 GFLOP/s (GOP/s), memory 25.0 GB/s  \n" in page
     assert "peaks measured in an earlier run, of minilm/1x16: float32 100, int8 400 GFLOP/s (GOP/s), memory 25.0 GB/s  \n" in page
     assert "peaks measured in an earlier run, of minilm/1x128: float32 300, " in page
     assert page.count("| 90% F |") == 3
     anew = results.merged(twice, file("minilm/1x16", 2e11))
     assert "peaks" not in anew["workloads"]["minilm/1x16"]  # measured in this run
-    assert "an earlier run, of minilm/1x128: float32 300, " in report.markdown(anew)
-    unmeasured = report.markdown(results.merged(file("minilm/1x16", None), file("minilm/1x128", 2e11)))  # no C compiler at that time
+    assert "an earlier run, of minilm/1x128: float32 300, " in tables.markdown(anew)
+    unmeasured = tables.markdown(results.merged(file("minilm/1x16", None), file("minilm/1x128", 2e11)))  # no C compiler at that time
     assert "an earlier run" not in unmeasured
     assert "in this run: float32 200" in unmeasured
 
@@ -250,7 +251,7 @@ def test_the_floor_under_kept_steps_is_by_the_bandwidth_of_their_run(result):
 
 
 def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):
-    page = report.markdown(result)
+    page = tables.markdown(result)
     assert "| bertfast | 8 ms | 7.92 ms - 8.08 ms | 2.50x ± 2% | 90% F |" in page
     assert "1.25x ± 2% the best peer, openvino; 16,000 tokens/s" in page
     assert "| openvino | refused |" in page
@@ -264,7 +265,7 @@ def test_markdown_shows_noise_who_took_part_twice_and_who_was_left_out(result):
     rows["bertfast"]["best_peer"]["band"] = 0.07
     rows["bertfast (again)"] = row(8.0, 2.5, itself={"to": "bertfast", "value": 1.01, "band": 0.03})
     result["subjects"]["torch.compile"] = {**result["subjects"]["bertfast"], "left_out": "it compiles"}
-    page = report.markdown(result)
+    page = tables.markdown(result)
     assert "1.25x ± 7% (noisy, no verdict) the best peer, openvino" in page
     assert "1.01x ± 3% itself" in page
     assert "- left out: torch.compile (it compiles; --full or -s torch.compile)" in page

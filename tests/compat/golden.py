@@ -28,7 +28,7 @@ def ids(group: str) -> list[str]:
 
 
 def load(group: str, id: str) -> dict[str, Any]:
-    """The case, its array references replaced by arrays (copies, so that a test may keep them)."""
+    """The case with its array references replaced by copies of the arrays."""
     cases, arrays = _group(group)
     case = next(case for case in cases if case["id"] == id)
 

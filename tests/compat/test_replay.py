@@ -1,4 +1,4 @@
-"""Every recorded case, called as it says, through the face, from each checkpoint format.
+"""Every recorded case, replayed through the compat class from each checkpoint format.
 
 Limits (tests/golden: distance from the classes to float64 with room for another order of operations): float32 5e-5, attentions
 5e-6, 2e-3 where scores lie near 10000; bfloat16 0.15 and float16 2e-2, for vocabulary logits 1.0 and 0.1; sequences exactly.
@@ -16,13 +16,13 @@ import transformers
 from bertfast.compat import flax, tf
 from compat import golden
 
-# Recorded errors that are not errors here, and the other way round; docs/compat.md explains each.
+# Recorded errors that do not raise here; below, cases that raise here only. docs/compat.md explains each.
 DOCUMENTED = {
     ("tf_tokcls", "head_mask_1d"), ("tf_tokcls", "head_mask_2d"), ("tf_qa", "head_mask_1d"), ("tf_qa", "head_mask_2d"),
 }  # fmt: skip
 XLA = {("tf_qa", "xla_loss_out_of_range"), ("tf_qa", "xla_loss_negative")}
 
-# What the message of an error must name, by the start of the case's id; the first that fits.
+# What an error message must name, by the start of the case id; the first match counts.
 NAMED = [
     ("act_", "hidden_act"), ("err_inputs_embeds_kw", "input_ids"), ("err_inputs_embeds", "inputs_embeds"), ("err_embeds", "inputs_embeds"),
     ("err_both", "inputs_embeds"), ("err_token_type", "token_type_ids"), ("err_position", "position_ids"), ("err_unknown_kwarg", "foo"),
@@ -54,7 +54,7 @@ def cases() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """(model, format) -> a folder that holds the model in that format alone."""
+    """(model, format) -> a folder with the model in that format only."""
 
     @cache
     def folder(model, format):
@@ -78,7 +78,7 @@ def test_case(group, id, format, keep, folders):
         return
     out = run(build(case, folders(case["model"], format), keep), case)
     if (group, id) in DOCUMENTED:
-        return  # its values: the group tf_head_mask_doc
+        return  # values are in the group tf_head_mask_doc
     named = {str(i): value for i, value in enumerate(out)} if isinstance(out, tuple) else out
     assert case.get("output_type", type(out).__name__) == type(out).__name__
     if case.get("kind") is None and "output_order" in case:
@@ -96,7 +96,7 @@ def build(case, folder, keep):
     return model
 
 
-@lru_cache(maxsize=8)  # neighbours share their model
+@lru_cache(maxsize=8)  # consecutive cases share their model
 def loaded(name, folder, dtype, overrides):
     if name.startswith("TF"):
         return getattr(tf, name).from_pretrained(folder, **dict(overrides))
@@ -140,7 +140,7 @@ def call(model, case, extra):
         return type(model)(config)(**inputs, **kwargs)
     ways = {
         "kw": lambda: model(**inputs, **kwargs),
-        "jax_array": lambda: model(**inputs, **kwargs),  # the arrays are NumPy's here; JAX's: test_frameworks.py
+        "jax_array": lambda: model(**inputs, **kwargs),  # NumPy arrays here; JAX arrays: tests/frameworks
         "gradient_checkpointing": lambda: model(**inputs, **kwargs),
         "tensor": lambda: model(inputs["input_ids"], **kwargs),
         "tensor_then_kw": lambda: model(inputs["input_ids"], **rest, **kwargs),
@@ -185,7 +185,7 @@ def other_params(model, transform):
 
 
 def padding(case):
-    """[B, S] bool: the positions whose outputs may be a fill."""
+    """[B, S] bool: the positions whose outputs may be zeros."""
     inputs = case["inputs"]
     mask = inputs.get("attention_mask") if case.get("kind") is None else None
     if mask is None:
@@ -211,15 +211,15 @@ class Limits:
         return {"bfloat16": 1.0 if vocabulary else 0.15, "float16": 0.1 if vocabulary else 2e-2}[self.dtype]
 
 
-def compare(got, want, limits, blank, path=()):
+def compare(got, want, limits, pad_mask, path=()):
     if isinstance(want, dict):
         assert set(want) <= set(got), path
         for name, inner in want.items():
-            compare(got[name], inner, limits, blank, (*path, name))
+            compare(got[name], inner, limits, pad_mask, (*path, name))
     elif isinstance(want, list):
         assert len(got) == len(want), path
         for g, w in zip(got, want, strict=True):
-            compare(g, w, limits, blank, path)
+            compare(g, w, limits, pad_mask, path)
     else:
         got = np.asarray(got)
         assert got.shape == want.shape, path
@@ -232,10 +232,10 @@ def compare(got, want, limits, blank, path=()):
         off = np.abs(got.astype(np.float64) - want.astype(np.float64))
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=str(path))
         off = np.where(np.isnan(want), 0.0, off)
-        if blank is not None and want.ndim == 4 and want.shape[2] == blank.shape[1]:
-            off = np.where(blank[:, None, :, None], 0.0, off)
-        elif blank is not None and want.ndim in (2, 3) and want.shape[:2] == blank.shape:
-            off = np.where(blank.reshape(*blank.shape, *(1,) * (want.ndim - 2)), 0.0, off)
+        if pad_mask is not None and want.ndim == 4 and want.shape[2] == pad_mask.shape[1]:
+            off = np.where(pad_mask[:, None, :, None], 0.0, off)
+        elif pad_mask is not None and want.ndim in (2, 3) and want.shape[:2] == pad_mask.shape:
+            off = np.where(pad_mask.reshape(*pad_mask.shape, *(1,) * (want.ndim - 2)), 0.0, off)
         assert off.size == 0 or off.max() <= limits(path, want), (path, off.max())
 
 

@@ -75,12 +75,12 @@ def test_the_largest_integers_do_not_saturate(weight_sign, pattern):
     signs = torch.ones(3, 192)
     if pattern == "alternating":
         signs[:, ::2] = -1
-    levels = _C.int8_levels()
+    qmax = _C.int8_levels()
     weight = ops.pack_int8((signs[:1] * weight_sign * 127).to(torch.int8).repeat(70, 1), torch.ones(70, 2), 192)
     for sign in (1, -1):
-        turned = signs * sign * levels
-        out = cpu.int8_linear(int8.rotate(turned), [weight], [None])
-        assert torch.equal(out, torch.full((3, 70), 192.0 * levels * 127 * weight_sign * sign))
+        rotated = signs * sign * qmax
+        out = cpu.int8_linear(int8.rotate(rotated), [weight], [None])
+        assert torch.equal(out, torch.full((3, 70), 192.0 * qmax * 127 * weight_sign * sign))
 
 
 def test_rows_of_zeros_and_of_next_to_nothing():

@@ -1,6 +1,6 @@
-"""The examples of the five classes' documentation in transformers 4.37, line by line, on small models made here.
+"""The documentation examples of the five classes in transformers 4.37, line by line, on small random models.
 
-One thing differs: the tokenizers of transformers 5 have no return_tensors="tf" or "jax", so what they give is converted.
+One difference: tokenizers of transformers 5 have no return_tensors="tf" or "jax", so their NumPy output is converted.
 """
 
 import pytest
@@ -20,7 +20,7 @@ LABELS = {0: "O", 1: "B-ORG", 2: "B-LOC", 3: "I-LOC"}
 
 @pytest.fixture
 def folder(tmp_path):
-    """folder(cls, **config) -> where a random model of the class lies, with a tokenizer beside it."""
+    """folder(cls, **config) -> a folder with a random model of the class and a tokenizer."""
 
     def made(cls, **config):
         (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
@@ -129,5 +129,5 @@ def test_causal_lm(folder, convert):
     next_token_logits = outputs.logits[:, -1]
     assert type(next_token_logits) is type(inputs.input_ids)
     assert next_token_logits.shape == (1, len(VOCABULARY))
-    shorter = model(**{name: value[:, :-1] for name, value in inputs.items()}).logits  # causal: what follows is not seen
+    shorter = model(**{name: value[:, :-1] for name, value in inputs.items()}).logits  # causal: later tokens have no effect
     assert float(jnp.abs(jnp.asarray(shorter) - jnp.asarray(outputs.logits)[:, :-1]).max()) < 1e-5

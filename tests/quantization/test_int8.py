@@ -30,7 +30,7 @@ def test_a_weight_is_nearly_itself():
     weight = torch.randn(100, 312)
     q, scales = ops.quantize_weight(weight)
     back = int8.dequantize(q, scales, 312)
-    step = scales.max()  # each turned value is off by half of it at most, and so is the length of 64 of them by 8 halves
+    step = scales.max()  # each rotated value is off by at most half of it, 64 of them by at most 8 halves in length
     assert (back - weight).square().view(100, -1).sum(-1).sqrt().max() <= step / 2 * q.shape[1] ** 0.5
 
 
@@ -52,24 +52,24 @@ def test_is_more_exact_than_a_scale_per_channel_and_token():
     x, weight = torch.randn(64, 768), torch.randn(256, 768)
     x[:, [5, 300]] *= 30
     truth = x.double() @ weight.double().T
-    ours = reference.int8_linear(x, [ops.pack_int8(*ops.quantize_weight(weight), 768)], [None], levels=63)
+    ours = reference.int8_linear(x, [ops.pack_int8(*ops.quantize_weight(weight), 768)], [None], qmax=63)
     (a, a_scales), (w, w_scales) = by_row(x), by_row(weight)
     usual = (a.double() @ w.double().T) * a_scales * w_scales.T
     assert (ours - truth).norm() < (usual - truth).norm() / 2
 
 
-@pytest.mark.parametrize(("levels", "shared"), [(127, 2), (63, 1)])
-def test_inputs_share_a_scale_where_they_have_bits_to_spare(levels, shared):
+@pytest.mark.parametrize(("qmax", "shared"), [(127, 2), (63, 1)])
+def test_inputs_share_a_scale_where_they_have_bits_to_spare(qmax, shared):
     x = torch.randn(4, 300) * torch.arange(1, 301)
-    q, scales = reference.quantize_inputs(x, levels)
+    q, scales = reference.quantize_inputs(x, qmax)
     assert (q.shape, scales.shape) == ((4, 320), (4, 5))
     for first in range(0, 5, shared):
         part = slice(first, first + shared)
         assert (scales[:, part] == scales[:, first, None]).all()
-        assert (q[:, first * 64 : (first + shared) * 64].abs().amax(dim=1) == levels).all()
+        assert (q[:, first * 64 : (first + shared) * 64].abs().amax(dim=1) == qmax).all()
     assert len(scales[0].unique()) == -(-5 // shared)
-    turned = int8.rotate(int8.pad_to_blocks(x)).unflatten(1, (5, 64))
-    assert ((q.unflatten(1, (5, 64)) * scales[:, :, None] - turned).abs() <= scales[:, :, None] * 0.5001).all()
+    rotated = int8.rotate(int8.pad_to_blocks(x)).unflatten(1, (5, 64))
+    assert ((q.unflatten(1, (5, 64)) * scales[:, :, None] - rotated).abs() <= scales[:, :, None] * 0.5001).all()
 
 
 @pytest.mark.parametrize(

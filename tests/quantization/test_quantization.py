@@ -46,7 +46,7 @@ def quantized_pair(head: str = "BertModel", **changes: Any) -> tuple[Any, Any]:
 def plain(model: Any, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Any:
     """transformers' own forward on a quantized model's modules, each by the plain definition, with inputs of the kernels' 7 or 8 bits."""
     with monkeypatch.context() as patch, eligibility.force_reference(), torch.no_grad():
-        patch.setattr(reference, "int8_linear", partial(reference.int8_linear, levels=_C.int8_levels()))
+        patch.setattr(reference, "int8_linear", partial(reference.int8_linear, qmax=_C.int8_levels()))
         patch.setattr(int8_layers, "kernels_can_run", lambda: False)
         return model(**arguments)
 

@@ -1,4 +1,4 @@
-"""A C++ module built from other sources than the Python beside it does not get as far as a call."""
+"""bertfast.runtime.native refuses a C++ module that was built from other sources than those in the checkout."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A source checkout with the module of this one in it."""
+    """A copy of this source checkout, with its C++ module."""
     (tmp_path / "bertfast" / "runtime").mkdir(parents=True)
     for path in (ROOT / "bertfast" / "__init__.py", Path(_C.__file__)):
         shutil.copy(path, tmp_path / "bertfast")
@@ -39,11 +39,11 @@ def assert_refused(result: subprocess.CompletedProcess[str], folder: Path, found
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: bertfast's C++ module (")
-    assert f"was built from other sources than those beside this Python: {found}. " in last
+    assert f"was built from other sources than those in this checkout: {found}. " in last
     assert last.endswith(f"Build it again: pip install -e {folder}")
 
 
-def test_the_sources_it_was_built_from_are_accepted(checkout):
+def test_unchanged_sources_are_accepted(checkout):
     result = import_in(checkout)
     assert result.returncode == 0, result.stderr
 
@@ -55,28 +55,28 @@ def test_a_changed_file_is_named(checkout, name):
     assert_refused(import_in(checkout), checkout, f"{name} changed since")
 
 
-def test_files_that_are_gone_have_changed(checkout):
+def test_missing_files_count_as_changed(checkout):
     for name in ("csrc/bind_plan.cpp", "csrc/check.h"):
         (checkout / name).unlink()
     assert_refused(import_in(checkout), checkout, "csrc/bind_plan.cpp and 1 more changed since")
 
 
-def test_a_module_that_does_not_say_is_too_old(checkout):
+def test_a_module_without_hashes_is_too_old(checkout):
     (checkout / "bertfast" / Path(_C.__file__).name).unlink()
     (checkout / "bertfast" / "_C.py").touch()
     assert_refused(import_in(checkout), checkout, "it is older than this check")
 
 
 @pytest.mark.parametrize("gone", ["csrc", "CMakeLists.txt"])
-def test_an_installed_package_has_nothing_to_be_compared_with(checkout, gone):
-    """Nor with what another package put beside it: some install a folder csrc."""
+def test_an_installed_package_is_not_compared(checkout, gone):
+    """Not with another package's folder csrc in site-packages either."""
     (checkout / "csrc" / "module.cpp").write_text("another package's")
     (checkout / gone).rename(checkout / "elsewhere")
     result = import_in(checkout)
     assert result.returncode == 0, result.stderr
 
 
-def test_every_source_is_among_those_compared():
-    """Were one left out, a change in it would go unseen."""
+def test_every_source_file_has_a_hash():
+    """A change in a file without a hash would go unnoticed."""
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file() and path.name[0] != "."}
     assert set(_C.BUILT_FROM) == sources

@@ -1,4 +1,4 @@
-"""Embedder: the vectors of transformers' own model pooled by hand, in input order, as the model's folder wants them."""
+"""Embedder against transformers' model, pooled by hand: values, input order, the folder's settings."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from accuracy import assert_as_accurate
 from bertfast import ops
 from bertfast.tasks import Embedder
-from bertfast.text import embedder, pooling
+from bertfast.text import pooling, tokenization
 from bertfast.text.sentence_transformers_folder import read_settings
 from bertfast.text.token_budget import plan_batches
 
@@ -31,7 +31,7 @@ TEXTS = [
 
 
 def by_hand(folder: Path, texts: list[str], dtype: torch.dtype, pool: str = "mean", normalize: bool = False) -> torch.Tensor:
-    """transformers' model on each text alone, pooled as sentence-transformers defines it, in the model's dtype."""
+    """transformers' model on each text alone, pooled as in sentence-transformers, in `dtype`."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.BertModel.from_pretrained(folder, dtype=dtype, add_pooling_layer=False).eval()
     limit = min(tokenizer.model_max_length, model.config.max_position_embeddings, 256)
@@ -44,7 +44,7 @@ def by_hand(folder: Path, texts: list[str], dtype: torch.dtype, pool: str = "mea
     return torch.stack(vectors)
 
 
-def test_real_model_as_its_folder_says(minilm_dir):
+def test_a_real_model_with_its_folders_settings(minilm_dir):
     embedder = Embedder.from_pretrained(minilm_dir, device="cpu")
     assert (embedder.settings.pooling, embedder.settings.normalize, embedder.max_seq_length) == (("mean",), True, 256)
     vectors = embedder.encode(TEXTS)
@@ -58,8 +58,8 @@ def test_real_model_as_its_folder_says(minilm_dir):
 
 
 @pytest.mark.parametrize("saved_by", ["version-2", "this-version"])
-def test_sentence_transformers_gives_the_same_from_the_same_folder(minilm_dir, tmp_path, saved_by):
-    """MiniLM's folder was written by an early version; the current one writes other files and keys."""
+def test_agrees_with_sentence_transformers(minilm_dir, tmp_path, saved_by):
+    """MiniLM's folder was saved by version 2; the current version writes other files and keys."""
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(str(minilm_dir), device="cpu")
@@ -82,7 +82,7 @@ def test_arguments_override_the_folder(small_dir, mode, normalize):
 
 @pytest.mark.parametrize("max_tokens", [1, 40, 8192])
 def test_a_text_has_the_same_bits_alone_and_in_any_batch(small_dir, max_tokens, monkeypatch):
-    monkeypatch.setattr(embedder, "TOKENIZE_TEXTS", 3)  # several chunks as well
+    monkeypatch.setattr(tokenization, "TOKENIZE_TEXTS", 3)  # several blocks
     alone = Embedder.from_pretrained(small_dir, device="cpu")
     together = Embedder.from_pretrained(small_dir, device="cpu", max_tokens=max_tokens).encode(TEXTS)
     for text, vector in zip(TEXTS, together, strict=True):
@@ -93,7 +93,7 @@ def test_no_texts(small_dir):
     assert Embedder.from_pretrained(small_dir, device="cpu").encode([]).shape == (0, 32)
 
 
-def test_stream_reads_no_further_than_it_must(small_dir):
+def test_a_stream_reads_one_block_for_its_first_chunk(small_dir):
     read = 0
 
     def endless() -> Iterator[str]:
@@ -103,7 +103,7 @@ def test_stream_reads_no_further_than_it_must(small_dir):
 
     embedder = Embedder.from_pretrained(small_dir, device="cpu", max_tokens=64)
     chunk, vectors = next(embedder.encode_stream(endless()))
-    assert len(chunk) == len(vectors) == read == embedder.TOKENIZE_TEXTS
+    assert len(chunk) == len(vectors) == read == tokenization.TOKENIZE_TEXTS
     np.testing.assert_array_equal(vectors[:5], embedder.encode(chunk[:5]))
 
 
@@ -114,7 +114,7 @@ def test_progress_counts_every_text_once(small_dir):
     assert len(finished) > 1
 
 
-def test_prompt_is_set_before_every_text(small_dir):
+def test_the_prompt_is_prepended_to_every_text(small_dir):
     prompted = Embedder.from_pretrained(small_dir, device="cpu", prompt="query: ").encode(TEXTS[:2])
     plain = Embedder.from_pretrained(small_dir, device="cpu").encode(["query: " + text for text in TEXTS[:2]])
     np.testing.assert_array_equal(prompted, plain)
@@ -123,7 +123,7 @@ def test_prompt_is_set_before_every_text(small_dir):
 def sentence_folder(
     small_dir: Path, folder: Path, pooling_config: dict, *, normalize: bool = True, prefix: str = "models", **files
 ) -> Path:
-    """`small_dir` as sentence-transformers would have saved it. files: name -> content of more JSON files."""
+    """`small_dir` as sentence-transformers would save it. files: name -> content of further JSON files."""
     shutil.copytree(small_dir, folder, dirs_exist_ok=True)
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     paths = ["", "1_Pooling", "2_Normalize"]
@@ -150,10 +150,10 @@ OLD_STYLE = {
     [
         pytest.param(OLD_STYLE, ("mean",), id="older-mean"),
         pytest.param(OLD_STYLE | {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, ("cls",), id="older-cls"),
-        pytest.param(OLD_STYLE | {"pooling_mode_max_tokens": True}, ("max", "mean"), id="older-two-joined"),
+        pytest.param(OLD_STYLE | {"pooling_mode_max_tokens": True}, ("max", "mean"), id="older-two-concatenated"),
         pytest.param({"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}, ("cls",), id="newer"),
-        pytest.param({"embedding_dimension": 32, "pooling_mode": ["mean", "max"]}, ("mean", "max"), id="newer-two-joined"),
-        pytest.param({"embedding_dimension": 32}, ("mean",), id="nothing-said"),
+        pytest.param({"embedding_dimension": 32, "pooling_mode": ["mean", "max"]}, ("mean", "max"), id="newer-two-concatenated"),
+        pytest.param({"embedding_dimension": 32}, ("mean",), id="not-given"),
     ],
 )
 def test_pooling_of_a_sentence_transformers_folder(small_dir, tmp_path, config, expected):
@@ -163,7 +163,7 @@ def test_pooling_of_a_sentence_transformers_folder(small_dir, tmp_path, config, 
     assert embedder.encode(TEXTS).shape == (len(TEXTS), 32 * len(expected))
 
 
-def test_length_case_and_prompt_of_a_sentence_transformers_folder(small_dir, tmp_path):
+def test_max_length_lowercase_and_prompt_of_a_sentence_transformers_folder(small_dir, tmp_path):
     folder = sentence_folder(
         small_dir,
         tmp_path,
@@ -178,19 +178,19 @@ def test_length_case_and_prompt_of_a_sentence_transformers_folder(small_dir, tmp
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float64).eval()
-    uncounted = len(tokenizer("ask me: ")["input_ids"]) - 1
+    unpooled = len(tokenizer("ask me: ")["input_ids"]) - 1
     for text in ("some text", "a text that is too long for twelve tokens, and then some more of it"):
         inputs = tokenizer("ask me: " + text, return_tensors="pt", truncation=True, max_length=12)
         with torch.no_grad():
-            truth = model(**inputs).last_hidden_state[0, uncounted:].mean(0)
-            yardstick = model.float()(**inputs).last_hidden_state[0, uncounted:].mean(0)
+            truth = model(**inputs).last_hidden_state[0, unpooled:].mean(0)
+            yardstick = model.float()(**inputs).last_hidden_state[0, unpooled:].mean(0)
         model.double()
         assert_as_accurate(torch.from_numpy(embedder.encode([text])[0]), yardstick=yardstick, truth=truth)
     by_name = Embedder.from_pretrained(folder, device="cpu", prompt_name="d")
     np.testing.assert_array_equal(by_name.encode(["x"]), Embedder.from_pretrained(folder, device="cpu", prompt="").encode(["x"]))
 
 
-def test_lower_case_comes_before_a_cased_tokenizer(small_dir, tmp_path):
+def test_do_lower_case_with_a_cased_tokenizer(small_dir, tmp_path):
     folder = sentence_folder(small_dir, tmp_path, {"pooling_mode": "mean"}, sentence_bert_config={"do_lower_case": True})
     cased = transformers.AutoTokenizer.from_pretrained(folder)
     cased.backend_tokenizer.normalizer = None
@@ -257,16 +257,16 @@ def test_bad_folders(small_dir, tmp_path):
             read_settings(folder)
         (folder / name).write_text(before or "{}")
     shutil.rmtree(folder / "1_Pooling")
-    with pytest.raises(ValueError, match=r"does not exist, although modules\.json names it"):
+    with pytest.raises(ValueError, match=r"does not exist, but modules\.json names it"):
         read_settings(folder)
 
 
-def test_a_checkpoint_with_holes_is_refused_and_one_with_too_much_is_told(small_dir, tmp_path):
+def test_missing_weights_are_refused_and_unexpected_ones_warned_about(small_dir, tmp_path):
     folder = Path(shutil.copytree(small_dir, tmp_path / "m"))
     weights = load_file(folder / "model.safetensors")
-    lacking = {name: tensor for name, tensor in weights.items() if "layer.1.output" not in name}
-    save_file(lacking, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing keys, so its vectors would be random: .*layer\.1\.output.* and 1 more"):
+    incomplete = {name: tensor for name, tensor in weights.items() if "layer.1.output" not in name}
+    save_file(incomplete, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing keys, so embeddings would be random: .*layer\.1\.output.* and 1 more"):
         Embedder.from_pretrained(folder, device="cpu")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     edit_json(folder / "config.json", num_hidden_layers=1)
@@ -274,20 +274,20 @@ def test_a_checkpoint_with_holes_is_refused_and_one_with_too_much_is_told(small_
         Embedder.from_pretrained(folder, device="cpu")
 
 
-def test_half_precision_gives_float32_vectors(small_dir):
+def test_a_half_precision_model_returns_float32_vectors(small_dir):
     vectors = Embedder.from_pretrained(small_dir, device="cpu", dtype="bfloat16").encode(TEXTS)
     assert vectors.dtype == np.float32
     yardstick = by_hand(small_dir, TEXTS, torch.bfloat16).float()
     assert_as_accurate(torch.from_numpy(vectors), yardstick=yardstick, truth=by_hand(small_dir, TEXTS, torch.float64))
 
 
-def test_a_dtype_without_kernels_is_said_once(small_dir, caplog):
-    ops._backend.cache_clear()
+def test_a_dtype_without_kernels_is_logged_once(small_dir, caplog):
+    ops.dispatch.backend_of.cache_clear()
     embedder = Embedder.from_pretrained(small_dir, device="cpu", dtype="float16")
     embedder.encode(TEXTS)
     embedder.encode(TEXTS)
-    said = [record.getMessage() for record in caplog.records if record.name == "bertfast"]
-    assert said == ["no kernels for torch.float16 on cpu: plain torch operations are used"]
+    logged = [record.getMessage() for record in caplog.records if record.name == "bertfast"]
+    assert logged == ["no kernels for torch.float16 on cpu: plain torch operations are used"]
 
 
 @pytest.mark.parametrize("mode", pooling.MODES)
@@ -315,11 +315,11 @@ def test_every_pooling_against_its_formula(mode):
 
 
 @pytest.mark.parametrize(("max_tokens", "max_rows"), [(1, 1), (100, 7), (10**6, 3), (10**6, 10**6)])
-def test_a_plan_holds_every_text_once_within_its_limits(max_tokens, max_rows):
+def test_batches_hold_every_text_once_within_the_limits(max_tokens, max_rows):
     lengths = np.random.default_rng(0).integers(1, 120, size=500)
-    plan = plan_batches(lengths, max_tokens=max_tokens, max_rows=max_rows)
-    assert sorted(np.concatenate(plan).tolist()) == list(range(500))
-    for batch in plan:
+    batches = plan_batches(lengths, max_tokens=max_tokens, max_rows=max_rows)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(500))
+    for batch in batches:
         assert len(batch) <= max_rows
         assert len(batch) == 1 or lengths[batch].sum() <= max_tokens
     assert plan_batches([], max_tokens=1, max_rows=1) == []

@@ -1,4 +1,4 @@
-"""The planner: which sequences to compute together."""
+"""_C.plan_batches: which sequences share a batch."""
 
 from itertools import pairwise
 
@@ -22,16 +22,16 @@ def plan(lengths: list[int], max_tokens: int, max_rows: int) -> list[list[int]]:
 def test_plan(lengths, max_tokens, max_rows):
     batches = plan(lengths, max_tokens, max_rows)
     order = [i for batch in batches for i in batch]
-    assert order == sorted(range(len(lengths)), key=lambda i: -lengths[i]), "longest first, equal ones as they came"
+    assert order == sorted(range(len(lengths)), key=lambda i: -lengths[i]), "longest first, ties in input order"
     for batch in batches:
         assert 1 <= len(batch) <= max_rows
         assert sum(lengths[i] for i in batch) <= max_tokens or len(batch) == 1
     for batch, following in pairwise(batches):
         grown = sum(lengths[i] for i in batch) + lengths[following[0]]
-        assert len(batch) == max_rows or grown > max_tokens, "no batch is cut short"
+        assert len(batch) == max_rows or grown > max_tokens, "a batch ends only at a limit"
 
 
-def test_a_sequence_above_the_budget_has_a_batch_of_its_own():
+def test_a_sequence_above_the_budget_is_a_batch_by_itself():
     assert plan([3, 500, 2, 400], max_tokens=10, max_rows=8) == [[1], [3], [0, 2]]
 
 

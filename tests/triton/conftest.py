@@ -48,7 +48,7 @@ def cuda_road(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(cpu_plans, "PLAN_DTYPES", ())  # plans are of the CPU kernels, which a GPU's tensors never meet
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        monkeypatch.setitem(ops._KERNELS, ("cpu", dtype), "bertfast.ops.cuda")
-    ops._backend.cache_clear()
+        monkeypatch.setitem(ops.dispatch.KERNELS, ("cpu", dtype), "bertfast.ops.cuda")
+    ops.dispatch.backend_of.cache_clear()
     yield
-    ops._backend.cache_clear()
+    ops.dispatch.backend_of.cache_clear()

@@ -1,6 +1,6 @@
 """Every Triton kernel compiled ahead of time for chips that are not here, and what the artefact holds: run with -s to see the table.
 
-Head sizes 32, 64, 128 and in attention 96 stand for those that share their tuning entries; `python -m benchmarks.aot_table --full`
+Head sizes 32, 64, 128 and in attention 96 stand for those that share their tuning entries; `python -m benchmarks aot_table --full`
 compiles the others too (every head size, hidden size and activation in every dtype) and fails on the same faults.
 """
 
@@ -24,7 +24,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = []
     for arches, only in ((["80", "89", "90"], ""), (["100"], "float16")):
-        command = [sys.executable, "-m", "benchmarks.aot_table", "--json", str(folder / "rows.json"), "--only", only, "--arch", *arches]
+        command = [sys.executable, "-m", "benchmarks", "aot_table", "--json", str(folder / "rows.json"), "--only", only, "--arch", *arches]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
         print(run.stdout)
         assert (folder / "rows.json").exists(), run.stdout + run.stderr

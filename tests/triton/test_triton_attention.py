@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accuracy import assert_as_accurate
-from bertfast.kernels import attention, tuning
+from bertfast.kernels import tuning, varlen_attention
 from bertfast.ops import cuda as backend
 from bertfast.ops import reference
 
@@ -135,7 +135,7 @@ def test_one_tile_for_all_gives_a_sequence_the_same_bits_in_any_batch(causal, dt
     tile = tuning.attention_invariant_tile(dtype, D)
 
     def attend(*arguments):
-        return attention.varlen_attention(*arguments, tile=tile, whole_in_one=False)
+        return varlen_attention.varlen_attention(*arguments, tile=tile, whole_in_one=False)
 
     q, k, v = packed_qkv(sum(lengths), 2, D, dtype, device)
     together = check(q, k, v, lengths, lengths, causal, attend=attend)
@@ -153,4 +153,4 @@ def test_a_head_wider_than_the_kernel_takes(device):
     cu = bounds([4], device)
     assert torch.equal(backend.varlen_attention(q, k, v, cu, cu, 4, 4), reference.varlen_attention(q, k, v, cu, cu, 4, 4))
     with pytest.raises(ValueError, match=r"head size 136, expected at most 128"):
-        attention.varlen_attention(q, k, v, cu, cu, 4, 4, False, None, tile=tuning.attention_tile(q.dtype, 128, 4, 4))
+        varlen_attention.varlen_attention(q, k, v, cu, cu, 4, 4, False, None, tile=tuning.attention_tile(q.dtype, 128, 4, 4))

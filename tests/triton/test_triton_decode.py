@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from accuracy import assert_as_accurate
-from bertfast.kernels import decode, tuning
+from bertfast.kernels import cached_attention, tuning
 from bertfast.ops import cuda as backend
 from bertfast.ops import reference
 
@@ -74,7 +74,7 @@ def test_every_tuning_entry_up_to_the_longest_sequence_of_bert(D, most_heads, fe
     first = ints([0, 0, 1, 3, 2, 0], device)
 
     def attend(*arguments):
-        return decode.cached_attention(*arguments, tile=tile)
+        return cached_attention.cached_attention(*arguments, tile=tile)
 
     check(q, keys, values, ints([0, 1, 0, 1, 0, 1], device), first, last, attend=attend)
 
@@ -87,7 +87,7 @@ def test_large_scores_do_not_overflow(splits, dtype, device):
     q, _, _ = queries(2, 1, 32, dtype, device)
 
     def attend(*arguments):
-        return decode.cached_attention(*arguments, tile=decode.Tile(16, splits, 2))
+        return cached_attention.cached_attention(*arguments, tile=cached_attention.Tile(16, splits, 2))
 
     check(q * 8, keys * 8, values, ints([0, 0], device), None, ints([150, 20], device), scale=1.0, attend=attend)
 
@@ -110,7 +110,7 @@ def test_a_head_wider_than_the_kernel_takes(device):
     q, _, _ = queries(1, 1, 136, torch.float32, device)
     check(q, keys, values, ints([0], device), None, ints([9], device))
     with pytest.raises(ValueError, match=r"head size 136, expected at most 128"):
-        decode.cached_attention(
+        cached_attention.cached_attention(
             q, keys, values, ints([0], device), None, ints([9], device), None, tile=tuning.decode_tile(torch.float32, 128, 1, 9)
         )
 

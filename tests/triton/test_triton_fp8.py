@@ -1,5 +1,4 @@
-"""quantization="fp8": the kernels that emit float8, and the whole road; without a GPU that has a scaled product, with plain torch in
-its place."""
+"""fp8: the kernels that emit float8, and whole models. Without a GPU that has a scaled product, plain torch stands in for it."""
 
 import copy
 
@@ -11,12 +10,18 @@ from torch import nn
 
 import bertfast
 from accuracy import assert_as_accurate
+from bertfast import ops
 from bertfast.convert import convert
 from bertfast.engine import cpu_plans, cuda_graphs
-from bertfast.kernels import fp8, tuning
+from bertfast.graph.projections import linear
+from bertfast.kernels import fp8_activation, tuning
 from bertfast.ops import cuda as backend
 from bertfast.ops import reference
-from bertfast.quantization import fp8_layers as scheme
+from bertfast.ops.activations import activated
+from bertfast.ops.cuda import fp8 as cuda_fp8
+from bertfast.ops.fp8 import dequantize_fp8, quantize_fp8_rows, quantize_fp8_weight
+from bertfast.quantization import fp8 as scheme
+from bertfast.quantization import fp8_support as support
 
 E4M3 = torch.float8_e4m3fn
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2}
@@ -30,16 +35,11 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
     return ((grouped / scale).to(E4M3).to(x.dtype) * scale).flatten(-2)
 
 
-def held(rows: backend.Fp8Rows) -> torch.Tensor:  # [T, K] float32
-    values, scales = rows.values[: rows.rows].float(), rows.scales[:, : rows.rows].t()
-    return (values.unflatten(1, (scales.shape[1], -1)) * scales[:, :, None]).flatten(1)
-
-
-def check_rounding(rows: backend.Fp8Rows, exact: torch.Tensor, group: int) -> None:
+def check_rounding(rows: ops.Fp8Rows, exact: torch.Tensor, group: int) -> None:
     """As near to the exact values as torch's own rounding is."""
     assert rows.values.dtype == E4M3
     assert rows.values.shape[0] % 16 == 0
-    assert_as_accurate(held(rows), yardstick=rounded(exact.float(), group), truth=exact)
+    assert_as_accurate(dequantize_fp8(rows), yardstick=rounded(exact.float(), group), truth=exact)
     assert (rows.values[: rows.rows].float().abs().unflatten(1, (-1, group)).amax(dim=2) == 448).all(), (
         "a scale is not the largest it may be"
     )
@@ -51,8 +51,9 @@ def check_rounding(rows: backend.Fp8Rows, exact: torch.Tensor, group: int) -> No
 def test_activation(tokens, F, by_group, activation, dtype, device):
     x, bias = (torch.randn(tokens, F) * 3).to(device, dtype), torch.randn(F).to(device, dtype)
     exact = x.double() + bias.double()
-    exact = exact if activation is None else reference.ACTIVATIONS[activation](exact)
-    check_rounding(backend.fp8_activation(x, bias, activation, by_group), exact, 128 if by_group else F)
+    exact = activated(exact, activation)
+    scaled_by = "group" if by_group else "row"
+    check_rounding(cuda_fp8.fp8_activation(x, bias, activation, scaled_by), exact, 128 if by_group else F)
 
 
 @every_half
@@ -62,33 +63,71 @@ def test_layer_norm_emits_both(tokens, H, dtype, device):
     weight, bias = (torch.randn(H).to(device, dtype) for _ in range(2))
     out = backend.fp8_add_layer_norm(x, residual, weight, bias, 1e-12)
     plain = backend.add_layer_norm(x, residual, weight, bias, 1e-12)
-    assert torch.equal(out, plain)
-    check_rounding(backend.emitted_fp8(out), plain.double(), H)
-    assert backend.emitted_fp8(plain) is None
+    assert torch.equal(out.unquantized, plain)
+    check_rounding(out, plain.double(), H)
 
 
 def test_zeros_and_what_is_not_finite(device):
     x = torch.zeros(4, 256, dtype=torch.float16, device=device)
     x[1, 3], x[2, 200], x[3] = float("nan"), float("inf"), 6e4
-    for by_group in (False, True):
-        got = held(backend.fp8_activation(x, None, None, by_group))
+    for scaled_by in ("row", "group"):
+        got = dequantize_fp8(cuda_fp8.fp8_activation(x, None, None, scaled_by))
         assert (got[0] == 0).all()
         assert got[1, 3].isnan()
         assert got[2, 200].isnan()
         assert torch.allclose(got[3], x[3].float())
-    assert backend.fp8_activation(x[:0], None, None, True).rows == 0
+    assert cuda_fp8.fp8_activation(x[:0], None, None, "group").rows == 0
     with pytest.raises(ValueError, match="activation 'swish', expected one of"):
-        fp8.activation_fp8(x, None, "swish", x, x, tile=tuning.fp8_activation_tile(256, True))
+        fp8_activation.fp8_activation(x, None, "swish", x, x, tile=tuning.fp8_activation_tile(256, True))
 
 
 @pytest.mark.parametrize("by_group", [False, True])
 def test_weights(by_group):
     weight = torch.randn(48, 256) * torch.logspace(-6, 3, 48)[:, None]
-    values, scales = scheme.quantized_weight(weight, by_group)
+    quantized = quantize_fp8_weight(weight, "group" if by_group else "row")
+    values, scales = quantized.values, quantized.scales
     assert scales.shape == ((2 if by_group else 1), 48)
     assert scales.is_contiguous()
     got = (values.float().unflatten(1, (scales.shape[0], -1)) * scales.t()[:, :, None]).flatten(1)
     torch.testing.assert_close(got, rounded(weight, 128 if by_group else 256))
+
+
+@every_half
+@pytest.mark.parametrize("quantize", [None, "row", "group"])
+@pytest.mark.parametrize("activation", [None, "gelu", "silu"])
+@pytest.mark.parametrize("given", ["tensor", "float8"])
+def test_fp8_linear_is_its_definition(given, activation, quantize, dtype, fp8_gpu, device):
+    """Through the contract: the float8 values, and so the result, differ only where a sum is rounded another way."""
+    fp8_gpu(True)
+    x, bias = torch.randn(7, 256).to(device, dtype), torch.randn(384).to(device, dtype)
+    weights = [quantize_fp8_weight(torch.randn(384, 256, device=device) / 16)]
+    rows = quantize_fp8_rows(x) if given == "float8" else x
+    got, want = (O.fp8_linear(rows, weights, [bias], activation, quantize) for O in (ops, reference))
+    assert type(got) is type(want)
+    if quantize is None:
+        assert got.dtype == dtype
+    else:
+        assert (got.scaled_by, got.dtype) == (quantize, dtype)
+        got, want = dequantize_fp8(got), dequantize_fp8(want)
+    step = torch.finfo(dtype).eps if quantize is None else 0.125  # of the result's last digit
+    torch.testing.assert_close(got.float(), want.float(), rtol=2 * step, atol=2 * step)
+
+
+def test_the_contract_checks_what_fp8_linear_is_given(device):
+    x, weight = torch.ones(2, 256, dtype=torch.bfloat16, device=device), quantize_fp8_weight(torch.ones(16, 256, device=device))
+    for arguments, message in (
+        ((x.float(), [weight], [None]), r"x is torch\.float32, expected torch\.float16 or torch\.bfloat16"),
+        ((x[:, :128].contiguous(), [weight], [None]), "differ in K"),
+        ((x, [weight], []), "1 weights and 0 biases"),
+        ((x, [ops.Fp8Weight(weight.values, weight.scales[:, :5])], [None]), "scales"),
+        ((x, [weight], [torch.ones(3, dtype=torch.bfloat16, device=device)]), "bias"),
+        ((x, [weight], [None], "swish"), "activation 'swish'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.fp8_linear(*arguments)
+    only_quantized = quantize_fp8_rows(x)
+    with pytest.raises(ValueError, match="left in float8 alone"):
+        reference.fp8_linear(only_quantized, [quantize_fp8_weight(torch.ones(16, 256, device=device), "group")], [None])
 
 
 class Emulated(nn.Module):
@@ -122,7 +161,7 @@ def fp8_gpu(monkeypatch, cuda_road, device):
             pytest.xfail("this GPU has no float8 units")
         yield lambda groups: None
         return
-    monkeypatch.setattr(scheme, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(support, "capability", lambda device: (9, 0))
     products = []
 
     def product(x, weight, x_scales, weight_scales, bias, dtype):
@@ -139,13 +178,17 @@ def fp8_gpu(monkeypatch, cuda_road, device):
         products.append((wide_weight.shape, groups))
         return torch.nn.functional.linear(wide, wide_weight, None if bias is None else bias.float()).to(dtype)
 
-    monkeypatch.setattr(backend, "scaled_mm", product)
+    monkeypatch.setattr(cuda_fp8, "scaled_mm", product)
 
     def with_groups(groups: bool):
-        monkeypatch.setattr(scheme, "groups_supported", lambda device, dtype: groups)
+        monkeypatch.setattr(support, "groups_supported", lambda device, dtype: groups)
         return products
 
     yield with_groups
+
+
+def by_groups(model: nn.Module) -> bool:
+    return model.encoder.layer[0].output.dense.kernel_weight.scaled_by == "group"
 
 
 def errors(out, truth, real):
@@ -159,7 +202,7 @@ def test_the_whole_model(groups, dtype, fp8_gpu, device):
     products = fp8_gpu(groups)
     _, original = pair_of("BertModel", dtype, device, **SIZES)
     ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
-    assert ours.encoder.layer[0].output.dense.by_group is (groups if products is not None else scheme.groups_supported(device, dtype))
+    assert by_groups(ours) is (groups if products is not None else support.groups_supported(device, dtype))
     if products is not None:
         products.clear()  # the one that was tried before anything was quantized
     given = inputs([[1] * 9, [1] * 4 + [0] * 5, [1] + [0] * 8], device)
@@ -167,7 +210,7 @@ def test_the_whole_model(groups, dtype, fp8_gpu, device):
     with torch.no_grad():
         out = ours(**given)
         truth = copy.deepcopy(original).double()(**given)
-        emulated = emulation(original, ours.encoder.layer[0].output.dense.by_group)(**given)
+        emulated = emulation(original, by_groups(ours))(**given)
     assert 0 < errors(out, truth, real) <= 1.1 * errors(emulated, truth, real)
     assert errors(out, truth, real) > 2 * errors(original(**given), truth, real), "nothing was rounded to float8"
     if products is not None:
@@ -179,13 +222,13 @@ def test_no_pass_quantizes_what_a_kernel_could_emit(fp8_gpu, monkeypatch, device
     fp8_gpu(True)
     ours, _ = pair_of("BertModel", torch.bfloat16, device, **SIZES)
     bertfast.optimize(ours, quantization="fp8")
-    passes, real = [], backend.fp8_activation
+    passes, real = [], cuda_fp8.fp8_activation
 
-    def counted(x, bias, activation, by_group):
+    def counted(x, bias, activation, scaled_by):
         passes.append(activation)
-        return real(x, bias, activation, by_group)
+        return real(x, bias, activation, scaled_by)
 
-    monkeypatch.setattr(backend, "fp8_activation", counted)
+    monkeypatch.setattr(cuda_fp8, "fp8_activation", counted)
     with torch.no_grad():
         ours(**inputs([[1] * 5], device))
     assert passes == [None, "gelu", "gelu"]  # the embeddings', and the activation of each layer
@@ -240,9 +283,9 @@ def test_weights_that_lie_apart(fp8_gpu, device):
     layers = [inner.query, inner.key, inner.value]
     x = torch.randn(7, 64).to(device, torch.float16)
     with torch.no_grad():
-        together = scheme.Fp8Linear.project(x, layers, None)
+        together = linear(x, layers)
         inner.key.weight_fp8 = inner.key.weight_fp8.clone()
-        torch.testing.assert_close(scheme.Fp8Linear.project(x, layers, None), together)
+        torch.testing.assert_close(linear(x, layers), together)
         apart = torch.cat([layer(x) for layer in layers], dim=1)
     torch.testing.assert_close(apart, together)
 
@@ -254,7 +297,7 @@ def test_other_activations(fp8_gpu, device):
     given = inputs([[1] * 5], device)
     real = given["attention_mask"].bool()
     with torch.no_grad():
-        emulated = emulation(original, ours.encoder.layer[0].output.dense.by_group)(**given)
+        emulated = emulation(original, by_groups(ours))(**given)
         truth = original.double()(**given)
         assert errors(ours(**given), truth, real) <= 1.1 * errors(emulated, truth, real)
 
@@ -275,7 +318,7 @@ def test_loading(fp8_gpu, tmp_path, device):
     assert load(tmp_path, quantization="fp8", device_map=device.type, dtype=torch.float16).dtype == torch.float16
     with pytest.raises(ValueError, match=r"dtype=torch\.float32: what is not in fp8 is in bfloat16 or float16"):
         load(tmp_path, quantization="fp8", device_map=device.type, dtype=torch.float32)
-    with pytest.raises(ValueError, match="such a model is made anew at every load, never saved; convert to int8"):
+    with pytest.raises(ValueError, match="such a model is quantized at every load, never saved; convert to int8"):
         convert(tmp_path, tmp_path / "out", quantization="fp8")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="quantization='fp8': torch sees no GPU"):
@@ -308,14 +351,14 @@ def test_what_cannot_be_says_so(fp8_gpu, monkeypatch, device):
         with pytest.raises(ValueError, match=message):
             bertfast.optimize(pair_of("BertModel", dtype, device, **sizes)[1], quantization="fp8")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    monkeypatch.setitem(tuning.FP8_LOSES, (name, 64), "1.2 ms against 1.1")
+    monkeypatch.setitem(scheme.FP8_LOSES, (name, 64), "1.2 ms against 1.1")
     with pytest.raises(ValueError, match=r"measured to lose to bfloat16 at this hidden size: 1\.2 ms against 1\.1"):
         bertfast.optimize(original, quantization="fp8")
     if device.type == "cpu":
-        monkeypatch.setattr(scheme, "capability", lambda device: (8, 0))
+        monkeypatch.setattr(support, "capability", lambda device: (8, 0))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an A100")
         with pytest.raises(ValueError, match=r"an A100 has compute capability 8\.0, and fp8 needs .* 8\.9 or later"):
             bertfast.optimize(original, quantization="fp8")
-        monkeypatch.setattr(scheme, "capability", lambda device: None)
+        monkeypatch.setattr(support, "capability", lambda device: None)
         with pytest.raises(ValueError, match="it is on cpu, and fp8 needs an NVIDIA GPU"):
             bertfast.optimize(original, quantization="fp8")

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from accuracy import assert_as_accurate
-from bertfast.kernels import gemm, tuning
+from bertfast.kernels import linear as gemm
+from bertfast.kernels import tuning
+from bertfast.ops import activations, reference
 from bertfast.ops import cuda as backend
-from bertfast.ops import reference
+from bertfast.ops.cuda import launch, products
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -17,9 +19,8 @@ def inputs(tokens, K, F, dtype, device) -> list[torch.Tensor]:
     return [t.to(device, dtype) for t in (x, weight, bias, residual)]
 
 
-def wide_linear(wide, x, weight, bias, activation=None, residual=None) -> torch.Tensor:
-    out = reference.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide), activation)
-    return out if residual is None else out + residual.to(wide)
+def wide_linear(wide, x, weight, bias, activation=None) -> torch.Tensor:
+    return reference.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide), activation)
 
 
 def check(actual, *arguments, **more) -> None:
@@ -38,11 +39,11 @@ TILES = [
 @pytest.mark.parametrize(("dtype", "most", "tile"), TILES)
 @pytest.mark.parametrize(("tokens", "K", "F"), [(1, 64, 64), (130, 256, 136), (37, 101, 29), (7, 1, 5)])
 def test_the_triton_gemm_at_every_tuning_entry(dtype, most, tile, tokens, K, F, device):
-    x, weight, bias, residual = inputs(tokens, K, F, dtype, device)
+    x, weight, bias, _ = inputs(tokens, K, F, dtype, device)
     assert tuning.gemm_tile(dtype, most) == tile
     check(gemm.linear(x, weight, None, tile=tile), x, weight, None)
     check(gemm.linear(x, weight, bias, gelu=True, tile=tile), x, weight, bias, "gelu")
-    check(gemm.linear(x, weight, bias, residual, tile=tile), x, weight, bias, residual=residual)
+    check(gemm.linear(x, weight, bias, tile=tile), x, weight, bias)
 
 
 def test_many_tiles_are_all_computed(device):
@@ -62,7 +63,7 @@ def test_the_invariant_tile_gives_a_row_the_same_bits_in_any_batch(dtype, device
 
 
 @every_dtype
-@pytest.mark.parametrize("activation", [None, *sorted(reference.ACTIVATIONS)])
+@pytest.mark.parametrize("activation", [None, *sorted(activations.ACTIVATIONS)])
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
 def test_linear(activation, with_bias, dtype, device):
     x, weight, bias, _ = inputs(19, 40, 33, dtype, device)
@@ -71,7 +72,7 @@ def test_linear(activation, with_bias, dtype, device):
     # cuBLAS rounds the product to the dtype before the activation sees it: the yardstick does so too.
     product = wide_linear(torch.float32, x, weight, bias if activation is None else None).to(dtype).float()
     if activation is not None:
-        product = reference.ACTIVATIONS[activation](product if bias is None else product + bias.float())
+        product = activations.activated(product if bias is None else product + bias.float(), activation)
     assert_as_accurate(actual, yardstick=product.to(dtype), truth=wide_linear(torch.float64, x, weight, bias, activation))
 
 
@@ -113,7 +114,7 @@ def test_weights_in_one_buffer_take_one_product(monkeypatch, device):
     x, weight, bias, _ = inputs(5, 16, 24, torch.float32, device)
     calls = []
     real = torch.nn.functional.linear
-    monkeypatch.setattr(backend.F, "linear", lambda *arguments: calls.append(1) or real(*arguments))
+    monkeypatch.setattr(products.F, "linear", lambda *arguments: calls.append(1) or real(*arguments))
     backend.linear_concat(x, weight.split(8), bias.split(8))
     assert len(calls) == 1
     backend.linear_concat(x, [w.clone() for w in weight.split(8)], bias.split(8))
@@ -134,7 +135,7 @@ def test_through_the_contract(cuda_road, device):
     from bertfast import ops
 
     x, weight, bias, residual = inputs(6, 16, 16, torch.float16, device)
-    assert ops._backend(device.type, torch.float16) is backend
+    assert ops.dispatch.backend_of(device.type, torch.float16) is backend
     assert torch.equal(ops.linear(x, weight, bias, "gelu"), backend.linear(x, weight, bias, "gelu"))
     normalised = backend.add_layer_norm(x, residual, bias, bias, 1e-12)
     assert torch.equal(ops.add_layer_norm(x, residual, bias, bias, 1e-12), normalised)
@@ -146,6 +147,6 @@ def test_tf32_only_where_torch_allows_it(monkeypatch, device):
     try:
         for allowed in (False, True):
             matmul.allow_tf32 = allowed
-            assert backend._allow_tf32() is allowed
+            assert launch.allow_tf32() is allowed
     finally:
         matmul.allow_tf32 = before

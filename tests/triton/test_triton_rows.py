@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from accuracy import assert_as_accurate
-from bertfast.kernels import gelu, tuning
+from bertfast.kernels import activation as kernel
+from bertfast.kernels import tuning
 from bertfast.ops import cuda as backend
 from bertfast.ops import reference
+from bertfast.ops.activations import activated
 
 EPS = 1e-12  # BERT's own; it is 0 in float16, so a kernel must add it in float32
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
@@ -103,35 +105,35 @@ def test_an_id_out_of_range_is_named_and_never_read(which, name, value, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("activation", sorted(gelu.ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted(kernel.ACTIVATIONS))
 @pytest.mark.parametrize(("tokens", "F"), [(3, 512), (9, 100), (1, 7), (33, 1), (0, 64)])
 def test_activation(tokens, F, activation, dtype, device):
     x, bias = (torch.randn(tokens, F) * 4).to(device, dtype), torch.randn(F).to(device, dtype)
     tile = tuning.activation_tile(F)
     for in_place in (False, True):
         given = x.clone()
-        actual = gelu.bias_activation(given, bias, activation, tile=tile, in_place=in_place)
+        actual = kernel.bias_activation(given, bias, activation, tile=tile, in_place=in_place)
         assert (actual.data_ptr() == given.data_ptr()) is (in_place or given.numel() == 0)
 
         def definition(wide):
-            return reference.ACTIVATIONS[activation](x.to(wide) + bias.to(wide))
+            return activated(x.to(wide) + bias.to(wide), activation)
 
         assert_as_accurate(actual, yardstick=definition(torch.float32).to(dtype), truth=definition(torch.float64))
 
 
-@pytest.mark.parametrize("activation", sorted(gelu.ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted(kernel.ACTIVATIONS))
 def test_activation_at_the_extremes(activation, device):
     """Tiny and huge values, zeros of both signs, infinities, NaN: as torch has them."""
     x = torch.tensor([[0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.2499, -0.2501, 20.0, -20.0, 1e4, -1e4, float("inf"), float("nan")]])
-    actual = gelu.bias_activation(x.to(device), None, activation, tile=tuning.activation_tile(14)).cpu()
-    want = reference.ACTIVATIONS[activation](x.double()).float()
+    actual = kernel.bias_activation(x.to(device), None, activation, tile=tuning.activation_tile(14)).cpu()
+    want = activated(x.double(), activation).float()
     torch.testing.assert_close(actual, want, equal_nan=True)  # relative, so that the small ones count
     assert actual[0, 0] == 0
 
 
 def test_an_unknown_activation_is_refused(device):
     with pytest.raises(ValueError, match=r"activation 'swish', expected one of \['gelu'"):
-        gelu.bias_activation(torch.zeros(1, 1, device=device), None, "swish", tile=tuning.activation_tile(1))
+        kernel.bias_activation(torch.zeros(1, 1, device=device), None, "swish", tile=tuning.activation_tile(1))
 
 
 @every_dtype

@@ -1,7 +1,7 @@
-"""What a TF call's arguments mean.
+"""The arguments of a TF call, read and checked. Errors name the argument.
 
-The first argument is an array, a list or tuple in the documented order, or a dict of names; the rest are keywords. Shapes
-broadcast as TF's embedding sum and attention scores do. Errors name the argument.
+The first argument is an array, a list or tuple of inputs in the documented order, or a dict; the rest are keywords. Shapes broadcast
+as in TF's embedding sum and attention scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from bertfast.batch.masks import integer_range
-from bertfast.compat.arrays import is_array, through_numpy, to_torch
+from bertfast.compat.arrays import is_array, jax_to_numpy, to_torch
 from bertfast.runtime.config_access import setting
 
 
-def merged(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, whatever form the first one has."""
+def merge_arguments(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name. given: the call's arguments, input_ids in any of its forms. Raises ValueError or TypeError."""
     first = given["input_ids"]
     values = dict(given, input_ids=None)
     if isinstance(first, (list, tuple)):
         if len(first) > len(names):
-            raise ValueError(f"input_ids: a list of {len(first)} inputs, and there are {len(names)}: {', '.join(names)}")
+            raise ValueError(f"input_ids: got a list of {len(first)} inputs, expected at most {len(names)}: {', '.join(names)}")
         for name, value in zip(names, first, strict=False):
             if isinstance(value, (list, tuple)) or (name == "input_ids" and value is not None and not is_array(value)):
                 raise ValueError(
-                    f"input_ids: a list in first place is a list of inputs in the order {', '.join(names)}, and its entry for "
+                    f"input_ids: a list is read as inputs in the order {', '.join(names)}, but its entry for "
                     f"{name} is a {type(value).__name__}; pass token ids as an array"
                 )
             values[name] = value
@@ -34,7 +34,7 @@ def merged(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(first, Mapping):
         for name, value in first.items():
             if name not in values:
-                raise TypeError(f"got an unexpected input {name!r}; expected some of {', '.join(names)}")
+                raise TypeError(f"got an unexpected input {name!r}; expected one of {', '.join(names)}")
             values[name] = value
         return values
     if first is not None and not is_array(first):
@@ -44,23 +44,24 @@ def merged(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Inputs:
-    """The inputs of one call, read."""
+class TFInputs:
+    """The inputs of one call."""
 
     shape: tuple[int, int]  # B, S
     input_ids: Tensor | None  # [B, S] int64
     inputs_embeds: Tensor | None  # [B, S, H] float32
     token_type_ids: Tensor | None  # [B, S] int64
     position_ids: Tensor | None  # [B, S] int64; None: 0 .. S - 1
-    attention_mask: Tensor | None  # [1 or B, 1 or S], of any number type
+    attention_mask: Tensor | None  # [1 or B, 1 or S], any number dtype
 
 
-def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) -> Inputs:
+def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) -> TFInputs:
+    """The inputs as tensors on the device. Raises ValueError for a wrong shape or dtype and for an id out of range."""
     ids, embeds = values["input_ids"], values["inputs_embeds"]
     if ids is not None and embeds is not None:
-        raise ValueError("input_ids and inputs_embeds: you cannot specify both at the same time")
+        raise ValueError("input_ids and inputs_embeds: got both, expected one of them")
     if ids is None and embeds is None:
-        raise ValueError("input_ids: you have to specify either input_ids or inputs_embeds")
+        raise ValueError("input_ids and inputs_embeds: got neither, expected one of them")
     if ids is not None:
         ids = read_ids(ids, "input_ids", setting(config, "vocab_size"), device)
         if ids.dim() != 2:
@@ -74,30 +75,30 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
     types = read_optional(values["token_type_ids"], "token_type_ids", setting(config, "type_vocab_size"), leading, device)
     positions = read_optional(values["position_ids"], "position_ids", setting(config, "max_position_embeddings"), leading, device)
     if positions is None and leading[1] > setting(config, "max_position_embeddings"):
-        raise ValueError(f"input_ids: length {leading[1]}, and the model has {config.max_position_embeddings} positions")
+        raise ValueError(f"input_ids: length {leading[1]}, but the model has {config.max_position_embeddings} positions")
     mask = values["attention_mask"]
     if mask is not None:
-        mask = to_torch(through_numpy(mask, device), "attention_mask").to(device)
+        mask = to_torch(jax_to_numpy(mask, device), "attention_mask").to(device)
         if mask.dim() != 2 or mask.shape[0] not in (1, leading[0]) or mask.shape[1] not in (1, leading[1]):
-            raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, expected {leading}, or 1 in place of either")
+            raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, expected {leading}, or 1 for either")
         if mask.dtype == torch.bool and config.is_decoder:
-            raise ValueError("attention_mask: got bool, expected numbers: a decoder multiplies it with its causal mask")
-    return Inputs(leading, ids, embeds, types, positions, mask)
+            raise ValueError("attention_mask: got bool, expected numbers, since a decoder multiplies it with its causal mask")
+    return TFInputs(leading, ids, embeds, types, positions, mask)
 
 
 def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
-    ids = to_torch(through_numpy(value, device), name)
+    ids = to_torch(jax_to_numpy(value, device), name)
     if ids.dtype not in (torch.int32, torch.int64) or is_unsigned(value):
         raise ValueError(f"{name}: got {getattr(value, 'dtype', ids.dtype)}, expected int32 or int64")
     if ids.numel():
         low, high = integer_range(ids)
         if low < 0 or high >= rows:
-            raise ValueError(f"{name}: got {low if low < 0 else high}, expected 0 <= {name} < {rows}, the rows of its embedding table")
+            raise ValueError(f"{name}: got {low if low < 0 else high}, expected 0 <= {name} < {rows}, the size of its embedding table")
     return ids.to(device, torch.int64)
 
 
 def is_unsigned(value: Any) -> bool:
-    """Of an array, which torch may know as one of signed integers."""
+    """Whether an array has an unsigned dtype; its tensor may be signed."""
     dtype = getattr(value, "dtype", None)
     kind = getattr(dtype, "kind", None)  # NumPy's and JAX's
     return bool(getattr(dtype, "is_unsigned", False)) if kind is None else kind == "u"
@@ -108,12 +109,12 @@ def read_optional(value: Any, name: str, rows: int, shape: tuple[int, int], devi
         return None
     ids = read_ids(value, name, rows, device)
     if ids.dim() > 2 or any(got not in (1, want) for got, want in zip(reversed(ids.shape), reversed(shape), strict=False)):
-        raise ValueError(f"{name}: got shape {tuple(ids.shape)}, expected {shape}, or what broadcasts to it")
+        raise ValueError(f"{name}: got shape {tuple(ids.shape)}, expected {shape} or a shape that broadcasts to it")
     return ids.expand(shape)
 
 
 def read_head_mask(value: Any, config: Any, device: torch.device) -> list[Tensor] | None:
-    """[N] for all layers or [L, N] -> a layer each, [1, N, 1, 1]: multiplies the probabilities, with the values as they are."""
+    """[N] for all layers, or [L, N] -> one float32 [1, N, 1, 1] per layer, which multiplies the probabilities."""
     if value is None:
         return None
     L, N = config.num_hidden_layers, config.num_attention_heads
@@ -124,7 +125,7 @@ def read_head_mask(value: Any, config: Any, device: torch.device) -> list[Tensor
 
 
 def additive_mask(mask: Tensor | None, causal: bool, S: int) -> Tensor | None:
-    """[B, 1, S or 1, S]: (1 - mask) * -10000 with the values as they are; causal: the mask is 0 above the diagonal."""
+    """(1 - mask) * -10000 as float32 [B, 1, S or 1, S]; causal: the mask is 0 above the diagonal. None: nothing is masked."""
     if mask is None and not causal:
         return None
     device = mask.device if mask is not None else None

@@ -1,0 +1,75 @@
+"""bertfast info --model: whether a model takes the fast path, on which device and dtype, and why."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bertfast import ops
+from bertfast.ops.activations import fused_config_name
+from bertfast.runtime.devices import DTYPES
+
+if TYPE_CHECKING:
+    from bertfast.cli.info import Row
+
+
+def model_rows(folder: str) -> Iterator["Row"]:
+    """The table of `bertfast info --model folder`. Raises ValueError where the folder cannot be read."""
+    from bertfast.quantization.schemes import scheme_of
+
+    model = _load(folder)
+    config = model.config
+    head_size = config.hidden_size // config.num_attention_heads
+    shape = f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {config.num_attention_heads} heads of {head_size}"
+    yield type(model).__name__, shape, f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} million parameters"
+    scheme = scheme_of(model)
+    yield from _path_rows(model, scheme)
+    if torch.cuda.is_available() and scheme is None:
+        yield _cuda_graph_row(model)
+    yield from _activation_rows(config)
+    yield "reference path", "training mode, autocast, torch.compile", "also hooks or adapters inside the model"
+    yield "padding", "outputs are zero there", "keep_padding=True computes them as transformers does"
+
+
+def _load(folder: str) -> Any:
+    import transformers
+
+    import bertfast
+    from bertfast.text.sentence_transformers_folder import read_settings
+
+    settings = read_settings(folder)
+    transformers.logging.set_verbosity_error()  # missing head weights do not matter here
+    config = bertfast.BertConfig.from_pretrained(settings.model_dir)
+    name = next((n for n in config.architectures or [] if n in bertfast.__all__), "BertModel")
+    return getattr(bertfast, name).from_pretrained(settings.model_dir).eval()
+
+
+def _path_rows(model: Any, scheme: str | None) -> Iterator["Row"]:
+    """A row for each device and dtype; one for a quantized model."""
+    from bertfast.engine.eligibility import why_reference
+
+    reason = why_reference(model, {})
+    if scheme is not None:
+        yield f"cpu {scheme}", "fast path" if reason is None else "reference path", reason or "in eval mode"
+        return
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        for name, dtype in DTYPES.items():
+            if reason is not None:
+                yield f"{device} {name}", "reference path", reason
+            elif ops.has_kernels(torch.device(device), dtype):
+                yield f"{device} {name}", "fast path", "in eval mode"
+            else:
+                yield f"{device} {name}", "fast path, reference ops", "this build has no kernels for this dtype"
+
+
+def _cuda_graph_row(model: Any) -> "Row":
+    from bertfast.engine import cuda_graphs
+
+    reason = cuda_graphs.why_eager_trial(model.to("cuda", torch.float16))
+    return "CUDA graphs", "not used" if reason else "captured and replayed", reason or "one per bucket of shapes"
+
+
+def _activation_rows(config: Any) -> Iterator["Row"]:
+    """A row where the kernels do not fuse the model's activation."""
+    if fused_config_name(config.hidden_act) is None:
+        yield "activation", config.hidden_act, "not fused into the kernels: computed by transformers' function"
