@@ -1,11 +1,11 @@
 # ruff: noqa: N999 (the name of the compiled module)
-"""What csrc/bind_*.cpp registers. Addresses are data_ptr()s, 0 where an argument may be absent; sizes count elements."""
+"""What csrc/bindings registers. Addresses are data_ptr()s, 0 for an absent argument; sizes count elements."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-BUILT_FROM: dict[str, str]  # the files of csrc/ by their path in the repository, with the SHA-256 of each: see host.py
-ACTIVATIONS: dict[str, int]
+BUILT_FROM: dict[str, str]  # SHA-256 of each file of csrc/, by its path in the repository: see runtime/native.py
+ACTIVATIONS: dict[str, int]  # the `activation` argument of linear, by its name in config.hidden_act
 
 def embed_layer_norm(
     input_ids: int,
@@ -103,7 +103,7 @@ def get_num_threads() -> int: ...
 def set_default_threads(ask: Callable[[], int]) -> None: ...
 
 class Watch:
-    """Whether module dictionaries, classes and flags are what they were when the tree was walked."""
+    """Whether module dictionaries, classes and flags are unchanged since the module tree was audited."""
 
     def __init__(
         self,
@@ -118,12 +118,14 @@ class Watch:
     def quiet(self) -> bool: ...
 
 class Pointers:
-    """Where a model's parameters lie, and how: their addresses, lengths and whether rows lie one after the other."""
+    """The addresses, lengths and contiguity of a model's parameters."""
 
     def __init__(self, parameters: list[tuple[dict[str, Any], str]], exchange: object = None) -> None: ...
     def hold(self) -> bool: ...
     def addresses(self) -> list[int]: ...
     def exchanged(self) -> int: ...
+
+_Ref: TypeAlias = tuple[int, int, int]  # kind, value, column
 
 REF_NONE: int
 REF_CONSTANT: int
@@ -133,11 +135,96 @@ REF_BUFFER: int
 def cut_into_bands(cu_seqlens: list[int], threads: int) -> list[int]: ...
 
 class Plan:
-    """A recorded forward; its methods add an op each, under the names of the op contract. Operands are (kind, value, column)."""
+    """A recorded forward; the methods named as ops each add one."""
 
     def __init__(self, bfloat16: bool = False) -> None: ...
     def __len__(self) -> int: ...
     def add_buffer(self, rows: int, place: int, columns: int) -> int: ...
+    # rows, word_rows of a table in a slot, q_rows, ... are indices of row counts.
+    def embed_layer_norm(
+        self,
+        input_ids: _Ref,
+        words: _Ref,
+        word_scales: _Ref,
+        word_width: int,
+        word_rows: int,
+        position_ids: _Ref,
+        positions: _Ref,
+        position_rows: int,
+        type_ids: _Ref,
+        types: _Ref,
+        type_rows: int,
+        weight: _Ref,
+        bias: _Ref,
+        eps: float,
+        out: _Ref,
+        quantized: _Ref,
+        rows: int,
+        hidden: int,
+    ) -> None: ...
+    def add_layer_norm(
+        self, x: _Ref, residual: _Ref, weight: _Ref, bias: _Ref, eps: float, out: _Ref, quantized: _Ref, rows: int, hidden: int
+    ) -> None: ...
+    def linear(
+        self, x: _Ref, x_stride: int, parts: Sequence[tuple[_Ref, _Ref, int]], activation: int, out: _Ref, rows: int, inputs: int
+    ) -> None: ...
+    def int8_rows(self, x: _Ref, x_stride: int, out: _Ref, rows: int, inputs: int) -> None: ...
+    def int8_linear(
+        self, x: _Ref, parts: Sequence[tuple[_Ref, _Ref, _Ref, int]], activation: int, out: _Ref, quantized: _Ref, rows: int, inputs: int
+    ) -> None: ...
+    def varlen_attention(
+        self,
+        q: _Ref,
+        q_stride: int,
+        k: _Ref,
+        k_stride: int,
+        v: _Ref,
+        v_stride: int,
+        cu_seqlens_q: _Ref,
+        cu_seqlens_k: _Ref,
+        q_rows: int,
+        k_rows: int,
+        sequences: int,
+        heads: int,
+        head_size: int,
+        scale: float,
+        causal: bool,
+        bfloat16_products: bool,
+        out: _Ref,
+    ) -> None: ...
+    def pack(self, x: _Ref, indices: _Ref, out: _Ref, from_rows: int, rows: int, columns: int) -> None: ...
+    def unpack(self, x: _Ref, indices: _Ref, out: _Ref, from_rows: int, rows: int, columns: int, fill: float) -> None: ...
+    def write_cache(
+        self,
+        k: _Ref,
+        k_stride: int,
+        v: _Ref,
+        v_stride: int,
+        keys: _Ref,
+        key_strides: Sequence[int],
+        values: _Ref,
+        value_strides: Sequence[int],
+        shape: Sequence[int],
+        cache_rows: _Ref,
+        cells: _Ref,
+        rows: int,
+    ) -> None: ...
+    def cached_attention(
+        self,
+        q: _Ref,
+        q_stride: int,
+        keys: _Ref,
+        key_strides: Sequence[int],
+        values: _Ref,
+        value_strides: Sequence[int],
+        shape: Sequence[int],
+        cache_rows: _Ref,
+        first: _Ref,
+        last: _Ref,
+        scale: float,
+        rows: int,
+        out: _Ref,
+    ) -> None: ...
     def run(self, counts: list[int], slots: list[int]) -> None: ...
 
 def write_cache(
@@ -174,6 +261,8 @@ def cached_attention(
 def argmax(scores: int, rows: int, columns: int, out: int) -> None: ...
 
 class SlotTable:
+    """Which rows of a KV cache (slots) are in use, and how many of their cells are filled."""
+
     def __init__(self, slots: int, cells: int) -> None: ...
     @property
     def slots(self) -> int: ...

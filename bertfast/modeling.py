@@ -1,11 +1,11 @@
-"""The public classes: transformers' own, with another forward.
+"""The public classes: subclasses of transformers' BERT classes that override forward.
 
-Each is a subclass of the class of the same name in transformers.models.bert: it inherits the module tree, the parameters and
-their names, loading, saving, tying, resizing and generate(), and overrides forward alone. What the fast road does not cover is
-the inherited forward (bertfast.engine.eligibility says when).
+Each inherits the module tree, the parameters and their names, loading, saving, tying, resizing and generate() from the class of the same
+name in transformers.models.bert. A call that the fast path does not cover runs the inherited forward: see
+bertfast.engine.eligibility.
 
-Padding: logits and hidden states of padded positions come back as zeros (start and end logits as -1e4) unless keep_padding is
-set or padded positions count in the call; see bertfast.batch.layout. At every other position the outputs are transformers'.
+Padding: logits and hidden states of padded positions are zeros (start and end logits -1e4) unless keep_padding is set or the call reads
+padded positions: see bertfast.batch.layout. At every other position the outputs are transformers'.
 """
 
 import functools
@@ -25,17 +25,24 @@ from bertfast.graph.family import BERT, Family
 from bertfast.quantization import loading, schemes
 from bertfast.quantization.int8_layers import Int8Table
 
+NOTE = """
+In bertfast: forward runs on fused kernels in eval mode and is transformers' own otherwise (the log says why, once). from_pretrained also
+takes keep_padding, batch_invariant and quantization ("int8" or "fp8").
+"""
+
 
 def overrides_forward(cls: Any) -> Any:
-    """Gives the class a forward with its base's signature and documentation."""
+    """Gives the class a forward with its base's signature and docstring, and the base's class docstring followed by NOTE and its own."""
     base: Any = next(c for c in cls.__mro__[1:] if c.__module__ == theirs.__name__)
+    own = "" if cls.__doc__ is None else f"{inspect.cleandoc(cls.__doc__)}\n"
+    cls.__doc__ = f"{inspect.cleandoc(base.__doc__)}\n{NOTE}{own}"
     head = BERT.heads[base.__name__]
     names = tuple(inspect.signature(base.forward).parameters)[1:]
     names = names[: next(i for i, name in enumerate((*names, "kwargs")) if name == "kwargs")]
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # before anything a compiler could not trace
+        if torch.compiler.is_compiling():  # before anything that a compiler cannot trace
             return base.forward(self, *args, **kwargs)
         if not args:
             return run_forward(self, base, head, kwargs)
@@ -51,11 +58,11 @@ def overrides_forward(cls: Any) -> Any:
 
 
 class FastBertMixin:
-    """What the public classes have in common.
+    """The base of the public classes.
 
     keep_padding: compute padded positions as transformers does, in every call.
-    batch_invariant: on CUDA, give a sequence the same bits alone and in any batch, at a cost in speed (attention under a mask, which
-        runs on the plain definitions, excepted). On the CPU kernels that holds anyway.
+    batch_invariant: on CUDA, a sequence gets the same bits alone and in any batch, at a cost in speed; attention under a mask, which runs
+        on the reference ops, is excepted. The CPU kernels are batch-invariant as they are.
     """
 
     family: ClassVar[Family] = BERT
@@ -65,10 +72,10 @@ class FastBertMixin:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         kind = getattr(config, "position_embedding_type", None)
-        if kind not in (None, "absolute"):  # transformers 5 takes them and computes absolute ones
+        if kind not in (None, "absolute"):  # transformers 5 accepts others and computes absolute ones
             raise ValueError(
-                f"config.position_embedding_type: got {kind!r}, expected 'absolute': relative positions were removed from transformers 5, "
-                "and a model trained with them would compute something else"
+                f"config.position_embedding_type: got {kind!r}, expected 'absolute': transformers 5 dropped relative positions, "
+                "so a model trained with them would give other outputs; use transformers 4 for it"
             )
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # the transformers class
         for module in self.modules():  # type: ignore[attr-defined]  # nn.Module's
@@ -95,12 +102,12 @@ class FastBertMixin:
         cls, pretrained_model_name_or_path: Any, *args: Any,
         keep_padding: bool = False, batch_invariant: bool = False, quantization: str | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        """transformers' from_pretrained, for folders written by TF's and Flax's BERTs and for quantized ones too; keep_padding and
-        batch_invariant are set on the model.
+        """transformers' from_pretrained; also reads folders written by TensorFlow's and Flax's BERTs, and quantized ones.
 
-        quantization: "int8" (on CPUs) or "fp8" (on GPUs) quantizes the model once it is loaded: see bertfast.quantization.
-            A folder that holds a quantized model needs no word of it. Raises ValueError for any other name, and for a dtype or a
-            device that does not go with it.
+        keep_padding, batch_invariant: set on the model; see the class.
+        quantization: "int8" (float32 on a CPU) or "fp8" (float16 or bfloat16 on a GPU) quantizes the model once it is loaded: see
+            bertfast.quantization. Not needed for a folder that holds a quantized model. Raises ValueError for another name, and for a
+            dtype or a device that the scheme does not support.
         """
         load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
         loaded = loading.from_pretrained(load, cls.family.config, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs)
@@ -109,24 +116,24 @@ class FastBertMixin:
         return loaded
 
 
-BertPreTrainedModel = theirs.BertPreTrainedModel  # no forward of its own: transformers' class, so that isinstance holds
+BertPreTrainedModel = theirs.BertPreTrainedModel  # has no forward; transformers' own, so that isinstance holds
 
 
 @overrides_forward
 class BertModel(FastBertMixin, theirs.BertModel):
-    pass
+    """last_hidden_state and hidden_states are zeros at padding; pooler_output reads column 0, as in transformers."""
 
 
 @overrides_forward
 class BertForPreTraining(FastBertMixin, theirs.BertForPreTraining):
-    pass
+    """prediction_logits are zeros at padding, unless labels there are not -100."""
 
 
 # transformers looks for GenerationMixin among the direct bases.
 @overrides_forward
 class BertLMHeadModel(FastBertMixin, theirs.BertLMHeadModel, GenerationMixin):
-    """generate() is GenerationMixin's; greedy decoding and sampling run in a loop of ours, beam search
-    over its steps (bertfast.generation says when)."""
+    """generate() is GenerationMixin's: greedy decoding and sampling run in bertfast's loop, beam search over its steps, where
+    bertfast.generation.eligibility allows; otherwise transformers' loops call this forward."""
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         return loop.sample_or_reference(self, BertLMHeadModel, GenerationMixin._sample, *args, **kwargs)
@@ -144,32 +151,32 @@ BertForCausalLM = BertLMHeadModel
 
 @overrides_forward
 class BertForMaskedLM(FastBertMixin, theirs.BertForMaskedLM):
-    pass
+    """logits are zeros at padding, unless labels there are not -100."""
 
 
 @overrides_forward
 class BertForNextSentencePrediction(FastBertMixin, theirs.BertForNextSentencePrediction):
-    pass
+    """The last layer computes the first token of each sequence alone, unless hidden states are returned."""
 
 
 @overrides_forward
 class BertForSequenceClassification(FastBertMixin, theirs.BertForSequenceClassification):
-    pass
+    """The last layer computes the first token of each sequence alone, unless hidden states are returned."""
 
 
 @overrides_forward
 class BertForMultipleChoice(FastBertMixin, theirs.BertForMultipleChoice):
-    pass
+    """Choices of all questions are one batch; its last layer computes the first token of each alone, unless hidden states are returned."""
 
 
 @overrides_forward
 class BertForTokenClassification(FastBertMixin, theirs.BertForTokenClassification):
-    pass
+    """logits are zeros at padding, unless labels there are not -100."""
 
 
 @overrides_forward
 class BertForQuestionAnswering(FastBertMixin, theirs.BertForQuestionAnswering):
-    pass
+    """start_logits and end_logits are -1e4 at padding, unless start_positions and end_positions are given."""
 
 
 FAST_CLASS: dict[type, type] = {
@@ -183,7 +190,8 @@ REFERENCE_CLASS: dict[type, type] = {ours: original for original, ours in FAST_C
 
 
 def convert_class(module: nn.Module) -> bool:
-    """Makes a transformers BERT one of ours, in place: same object, same parameters. False where it is none (or a subclass)."""
+    """Changes the class of a transformers BERT to ours, in place: same object, same parameters. False for any other class, subclasses
+    included."""
     ours = FAST_CLASS.get(type(module))
     if ours is None:
         return False
@@ -193,6 +201,6 @@ def convert_class(module: nn.Module) -> bool:
 
 def set_class(module: nn.Module, cls: type) -> None:
     module.__class__ = cls
-    # Found by class: what hidden states and attentions are recorded from, when transformers' forward runs.
+    # transformers' forward looks up here, by class, which modules it collects hidden states and attentions from.
     registry = output_capturing._CAN_RECORD_REGISTRY
     registry[module if hasattr(registry, "get") and type(registry) is not dict else str(cls)] = module._can_record_outputs

@@ -1,6 +1,6 @@
-"""optimize: every transformers BERT inside a module becomes one of ours, in place; restore undoes it.
+"""optimize: every transformers BERT inside a module becomes bertfast's, in place; restore undoes it.
 
-It is a change of class: the same objects, the same parameters in the same storage, another forward.
+Only the class changes: same objects, same parameters in the same storage, another forward.
 """
 
 import logging
@@ -22,10 +22,10 @@ M = TypeVar("M", bound=Any)
 
 @dataclass(slots=True)
 class Report:
-    """What optimize did to a module; str() of it is a line for each BERT."""
+    """What optimize did to a module; str() gives one line for each BERT."""
 
     replaced: list[str] = field(default_factory=list)  # "name: class"
-    left: dict[str, str] = field(default_factory=dict)  # name: why
+    left: dict[str, str] = field(default_factory=dict)  # name -> reason
 
     def __str__(self) -> str:
         lines = [f"{line} runs on bertfast" for line in self.replaced]
@@ -33,23 +33,26 @@ class Report:
 
 
 def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = False, quantization: str | None = None) -> M:
-    """Makes every transformers BERT inside `module` run on bertfast, in place, and returns the very same object.
+    """Makes every transformers BERT inside `module` run on bertfast, in place, and returns the same object.
 
     module: any nn.Module (a SentenceTransformer, a CrossEncoder, an EncoderDecoderModel, a BERT itself), or an object that holds one
         under `.model` (a transformers pipeline, a CrossEncoder of older releases).
-    keep_padding, batch_invariant: see bertfast.modeling.
-    quantization: "int8" (float32 on a CPU) or "fp8" (bfloat16 or float16 on a GPU) quantizes every BERT that is replaced: see
-        bertfast.quantization. Its float weights are gone then, from whoever else holds the model too. ValueError, before
-        anything is changed, for another name or where a BERT cannot be quantized (another dtype, another device).
+    keep_padding: compute padded positions as transformers does, in every call.
+    batch_invariant: on CUDA, a sequence gets the same bits alone and in any batch, at a cost in speed.
+    quantization: "int8" (float32 on a CPU) or "fp8" (bfloat16 or float16 on a GPU) quantizes every BERT that is replaced, which drops its
+        float weights for every holder of the model: see bertfast.quantization.
 
-    Without it, each BERT changes its class: isinstance against transformers' class stays true and becomes true against ours. Parameters are
-    shared, nothing is copied. What was replaced, and what was left and why, is logged, and kept for `report(module)`.
+    isinstance against transformers' class stays true and becomes true against bertfast's. Without quantization, parameters are shared and
+    nothing is copied. What was replaced, and what was left and why, is logged and kept for `report(module)`.
+
+    Raises ValueError, before anything is changed, for an object that holds no nn.Module, for an unknown quantization, and where a BERT
+    cannot be quantized (another dtype, another device).
     """
     report = Report()
     root = root_of(module)
     if quantization is not None:
         check_quantization(root, quantization)
-    covered: set[int] = set()  # inside a BERT already decided on
+    covered: set[int] = set()  # modules inside a BERT already decided on
     for name, m in root.named_modules():
         if id(m) in covered or not isinstance(m, theirs.BertPreTrainedModel):
             continue
@@ -82,7 +85,7 @@ _reports: "weakref.WeakKeyDictionary[nn.Module, Report]" = weakref.WeakKeyDictio
 
 
 def check_quantization(root: nn.Module, scheme: str) -> None:
-    """ValueError where a BERT that optimize would replace cannot be quantized."""
+    """ValueError for an unknown scheme, and where a BERT that optimize would replace cannot be quantized."""
     quantizing.check_scheme(scheme)
     for name, m in root.named_modules():
         if isinstance(m, theirs.BertPreTrainedModel) and why_not_convertible(m) is None:
@@ -92,8 +95,11 @@ def check_quantization(root: nn.Module, scheme: str) -> None:
 
 
 def restore(module: M) -> M:
-    """Undoes optimize, in place: every one of our BERTs inside becomes transformers' class again; nothing was copied, so nothing is
-    lost. Returns the same object. ValueError for a quantized model, whose float weights are gone."""
+    """Undoes optimize, in place: every bertfast BERT inside `module` becomes transformers' class again. Returns the same object.
+
+    module: as for optimize. Nothing was copied, so nothing is lost; keep_padding and batch_invariant are dropped. Raises ValueError for a
+    quantized model, whose float weights are gone.
+    """
     scheme = quantizing.scheme_of(root_of(module))
     if scheme is not None:
         raise ValueError(f"restore: this model is in {scheme} and its float weights are gone; {RELOAD_HINT}")
@@ -107,7 +113,7 @@ def restore(module: M) -> M:
 
 
 def report(module: Any) -> Report:
-    """What the last optimize of this module replaced and left. ValueError where there was none."""
+    """What the last optimize of this module replaced and left. Raises ValueError for a module that was never passed to optimize."""
     found = _reports.get(root_of(module))
     if found is None:
         raise ValueError(f"report: this {type(module).__name__} was never passed to optimize")
@@ -122,13 +128,13 @@ def root_of(module: Any) -> nn.Module:
 
 
 def why_not_convertible(m: Any) -> str | None:
-    """Why a BERT should keep its own class; None where ours can take its place."""
+    """Why a BERT keeps its class; None where ours can take its place."""
     if type(m) in REFERENCE_CLASS:
         return None
     if type(m) not in FAST_CLASS:
-        return f"{type(m).__name__} is a subclass with a forward or parts of its own"
+        return f"{type(m).__name__} is a subclass, whose forward or parts may differ"
     if hasattr(m, "_hf_hook") or any(hasattr(inner, "_hf_hook") for inner in m.modules()):
-        return "accelerate's hooks move its weights; a forward that reads them directly would miss that"
+        return "accelerate's hooks move its weights, which the kernels would not see; load it on one device, without device_map"
     if getattr(m, "is_quantized", False):
         return "its weights are quantized by another library"
     kind = getattr(m.config, "position_embedding_type", None)
@@ -138,9 +144,9 @@ def why_not_convertible(m: Any) -> str | None:
 
 
 def register() -> None:
-    """From now on transformers' Auto classes (AutoModel, AutoModelForTokenClassification, ...) build bertfast's BERTs.
+    """Makes transformers' Auto classes (AutoModel, AutoModelForTokenClassification, ...) build bertfast's BERTs, in this process.
 
-    Only ever by this call: importing bertfast changes nothing about transformers.
+    Importing bertfast alone changes nothing about transformers. Calling it twice does no harm; there is no way back in the same process.
     """
     import transformers
     from transformers import BertConfig
@@ -151,5 +157,5 @@ def register() -> None:
             mapping = getattr(auto, "_model_mapping", None)
             if mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
                 auto.register(BertConfig, ours, exist_ok=True)
-                if mapping[BertConfig] is not ours:  # transformers 5.17 passes over configs of its own without a word
+                if mapping[BertConfig] is not ours:  # transformers 5.17 silently ignores register() for its own configs
                     mapping._extra_content[BertConfig] = ours

@@ -21,10 +21,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// An idle thread spins this long before it sleeps: longer than the pause between two ops of one forward, far
-// shorter than anything a user would see as load.
+// An idle thread spins so long before it sleeps: longer than the pause between two ops of a forward, too short to show as load.
 constexpr std::chrono::microseconds idle_spin{50};
-// A thread that waits for others in the middle of a job gives its core away after this long: they may need it.
+// A thread that waits at a barrier yields its core after so long: the others may need it.
 constexpr std::chrono::microseconds busy_spin{100};
 
 void pause() {
@@ -55,12 +54,12 @@ void wait_until(Done done) {
   while (!done()) std::this_thread::yield();
 }
 
-struct alignas(64) Progress {  // of one step; on a cache line of its own
+struct alignas(64) Progress {  // of a step, on its own cache line
   std::atomic<int64_t> taken{0};
   std::atomic<int64_t> finished{0};
 };
 
-// The first exception of an item, on whichever thread: the caller's, once nobody works for it any more.
+// The first exception of an item, to be rethrown by the caller.
 class Failure {
  public:
   bool any() const { return any_.load(std::memory_order_relaxed); }
@@ -85,7 +84,7 @@ struct Job {
   Progress* progress;
   Failure* failure;
 
-  // Any thread may enter at any time: steps that are complete cost it two loads each.
+  // Any thread may enter at any time: a complete step costs it two loads.
   void work() const {
     for (int64_t s = 0; s < count; ++s) {
       const Step& step = steps[s];
@@ -103,7 +102,7 @@ struct Job {
   }
 
  private:
-  void run(const Step& step, int64_t item) const {  // after a failure items only count: others may wait for them
+  void run(const Step& step, int64_t item) const {  // after a failure items are only counted, for threads at the barrier
     if (failure->any()) return;
     try {
       step.run(step.op, item);
@@ -123,7 +122,7 @@ class Pool {
   explicit Pool(int threads) : size_(threads) {
     try {
       for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
-    } catch (const std::system_error&) {  // the process may start no more threads: those we have do the work
+    } catch (const std::system_error&) {  // the process may start no more threads: fewer do the work
     }
   }
 
@@ -147,7 +146,7 @@ class Pool {
     const Job job{steps, count, progress_.get(), &failure};
     start(&job);
     job.work();
-    job_ = nullptr;  // a thread that wakes from here on finds nothing
+    job_ = nullptr;  // a thread that wakes from here on finds no job
     wait_until([this] { return inside_ == 0; });
     failure.rethrow();
   }
@@ -178,7 +177,7 @@ class Pool {
       }
       if (stop_) return;
       seen = round_;
-      ++inside_;  // before job_ is read: run() clears job_ first and reads inside_ then
+      ++inside_;  // before job_ is read: run() clears job_ before it reads inside_
       if (const Job* job = job_) job->work();
       --inside_;
     }
@@ -199,27 +198,26 @@ class Pool {
 
 int all_cores() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 
-// Everything that a fork must forget. The child gets a new one: the old pool's threads are not there any more, and
-// its locks may be held by threads that never will be.
+// What a forked child must not inherit: the pool's threads do not exist there, and its locks may be held by threads that do not exist.
 struct State {
-  std::mutex serving;  // held by the caller that the pool works for
+  std::mutex serving;  // held by the caller that the pool serves
   std::unique_ptr<Pool> pool;
   std::mutex settings;
-  int configured = 0;  // what the user asked for; survives a fork
-  int resolved = 0;    // what that came to in this process
+  int configured = 0;  // as set; survives a fork
+  int resolved = 0;    // in this process; 0: not yet asked
 };
 
 State* state = new State;
 int (*default_threads)() = all_cores;
 
-void forget_parent() {
+void reset_in_child() {
   State* fresh = new State;
   fresh->configured = state->configured;
   state = fresh;
 }
 
-// Once per process image, when the library is loaded.
-const int fork_handler = pthread_atfork(nullptr, nullptr, forget_parent);
+// Registered when the library is loaded.
+const int fork_handler = pthread_atfork(nullptr, nullptr, reset_in_child);
 
 }  // namespace
 
@@ -252,22 +250,22 @@ int num_threads() {
 void set_default_threads(int (*ask)()) { default_threads = ask; }
 
 float* scratch(int64_t floats) {
-  struct Room {
+  struct Scratch {
     float* data = nullptr;
     int64_t size = 0;
-    ~Room() { std::free(data); }
+    ~Scratch() { std::free(data); }
   };
-  thread_local Room room;
-  if (room.size < floats) {
-    std::free(room.data);
-    room.size = (floats + 1023) / 1024 * 1024;  // a multiple of the alignment, as aligned_alloc asks
-    room.data = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(room.size) * sizeof(float)));
-    if (room.data == nullptr) {
-      room.size = 0;
+  thread_local Scratch memory;
+  if (memory.size < floats) {
+    std::free(memory.data);
+    memory.size = (floats + 1023) / 1024 * 1024;  // aligned_alloc needs a multiple of the alignment
+    memory.data = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(memory.size) * sizeof(float)));
+    if (memory.data == nullptr) {
+      memory.size = 0;
       throw std::bad_alloc();
     }
   }
-  return room.data;
+  return memory.data;
 }
 
 }  // namespace bertfast

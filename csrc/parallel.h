@@ -1,9 +1,7 @@
-// One small pool of threads for everything. Kernels work on a piece and know no threads; work arrives here as
-// steps, each a number of independent items, and a step starts only when the one before it is complete.
+// The thread pool. Work comes as steps of independent items, with a barrier after each step.
 //
-// Items are handed out by a counter, so a core that is slow, or whose thread wakes late, takes fewer of them and
-// nobody waits for a thread that has not begun. No OpenMP: a forked child hangs in libgomp, and a wheel would bring
-// a second copy of it.
+// Threads claim items from a counter, so that a slow core, or one whose thread wakes late, takes fewer, and nobody waits for a thread that
+// has not begun. Not OpenMP: a forked child hangs in libgomp, and a wheel would bring a second copy of it.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +14,9 @@ struct Step {
   const void* op;
 };
 
-// Runs the steps in order on all threads of the pool, the caller among them. Safe from any number of threads at
-// once: the pool serves one caller, the others compute alone meanwhile. Safe in a forked child, which starts its
-// own threads when it first needs them.
-// What an item throws, on whichever thread, is thrown here, when no thread is at work any more; later items are left out then.
+// Runs the steps in order on all threads of the pool, the caller among them. Safe from several threads at once: the pool serves one, the
+// others compute alone. Safe in a forked child, which starts its own threads on first use. Rethrows the first exception of an item, from
+// whichever thread, once no thread is at work; later items are skipped.
 void run_steps(const Step* steps, int64_t count);
 
 // One step over an object with `int64_t items() const` and `void run(int64_t item) const`.
@@ -34,13 +31,13 @@ void run_op(const Op& op) {
   run_steps(&step, 1);
 }
 
-// How many threads compute, the caller included. 0: ask the default below when the pool is first needed, in this
-// process and anew in a forked child.
+// Number of computing threads, the caller included. 0: what the default's `ask` returns when the pool is first needed, in this process and
+// again in a forked child.
 void set_num_threads(int threads);
 int num_threads();
 void set_default_threads(int (*ask)());
 
-// Room of this thread for a kernel's tiles, at least `floats` long, 64-byte aligned, kept between calls.
+// This thread's scratch memory for a kernel, at least `floats` long, 64-byte aligned, kept between calls.
 float* scratch(int64_t floats);
 
 }  // namespace bertfast

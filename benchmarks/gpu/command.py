@@ -46,9 +46,9 @@ def main(arguments: list[str]) -> int:
         options.keep(found)
         good = all(row.get("good", True) for row in found)
     if options.device == "cuda":
-        from bertfast.engine import cuda_graphs
+        from bertfast.engine.cuda_graph_eligibility import eager_reasons
 
-        for reason, count in cuda_graphs.eager_reasons().items():
+        for reason, count in eager_reasons().items():
             print(f"run without a CUDA graph, {count} calls: {reason}")
     if not good:
         return 1
@@ -63,13 +63,22 @@ def _save(part: str, rows: Rows, options: Options) -> None:
 
 def _parse(arguments: list[str]) -> tuple[str, Options]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=(*OTHERS, *TIMED))
-    parser.add_argument("--model", choices=MODELS, default="bert-base")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16"])
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["1x16", "1x128", "8x128", "32x128", "128x128", "padded32"])
-    parser.add_argument("--subject", nargs="+", choices=registry.NAMES, help="Subjects of time and decode beside transformers.")
+    parser.add_argument("part", choices=(*OTHERS, *TIMED), help="What to do.")
+    parser.add_argument("--model", choices=MODELS, default="bert-base", help="With seeded weights, but for minilm.")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, metavar="DTYPE", default=["float16"], help="float16, bfloat16, float32.")
+    parser.add_argument(
+        "--shape",
+        nargs="+",
+        choices=SHAPES,
+        metavar="SHAPE",
+        default=["1x16", "1x128", "8x128", "32x128", "128x128", "padded32"],
+        help=f"{', '.join(SHAPES)}.",
+    )
+    parser.add_argument(
+        "--subject", nargs="+", choices=registry.NAMES, metavar="NAME", help=f"For time and decode: {', '.join(registry.NAMES)}."
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="Batch sizes of decode.")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="Rounds of turns per workload.")
     parser.add_argument("--turn", type=float, default=0.03, help="Seconds of one subject's turn in a round.")
     parser.add_argument("--inputs", type=int, default=20, help="Seeded inputs per row of check.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run, whose times mean nothing.")

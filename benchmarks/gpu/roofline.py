@@ -2,17 +2,17 @@
 
 A batch is ROWSxLENGTH, or lengths with commas; "decode 32x128" is one step of a generation, 32 sequences with 128 tokens cached each.
 
-For each kernel of the packed forward (or of the step): the floating-point operations it must do, and the bytes it must move if every
-operand is read once and every result written once. Over the chip's rates these give two times, and the larger is that kernel's floor.
+Counts for each kernel of the packed forward (or of the step) its floating-point operations, and its bytes if every operand is read and
+every result written once. Divided by the chip's rates these are two times; the larger one is the kernel's floor.
 
-    floor       nothing but the products and the weights (and the KV cache of a step): max(all FLOPs / peak, those bytes / bandwidth). No
-                forward is faster.
-    kernels     the sum of the kernels' floors, each reading and writing device memory: what unfused kernels are held against.
-                A result that stays in L2 can beat its own kernel's floor, never the first one.
+    floor       matrix products and weights only (and a step's KV cache): max(all FLOPs / peak, those bytes / bandwidth). No forward is
+                faster.
+    kernels     the sum of the kernels' floors, each reading and writing device memory: the bound for unfused kernels. A kernel can be
+                faster than its own floor if its operands stay in L2; a forward cannot be faster than the first floor.
 
-With --results, the file that benchmarks/gpu.sh wrote, measured times are set against both.
+With --results, a result file of benchmarks/gpu.sh, measured times are divided by both.
 
-With dtype fp8 the products are float8 but for the one after attention, as bertfast.quantization.fp8_layers has it; all else is bfloat16.
+With dtype fp8 all matrix products but the one after attention are float8, as in bertfast.quantization.fp8_layers; the rest is bfloat16.
 
 Shape letters: T real tokens, B sequences, H hidden, N heads, I intermediate, L layers, C cached tokens a sequence, V vocabulary.
 """
@@ -31,12 +31,12 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1}
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates of one chip. Floating-point operations a second, bytes a second."""
+    """Rates of one chip: floating-point operations per second, bytes per second."""
 
     name: str
-    half: float  # dense products of float16 and bfloat16, summed in float32
+    half: float  # dense float16 and bfloat16 products, accumulated in float32
     fp8: float | None
-    float32: float  # on the ordinary units: IEEE products
+    float32: float  # IEEE products, without tensor cores
     bandwidth: float
     source: str
 
@@ -61,14 +61,14 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel of the forward, all its launches together."""
+    """One kernel of the forward, all launches together."""
 
     name: str
     launches: int
-    flops: float  # of products, a multiply-add counted 2
-    bytes: float  # operands once, results once
-    weights: float = 0.0  # the part of `bytes` that nothing saves: weights, and the KV cache of a step
-    dtype: str | None = None  # of its products, where they are of another than the model's
+    flops: float  # of matrix products; a multiply-add counts 2
+    bytes: float  # operands read once, results written once
+    weights: float = 0.0  # the part of `bytes` that fusion cannot save: weights, and a step's KV cache
+    dtype: str | None = None  # of its products, if not the model's
 
     def arithmetic(self, gpu: Gpu, dtype: str) -> float:
         return self.flops / gpu.peak(self.dtype or dtype)
@@ -87,7 +87,7 @@ def forward(m: Model, lengths: list[int], dtype: str, pooled: bool = True) -> It
     size = 2 if dtype == "fp8" else BYTES[dtype]
     row = T * m.H * size  # one [T, H] activation
 
-    distinct = min(T, m.V)  # a word's row is read once, however often it occurs
+    distinct = min(T, m.V)  # each row of the word table is read once
     yield Kernel("embeddings + LayerNorm", 1, 0.0, (distinct + min(S, m.P) + 2) * m.H * size + 3 * 8 * T + row)
     yield product("QKV product", T, m.H, 3 * m.H, m.L, dtype)
     yield Kernel("attention", m.L, m.L * 4.0 * m.H * pairs, m.L * 4 * row, dtype=_half(dtype))
@@ -101,7 +101,7 @@ def forward(m: Model, lengths: list[int], dtype: str, pooled: bool = True) -> It
 def _after_attention(m: Model, T: int, dtype: str) -> Iterator[Kernel]:
     half = _half(dtype)
     size = BYTES[half]
-    emitted = T * BYTES["fp8"] if dtype == "fp8" else 0  # what a kernel leaves in float8 besides, a column
+    emitted = T * BYTES["fp8"] if dtype == "fp8" else 0  # bytes per column of the float8 copy
     yield product("output product", T, m.H, m.H, m.L, half)
     yield Kernel("residual + LayerNorm", 2 * m.L, 0.0, 2 * m.L * m.H * (3 * T * size + emitted))
     yield product("up product", T, m.H, m.I, m.L, dtype)
@@ -114,21 +114,21 @@ def _half(dtype: str) -> str:
 
 
 def product(name: str, rows: int, K: int, F: int, launches: int, dtype: str) -> Kernel:
-    """x W^T + bias, [rows, K] -> [rows, F]. In float8 x and W are, bias and result are not."""
+    """x W^T + bias, [rows, K] -> [rows, F]. With fp8, x and W are float8, bias and result are not."""
     size, out = BYTES[dtype], BYTES[_half(dtype)]
     weights = launches * (K * F * size + F * out)
     return Kernel(name, launches, launches * 2.0 * rows * K * F, weights + launches * rows * (K * size + F * out), weights, dtype)
 
 
 def decode(m: Model, B: int, cached: int, dtype: str) -> Iterator[Kernel]:
-    """The kernels of one step of a generation: B sequences read a token each, with `cached` tokens in the KV cache of each, to logits."""
+    """The kernels of one step of a generation to logits: a token for each of B sequences, `cached` tokens in each KV cache."""
     size = BYTES[_half(dtype)]
     row = B * m.H * size
     cache = m.L * 2 * B * cached * m.H * size
     yield Kernel("embeddings + LayerNorm", 1, 0.0, 4 * row + 3 * 8 * B)
     yield product("QKV product", B, m.H, 3 * m.H, m.L, dtype)
     yield Kernel("cache written", m.L, 0.0, m.L * 4 * row)
-    yield Kernel("attention", m.L, m.L * 4.0 * m.H * B * cached, cache + m.L * 2 * row, cache, "float32")  # on the ordinary units
+    yield Kernel("attention", m.L, m.L * 4.0 * m.H * B * cached, cache + m.L * 2 * row, cache, "float32")  # without tensor cores
     yield from _after_attention(m, B, dtype)
     yield product("transform", B, m.H, m.H, 1, _half(dtype))
     yield Kernel("GELU, LayerNorm", 2, 0.0, 4 * row)
@@ -136,7 +136,7 @@ def decode(m: Model, B: int, cached: int, dtype: str) -> Iterator[Kernel]:
 
 
 def floor_seconds(kernels: list[Kernel], gpu: Gpu, dtype: str) -> float:
-    """Nothing but the products and the weights, perfectly overlapped."""
+    """Matrix products and weights only, perfectly overlapped."""
     return max(sum(k.arithmetic(gpu, dtype) for k in kernels), sum(k.weights for k in kernels) / gpu.bandwidth)
 
 
@@ -184,20 +184,20 @@ STEPS = ("decode 1x128", "decode 32x128")
 
 
 def kernels_of(m: Model, batch: str, dtype: str) -> list[Kernel]:
-    """Of "32x128" a forward's, of "decode 32x128" those of a step of a generation."""
+    """Those of a forward for "32x128", of a step of a generation for "decode 32x128"."""
     lengths = parse_batch(batch.removeprefix("decode "))
     return list(decode(m, len(lengths), max(lengths), dtype) if batch.startswith("decode ") else forward(m, lengths, dtype))
 
 
 def page() -> str:
-    """Floors counted, nothing measured: for each chip and model the floor, and in brackets the sum of the kernels' floors."""
+    """docs/roofline.md."""
     lines = [
         "# Floors on GPUs",
         "",
-        "Counted by `python -m benchmarks roofline --page`, which a test compares with this page; nothing on it is a measured time.",
-        "In microseconds: the floor of a whole forward, below which no implementation comes, and in brackets the sum of its kernels'",
-        "own floors, each reading and writing device memory. `python -m benchmarks roofline --help` says what is counted;",
-        "`benchmarks/gpu.sh` measures, and sets its times against these.",
+        "Counted, not measured, by `python -m benchmarks roofline --page`; a test compares this page with its output. In microseconds: the",
+        "floor of a whole forward, which no implementation can beat, and in brackets the sum of its kernels' floors, each reading and",
+        "writing device memory. `python -m benchmarks roofline --help` describes the count; `benchmarks/gpu.sh` measures times and divides",
+        "them by these floors.",
     ]
     for gpu in GPUS.values():
         lines += ["", f"## {gpu.name}", "", f"Rates: {gpu.source}.", ""]
@@ -233,12 +233,12 @@ def measured(path: Path, gpu: Gpu) -> Iterator[tuple[str, str, str, str, float, 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks roofline", description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="bert-base", help=f"{', '.join(MODELS)}, or a folder with config.json")
-    parser.add_argument("batch", nargs="*", default=[], help='32x128, lengths with commas, or "decode 32x128"')
+    parser.add_argument("model", nargs="?", default="bert-base", help=f"{', '.join(MODELS)}, or a folder with config.json.")
+    parser.add_argument("batch", nargs="*", default=[], help='32x128, lengths with commas, or "decode 32x128".')
     parser.add_argument("--gpu", choices=GPUS, default="h100")
     parser.add_argument("--dtype", choices=[*BYTES], default="float16")
-    parser.add_argument("--results", type=Path, help="a result file of benchmarks/gpu.sh: measured times over these floors")
-    parser.add_argument("--page", action="store_true", help="docs/roofline.md: the floors of every chip here, as Markdown")
+    parser.add_argument("--results", type=Path, help="Result file of benchmarks/gpu.sh; prints its times divided by the floors.")
+    parser.add_argument("--page", action="store_true", help="Print docs/roofline.md: the floors of all chips as Markdown.")
     options = parser.parse_args(arguments)
     if options.page:
         print(page(), end="")

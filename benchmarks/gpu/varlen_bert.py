@@ -1,7 +1,7 @@
-"""The unpadded BERT that plain PyTorch allows: what bertfast has to beat on a GPU.
+"""The peer to beat on a GPU: an unpadded BERT in plain PyTorch, without anything of bertfast.
 
-The encoder of a transformers BertModel on packed rows, with torch.nn.attention.varlen for the attention (flash-attention, float16 or
-bfloat16), meant to be compiled. Nothing of bertfast in here: it is the peer.
+The encoder of a transformers BertModel on packed rows, with torch.nn.attention.varlen for the attention (FlashAttention, float16 or
+bfloat16); torch.compile may compile it.
 
 Shape letters: T real tokens, B sequences, N heads, D head size, H hidden.
 """

@@ -63,9 +63,9 @@ def _path_rows(model: Any, scheme: str | None) -> Iterator["Row"]:
 
 
 def _cuda_graph_row(model: Any) -> "Row":
-    from bertfast.engine import cuda_graphs
+    from bertfast.engine.cuda_graph_eligibility import why_eager_trial
 
-    reason = cuda_graphs.why_eager_trial(model.to("cuda", torch.float16))
+    reason = why_eager_trial(model.to("cuda", torch.float16))
     return "CUDA graphs", "not used" if reason else "captured and replayed", reason or "one per bucket of shapes"
 
 

@@ -5,7 +5,7 @@ directions wherever DLPack or the buffer protocol allows it.
 """
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -32,7 +32,7 @@ def array_type_of(values: Iterable[Any]) -> ArrayType:
             continue
         if isinstance(value, Tensor):
             return ArrayType.TORCH
-        if _is_tf(value):
+        if is_tf(value):
             return ArrayType.TF
         if is_jax(value):
             return ArrayType.JAX
@@ -40,48 +40,22 @@ def array_type_of(values: Iterable[Any]) -> ArrayType:
 
 
 def is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, np.generic, Tensor)) or _is_tf(value) or is_jax(value)
+    return isinstance(value, (np.ndarray, np.generic, Tensor)) or is_tf(value) or is_jax(value)
+
+
+def is_tf(value: Any) -> bool:
+    return type(value).__module__.startswith(("tensorflow.", "keras."))
 
 
 def is_jax(value: Any) -> bool:
     return type(value).__module__.startswith(("jax.", "jaxlib"))
 
 
-def refuse_tracing(caller: str, values: Collection[Any]) -> None:
-    """Raises ValueError inside tf.function or a JAX transform: the call would run once, while tracing, and its results become constants."""
-    tf, jax = sys.modules.get("tensorflow"), sys.modules.get("jax._src.core")
-    if tf is None and jax is None:
-        return
-    if tf is not None and hasattr(tf, "inside_function") and tf.inside_function():
-        raise ValueError(
-            f"{caller}: called inside tf.function, which would run this call once, while tracing, and never again; "
-            "call the model outside, on eager tensors, or wrap the call in tf.py_function"
-        )
-    # JAX has no public API for this. Where the private one is missing, traced arguments are still detected.
-    clean = getattr(jax, "trace_state_clean", None)
-    arrays = [value for value in values if value is not None and type(value) is not np.ndarray]
-    if (clean is not None and not clean()) or any(map(is_traced, arrays)):
-        raise ValueError(
-            f"{caller}: called inside jax.jit (or another JAX transform), which would run this call once, while tracing, and never again; "
-            "call the model outside, or wrap the call in jax.pure_callback"
-        )
-    if any(_is_tf(value) and not hasattr(value, "numpy") for value in arrays):
-        raise ValueError(f"{caller}: got a symbolic Keras or TensorFlow tensor, which has no values; call the model on eager tensors")
-
-
-def is_traced(value: Any) -> bool:
-    """Whether this is a JAX tracer, the placeholder of an array during tracing."""
-    if not is_jax(value):
-        return False
-    tracer = getattr(sys.modules.get("jax._src.core"), "Tracer", None)
-    return not hasattr(value, "addressable_shards") if tracer is None else isinstance(value, tracer)
-
-
 def to_torch(value: Any, name: str) -> Tensor:
     """The value as a tensor, sharing its memory where possible. Raises TypeError, naming `name`, for what is no array of numbers."""
     if isinstance(value, Tensor):
         return value
-    if _is_tf(value) or is_jax(value):
+    if is_tf(value) or is_jax(value):
         return _from_framework(value)
     try:
         array = value if type(value) is np.ndarray else np.asarray(value)
@@ -205,10 +179,6 @@ def _dtype_name(dtype: Any) -> str:
         return str(np.dtype(getattr(dtype, "dtype", dtype)).name)
     except TypeError:
         return str(dtype)
-
-
-def _is_tf(value: Any) -> bool:
-    return type(value).__module__.startswith(("tensorflow.", "keras."))
 
 
 def _from_framework(value: Any) -> Tensor:

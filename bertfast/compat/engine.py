@@ -1,4 +1,4 @@
-"""One call of a TensorFlow or Flax class on the torch class: its fast path where that means the same, else the graph under a mask."""
+"""One call of a compat class on a torch class: on the kernels, or on the graph under an arbitrary mask."""
 
 import copy
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.compat.dense import Dropout, DroppingOps
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.forward import cached_layout_or_graph, run_graph
-from bertfast.engine.guard import guard_of
+from bertfast.engine.model_state import current_state
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import HEADS, HeadInputs
 from bertfast.ops import Ops
@@ -24,7 +24,7 @@ from bertfast.ops import Ops
 
 @dataclass(slots=True)
 class EngineOutput:
-    """What the graph computed, as torch tensors in padded shapes."""
+    """The outputs of one call, as torch tensors of the padded shape."""
 
     outputs: dict[str, Tensor]  # by the names of the torch class's output
     hidden_states: tuple[Tensor, ...] | None = None  # [B, S, H], after the embeddings and after each layer
@@ -33,7 +33,7 @@ class EngineOutput:
 
 
 class Engine:
-    """A torch class of bertfast in eval mode, without gradients."""
+    """A torch model of bertfast in eval mode, without gradients."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module.eval().requires_grad_(False)
@@ -43,22 +43,23 @@ class Engine:
         self.dtype = self.bert.embeddings.word_embeddings.weight.dtype
 
     def plain(self, arguments: dict[str, Any], keep_padding: bool, hidden_states: bool) -> EngineOutput:
-        """A call that means the same to the torch class. keep_padding: padded cells are computed like the others."""
+        """A call that has the same meaning on the torch class. keep_padding: compute padded positions too."""
         if keep_padding:
             pooled = self.head.pooled and self.bert.pooler is not None
             return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
-        # The module's forward without the checks that concern its own callers (hooks, autocast, transforms). The guard is asked: a plan
-        # holds addresses of weights.
-        if guard_of(self.module).reason() is not None:
+        # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
+        # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
+        state = current_state(self.module)
+        if state.guard.why_reference() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:
-            return EngineOutput(cached_layout_or_graph(self.module, self.head, arguments)[0])
+            return EngineOutput(cached_layout_or_graph(self.module, state, self.head, arguments)[0])
         call = ForwardCall(self.module, self.head, arguments, hidden=True)
         return EngineOutput(run_graph(call), tuple(call.hidden_states()))
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:
-        """The graph on a batch. head_dropout: the dropout rate before the head's layer."""
+        """The graph over a batch. head_dropout: the rate before the head's last layer."""
         O: Ops = ops if dropout is None else DroppingOps(dropout)
         collected: list[Tensor] | None = [] if hidden_states else None
         rows = encode(self.bert, batch.rows, O, collected)
@@ -73,7 +74,7 @@ class Engine:
         return EngineOutput(outputs, states, probabilities(batch.rows.attention), probabilities(batch.rows.cross_attention))
 
     def converted(self, dtype: torch.dtype) -> "Engine":
-        """A copy with weights of another dtype, where the compute dtype is not the parameters'."""
+        """An engine on the weights in another dtype; itself for the same one."""
         return self if dtype == self.dtype else Engine(copy.deepcopy(self.module).to(dtype))
 
 
@@ -82,10 +83,10 @@ def probabilities(attention: Attention | None) -> tuple[Tensor, ...] | None:
 
 
 class MaskKind(Enum):
-    """The values of a mask of the input's shape."""
+    """The kind of a 2-D mask."""
 
     ONES = "nothing is padded"
-    PLAIN = "0 and 1 alone, and a real token in each row: every library means the same by it"
+    PLAIN = "0 or 1 everywhere, with a 1 in each row: the same meaning in every library"
     OTHER = "anything else"
 
 

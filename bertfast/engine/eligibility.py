@@ -1,13 +1,13 @@
-"""Which road a call takes: our kernels, or transformers' own forward.
+"""Fast path or reference path: which forward a call takes, and why.
 
-The fast road covers inference on the modules as transformers builds them. Whatever a caller has put inside the model to be run
-(hooks, adapters, parametrizations, patched forwards), and whatever runs the model as a program of its own (autocast, compilers,
-tracers, torch.func), gets transformers' forward instead, and the reason is said once. Nothing is ever decided by catching an error.
+The fast path covers inference on the modules as transformers builds them. What a caller put inside the model (hooks, adapters,
+parametrizations, patched forwards) and what runs the model as a program (autocast, compilers, tracers, torch.func) gets transformers'
+forward, and the reason is logged once. Nothing is decided by catching an error.
 """
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,19 @@ import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bertfast.engine.guard import guard_of
+from bertfast.cache import objects as kv_cache
+from bertfast.engine.guard import Guard
+from bertfast.engine.model_state import current_state
+from bertfast.engine.outputs import FIELDS
+from bertfast.graph.heads import Head
+from bertfast.runtime.config_access import setting
 
 logger = logging.getLogger("bertfast")
 
 _local = threading.local()
 _said: set[tuple[str, str]] = set()
 
-
-# Keyword arguments the graph reads. Others reach transformers' attention functions, which alone know what they mean.
+# Keyword arguments the graph reads. transformers passes any other on to its attention functions.
 FORWARD_ARGUMENTS = frozenset(
     (
         *("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "head_mask"),
@@ -39,14 +43,13 @@ _GLOBAL_HOOKS = [
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
 ]
 
+INSIDE_REFERENCE = "part of a forward on the reference path"  # which logged its own reason
+
 
 def warn_once(kind: str, message: str) -> None:
     if (kind, message) not in _said:
         _said.add((kind, message))
         logger.warning("%s: %s", kind, message)
-
-
-INSIDE_REFERENCE = "part of a forward that left the fast road"  # which said why itself
 
 
 @contextmanager
@@ -60,23 +63,54 @@ def force_reference() -> Iterator[None]:
         _local.reference_only = before
 
 
-def why_reference(model: nn.Module, arguments: Any) -> str | None:
-    """Why this call takes transformers' forward; None where the fast road covers it."""
+def why_reference(model: nn.Module, arguments: Mapping[str, Any]) -> str | None:
+    """Why this call takes transformers' forward; None where the fast path covers it."""
+    reason = why_call_reference(arguments)
+    return current_state(model).guard.why_reference() if reason is None else reason
+
+
+def why_call_reference(arguments: Mapping[str, Any]) -> str | None:
+    """The part of why_reference that does not depend on the model."""
     if getattr(_local, "reference_only", False):
         return INSIDE_REFERENCE
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return "a compiler or tracer reads the forward (torch.compile, torch.export, torch.jit)"
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return "autocast is on"
+        return "autocast is on; convert the model instead, for example model.to(torch.bfloat16)"
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return "a torch.func transform or forward-mode differentiation is active"
     if torch._C._len_torch_dispatch_stack():
         return "a torch dispatch mode is active"
     if any(_GLOBAL_HOOKS):
-        return "a global module hook is registered"
+        return "a global module hook is registered; remove it"
     if not FORWARD_ARGUMENTS.issuperset(arguments):
-        return f"an argument that transformers' attention functions read: {', '.join(sorted(set(arguments) - FORWARD_ARGUMENTS))}"
+        return f"arguments that only transformers' attention functions read: {', '.join(sorted(set(arguments) - FORWARD_ARGUMENTS))}"
     for name, value in arguments.items():
         if isinstance(value, Tensor) and type(value) is not Tensor and type(value) is not nn.Parameter:
-            return f"{name} is a {type(value).__name__}"
-    return guard_of(model).reason()
+            return f"{name} is a {type(value).__name__}, a subclass of torch.Tensor"
+    return None
+
+
+def wants_cache(config: Any, head: Head, arguments: Mapping[str, Any]) -> bool:
+    """Whether the call reads or writes a KV cache."""
+    if kv_cache.given_cache(arguments) is not None:
+        return True
+    if not setting(config, "is_decoder") or kv_cache.CACHE_FIELD not in FIELDS[head.output]:
+        return False
+    if head.shifted and arguments.get("labels") is not None:
+        return False
+    use_cache = arguments.get("use_cache")
+    return bool(setting(config, "use_cache") if use_cache is None else use_cache)
+
+
+def why_reference_with_cache(model: Any, guard: Guard, arguments: Mapping[str, Any]) -> str | None:
+    """Why a call with a KV cache takes transformers' forward; None where the fast path covers it.
+
+    Under grad mode the fast path stays: its keys and values carry no gradient, and a backward that needs one raises. Hidden states and
+    attentions show their gradient to the caller, so those calls take transformers' forward.
+    """
+    inspected = any(arguments.get(name, setting(model.config, name, False)) for name in ("output_hidden_states", "output_attentions"))
+    if inspected and torch.is_grad_enabled() and guard.wants_gradient(arguments):
+        return "hidden states or attentions with a KV cache under grad mode; use torch.no_grad() or use_cache=False"
+    given = kv_cache.given_cache(arguments)
+    return None if given is None else kv_cache.why_unsupported(kv_cache.from_legacy(given), model.config)

@@ -1,8 +1,4 @@
-"""A fast forward under grad mode: one autograd node.
-
-Nobody should lose speed for a forgotten torch.no_grad(). The node keeps its inputs only; a backward, if it ever comes, runs
-transformers' forward with gradients and differentiates that.
-"""
+"""One autograd node for a whole forward. It saves its inputs only; its backward recomputes with gradients and differentiates that."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +17,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.recompute = inputs[1]
-        ctx.save_for_backward(*inputs[2:])  # also notices a weight that was changed in between
+        ctx.save_for_backward(*inputs[2:])  # raises in backward if a weight was changed in between
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -46,14 +42,14 @@ class _Recomputed(torch.autograd.Function):
 
 
 def recomputed(run: Run, recompute: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """run()'s outputs, as functions of `inputs` (every tensor a gradient may be asked for) whose derivative is recompute()'s."""
-    out: tuple[Tensor, ...] = apply()(run, recompute, *inputs)
+    """run()'s outputs as functions of `inputs`, with the derivative of recompute(). inputs: every tensor a gradient may be asked for."""
+    out: tuple[Tensor, ...] = autograd_apply()(run, recompute, *inputs)
     return out
 
 
-def apply() -> Callable[..., Any]:
-    """_Recomputed.apply, or what that ends in. Function.apply itself looks up the signature with `inspect` and asks each input whether
-    torch.func has wrapped it: with the 100 parameters of a MiniLM more than the rest of the node costs."""
+def autograd_apply() -> Callable[..., Any]:
+    """_Recomputed.apply without its checks where no torch.func transform is active: it inspects the signature and each input, which for
+    the 100 parameters of a MiniLM costs more than the rest of the node."""
     if torch._C._are_functorch_transforms_active():
         return _Recomputed.apply
     lower: Callable[..., Any] = super(torch.autograd.Function, _Recomputed).apply

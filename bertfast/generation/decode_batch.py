@@ -1,4 +1,7 @@
-"""The sequences of a generation that are not done."""
+"""The unfinished sequences of a generation.
+
+Shape letters: B prompts, S prompt columns, A unfinished sequences, V vocabulary.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,120 +11,93 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from bertfast import ops
-from bertfast.batch.attention import VarlenAttention
-from bertfast.batch.layout import make_batch
-from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
-from bertfast.cache.attention import CachedRangeAttention, PromptAttention
+from bertfast.batch.packed import PackedBatch
+from bertfast.cache.attention import PromptAttention
 from bertfast.cache.decode import DecodeCache
-from bertfast.engine.cpu_plans import DecodeStepPlan
-from bertfast.generation import cuda_steps
+from bertfast.engine.varlen import varlen_of
+from bertfast.generation import cuda_decoder
+from bertfast.generation.cpu_decoder import CpuDecoder
+from bertfast.generation.cuda_decoder import CudaDecoder
 from bertfast.graph.encoder import encode
-from bertfast.ops import Ops
-from bertfast.runtime.native import _C
 
 
 class DecodeBatch:
-    """The sequences that are not done, a row each."""
+    """One row for each unfinished sequence, and its row of the KV cache."""
 
-    def __init__(self, model: Any, batch: PackedBatch, inner: VarlenAttention, most: int, beams: int = 1) -> None:
-        """most: how long a sequence may get, padding included. beams: how many sequences each prompt may become, by `reorder`."""
-        self.model, self.base = model, model.base_model
-        rows, S = batch.rows, batch.columns
-        lengths = inner.cu_seqlens_q.diff()
-        host = lengths.tolist()
-        self.blank = S - max(host)  # columns in which every prompt is padded
-        room = max(host) + max(most - S - 1, 0)
-        self.steps: cuda_steps.CudaDecoder | None = None
-        if cuda_steps.is_supported(model):
-            self.steps = cuda_steps.acquire(model, batch.batch * beams, room, lambda slots, cells: DecodeCache(self.base, slots, cells))
-            self.cells = self.steps.cells
-            self.cells.table = _C.SlotTable(self.steps.slots, self.steps.room)
+    def __init__(self, model: Any, batch: PackedBatch, max_length: int, beams: int = 1) -> None:
+        """batch: of `pack_prompts`. max_length: of a sequence, padding included. beams: sequences that `reorder` may make of a prompt."""
+        self.model, self.batch = model, batch
+        base, S = model.base_model, batch.columns
+        boundaries = varlen_of(batch).cu_seqlens_q
+        self.prompt_lengths = boundaries.diff()  # [B]
+        lengths = self.prompt_lengths.tolist()
+        self.padded_columns = S - max(lengths)  # in which every prompt is padded
+        rows, capacity = batch.batch * beams, max(lengths) + max(max_length - S - 1, 0)
+        self.decoder: CpuDecoder | CudaDecoder
+        if cuda_decoder.is_supported(model):
+            self.decoder = cuda_decoder.acquire(model, rows, capacity, lambda rows, capacity: DecodeCache(base, rows, capacity))
         else:
-            self.cells = DecodeCache(self.base, batch.batch * beams, room)
-        device = lengths.device
-        self.slots = torch.tensor(self.cells.table.admit(host), device=device)  # [A] int64
-        self.members = torch.arange(batch.batch, device=device)  # [A] int64: which row of the batch
-        self.member_list = list(range(batch.batch))  # the same
-        self.last_rows = inner.cu_seqlens_q[1:].long() - 1
-        self.length = lengths.long()  # [A]: filled cells
-        self.position = rows.position_ids.index_select(0, self.last_rows)  # [A]: of the last token
-        types = rows.token_type_ids
-        self.token_types = None if types is None else types.index_select(0, self.last_rows)  # a new token has its predecessor's
-        self.batch, self.inner = batch, inner
-        self.plan = DecodeStepPlan(model, [*self.cells.keys, *self.cells.values], self.run_step)
-        if self.steps is not None:
-            self.steps.begin(self.position, self.token_types, self.slots, self.length)
+            self.decoder = CpuDecoder(model, DecodeCache(base, rows, capacity))
+        self.cache = self.decoder.cache
+        device = boundaries.device
+        self.cache_rows = torch.tensor(self.cache.table.admit(lengths), device=device)  # [A] int64
+        self.members = torch.arange(batch.batch, device=device)  # [A] int64: the row of the batch that each sequence is
+        self.member_list = list(range(batch.batch))  # the same on the host
+        self.last_rows = boundaries[1:].long() - 1  # [B]
+        types = batch.rows.token_type_ids
+        self.decoder.begin(
+            positions=batch.rows.position_ids.index_select(0, self.last_rows),
+            token_types=None if types is None else types.index_select(0, self.last_rows),  # a new token has its predecessor's
+            cache_rows=self.cache_rows,
+            lengths=self.prompt_lengths.long(),
+        )
 
     @torch.no_grad()
-    def read_prompts(self) -> Tensor:  # [A, V]
-        sequence = torch.repeat_interleave(self.length, output_size=self.batch.rows.input_ids.shape[0])
-        places = torch.arange(len(sequence), device=sequence.device) - (self.last_rows + 1 - self.length).index_select(0, sequence)
-        rows = self.batch.rows
-        rows.attention = PromptAttention(self.inner, self.cells.store(self.slots.index_select(0, sequence), places))
-        return self.model.family.lm_logits(self.model, encode(self.base, rows, ops, first_rows=self.last_rows), ops)
+    def read_prompts(self) -> Tensor:  # [B, V]
+        """The logits of the prompts' last tokens; their keys and values go into the cache."""
+        rows, lengths = self.batch.rows, self.prompt_lengths.long()
+        sequence = torch.repeat_interleave(lengths, output_size=rows.input_ids.shape[0])  # of each packed row
+        positions = torch.arange(len(sequence), device=sequence.device) - (self.last_rows + 1 - lengths).index_select(0, sequence)
+        store = self.cache.store(self.cache_rows.index_select(0, sequence), positions)
+        rows.attention = PromptAttention(varlen_of(self.batch), store)
+        hidden = encode(self.model.base_model, rows, ops, first_rows=self.last_rows)
+        return self.model.family.lm_logits(self.model, hidden, ops)
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:  # [A] int64 -> [A, V]
         """Reads one token of each sequence."""
-        self.cells.table.extend(1)
-        if self.steps is not None:
-            return self.steps(tokens)
-        self.position = self.position + 1
-        cells, self.length = self.length, self.length + 1
-        attention = CachedRangeAttention(self.slots, None, self.length, self.cells.store(self.slots, cells))
-        self.rows = GraphInputs(tokens, None, self.token_types, self.position, attention)
-        return self.plan({
-            "input_ids": tokens, "position_ids": self.position, "token_type_ids": self.token_types,
-            "cache_rows": self.slots, "cells": cells, "last": self.length,
-        })  # fmt: skip
+        self.cache.table.extend(1)
+        return self.decoder(tokens)
 
-    def run_step(self, O: Ops) -> Tensor:
-        return self.model.family.lm_logits(self.model, encode(self.base, self.rows, O), O)
-
-    def leave(self, goes_on: list[bool]) -> None:
-        """Sequences leave that do not go on (a flag for each row of the batch); their slots are free. Where steps are recorded, as many
-        as the next smaller step has no room for."""
-        stay = [i for i, member in enumerate(self.member_list) if goes_on[member]]
-        if self.steps is not None:
-            size = self.steps.size_for(len(stay))
-            ended = [i for i, member in enumerate(self.member_list) if not goes_on[member]]
-            stay = sorted([*stay, *ended][:size])
-        if len(stay) == len(self.member_list):
-            return
-        self.reorder(stay)
+    def drop_finished(self, unfinished: list[bool]) -> None:
+        """Frees the cache rows of finished sequences, but for as many as the decoder's step size has room for. unfinished: [B]."""
+        going = [i for i, member in enumerate(self.member_list) if unfinished[member]]
+        ended = [i for i, member in enumerate(self.member_list) if not unfinished[member]]
+        staying = sorted([*going, *ended][: self.decoder.size_for(len(going))])
+        if len(staying) < len(self.member_list):
+            self.reorder(staying)
 
     def reorder(self, parents: list[int]) -> None:
-        """Sequence i goes on from what was sequence parents[i]; one that is nobody's parent is done."""
+        """Sequence i goes on from what was sequence parents[i]; one that is nobody's parent is dropped."""
         if parents == list(range(len(self.member_list))):
             return
-        self.cells.reorder(parents)
+        self.cache.reorder(parents)
         self.member_list = [self.member_list[i] for i in parents]
-        device = self.slots.device
-        kept, self.slots = torch.tensor(parents, device=device), torch.tensor(self.cells.table.running, device=device)
-        self.members = self.members.index_select(0, kept)
-        if self.steps is not None:
-            self.steps.reorder(kept, self.slots)
-            return
-        self.length, self.position = self.length.index_select(0, kept), self.position.index_select(0, kept)
-        self.token_types = None if self.token_types is None else self.token_types.index_select(0, kept)
+        device = self.cache_rows.device
+        parent, self.cache_rows = torch.tensor(parents, device=device), torch.tensor(self.cache.table.running, device=device)
+        self.members = self.members.index_select(0, parent)
+        self.decoder.reorder(parent, self.cache_rows)
 
-    def cache(self) -> DynamicCache:
-        """What was cached, padding included, for the caller to keep."""
-        return self.cells.as_cache(ours=self.steps is not None, columns=self.blank + max(self.cells.table.lengths))
+    def as_cache(self) -> DynamicCache:
+        """The cached keys and values, padding included, for the caller to keep."""
+        columns = self.padded_columns + max(self.cache.table.lengths)
+        return self.cache.as_cache(ours=self.decoder.keeps_cache, columns=columns)
 
-    def finish(self) -> None:
-        if self.steps is not None:
-            cuda_steps.release(self.steps)
-
-
-def pack_prompts(model: Any, input_ids: Tensor, arguments: dict[str, Any]) -> PackedBatch | None:
-    """The prompts without their padding; None where only a mask can say what they see."""
-    given = {name: arguments.get(name) for name in ("attention_mask", "position_ids", "token_type_ids")}
-    batch = make_batch({"input_ids": input_ids, **given}, model.base_model, OutputNeeds())
-    causal = isinstance(batch.rows.attention, VarlenAttention) and batch.rows.attention.causal
-    return batch if causal and batch.pad_mask is None else None
+    def release(self) -> None:
+        """Ends the use of the decoder."""
+        self.decoder.release()
 
 
 def invariant_tiles(model: Any) -> AbstractContextManager[None]:
-    """In which a generation runs: with fixed tiles, where the model asks for them."""
+    """Within: fixed tiles, where the model asks for batch_invariant."""
     return ops.batch_invariant(model.base_model.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext()

@@ -1,4 +1,4 @@
-"""Which generate() calls our loop covers."""
+"""Which generate() calls our loops cover, and which lengths a model can generate."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from bertfast.cache import objects as kv_cache
 from bertfast.engine import eligibility
 from bertfast.runtime.config_access import is_causal
 
-# Processors that treat each row by itself: rows that have ended may be missing from their batch.
+# Processors that treat each row by itself, so that finished rows may leave their batch.
 ROW_BY_ROW = frozenset(
     getattr(logits_process, f"{name}LogitsProcessor", None) or getattr(logits_process, f"{name}LogitsWarper", None)
     for name in (
@@ -28,59 +28,66 @@ def is_row_by_row(processor: Any, B: int) -> bool:
 LOOP_ARGUMENTS = frozenset(("attention_mask", "position_ids", "token_type_ids", "use_cache", "logits_to_keep", *kv_cache.CACHE_NAMES))
 
 
-# What a loop of ours does in the model's place: of a model that does it in its own way, it is asked.
+# Hooks that our loop bypasses; a model that overrides one takes transformers' loop.
 BYPASSED_HOOKS = ("_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 
 
 def check_length(model: Any, generation_config: Any, arguments: Any) -> None:
-    """ValueError where a sequence would need more positions than the model has, or more cells than its cache: before anything runs.
+    """ValueError, before anything runs, where a sequence would need more positions than the model has or more than its cache holds.
 
     The last token is returned but never read, so it needs neither.
     """
-    most, new, mask = generation_config.max_length, 0, arguments.get("attention_mask")
+    max_length, mask = generation_config.max_length, arguments.get("attention_mask")
     positions, cache = arguments.get("position_ids"), kv_cache.given_cache(arguments)
     limit = model.config.max_position_embeddings
-    if most is None or positions is None:
+    if max_length is None or positions is None:
         return
-    new = most - positions.shape[-1]
+    new = max_length - positions.shape[-1]
     reached = int(positions.max()) + new
     if reached > limit:
         prompt = positions.shape[-1] if mask is None else int(mask.sum(dim=-1).max())
         raise ValueError(
-            f"max_length={most}: a prompt of {prompt} tokens and {new} new ones need {reached} positions, expected at most "
+            f"max_length={max_length}: a prompt of {prompt} tokens and {new} new ones need {reached} positions, expected at most "
             f"max_position_embeddings={limit}; ask for fewer tokens (max_new_tokens) or shorten the prompt"
         )
-    room = cache.get_max_length() if cache is not None and hasattr(cache, "get_max_length") and len(cache) else -1
-    if 0 <= room < most - 1:
+    capacity = cache.get_max_length() if cache is not None and hasattr(cache, "get_max_length") and len(cache) else -1
+    if 0 <= capacity < max_length - 1:
         raise ValueError(
-            f"max_length={most}: {most - 1} tokens have to be cached, but the cache holds {room}; make it longer (max_cache_len)"
+            f"max_length={max_length}: {max_length - 1} tokens have to be cached, but the cache holds {capacity}; "
+            "make it longer (max_cache_len)"
         )
 
 
 def why_reference_loop(model: Any, own: type, input_ids: Tensor, config: Any, synced_gpus: bool, arguments: Any) -> str | None:
-    """Why a generate() call takes transformers' loop; None where ours covers it."""
+    """Why a generate() call takes transformers' loop; None where ours covers it. own: our class; config: the generation config."""
     reason = eligibility.why_reference(model, {})
     if reason is not None:
         return reason
     if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]  # own: a model's class
-        return "hooks on the model, or a forward of a subclass"
+        return "the model has hooks, or a subclass's forward"
     if any(getattr(type(model), name) is not getattr(GenerationMixin, name) or name in vars(model) for name in BYPASSED_HOOKS):
-        return "the model prepares its inputs in a way of its own"
+        return f"the model overrides one of {', '.join(BYPASSED_HOOKS)}"
     if not is_causal(model.config):
-        return "the model is no causal decoder"
+        return "the model is not a causal decoder; set config.is_decoder=True"
     if synced_gpus or config.is_assistant or config.prefill_chunk_size is not None or config.compile_config is not None:
-        return "an option that ours does not have (synced_gpus, an assistant, chunked prefill, compilation)"
+        return "synced_gpus, an assistant model, prefill_chunk_size or compile_config is set"
     unread = sorted(name for name, value in arguments.items() if value is not None and name not in LOOP_ARGUMENTS)
     if unread:
-        return f"an argument that only a forward reads: {', '.join(unread)}"
+        return f"arguments that only a forward reads: {', '.join(unread)}"
     if not arguments.get("use_cache") or arguments.get("logits_to_keep") != 1:
         return "use_cache or logits_to_keep was changed"
+    return why_cache_or_prompt(model, input_ids, config, arguments)
+
+
+def why_cache_or_prompt(model: Any, input_ids: Tensor, config: Any, arguments: Any) -> str | None:
     cache = kv_cache.given_cache(arguments)
     if type(cache) is not DynamicCache or cache.get_seq_length() or getattr(cache, "_is_user_defined", False) or cache.offloading:
-        return "a cache was given"
+        return "the caller passed a cache"
     mask = arguments.get("attention_mask")
-    if input_ids.shape[1] == 0 or (mask is not None and (mask.dim() != 2 or mask.shape != input_ids.shape or not mask[:, -1].all())):
-        return "no prompt, or one that is padded on the right"
+    if input_ids.shape[1] == 0:
+        return "the prompt is empty"
+    if mask is not None and (mask.dim() != 2 or mask.shape != input_ids.shape or not mask[:, -1].all()):
+        return "the prompts are padded on the right; pad them on the left"
     if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states or model.keep_padding):
-        return "attentions, hidden states or a cache in which padding counts were asked for"
+        return "attentions or hidden states are returned, or keep_padding is set"
     return None

@@ -51,7 +51,7 @@ class HeadOutput:
 
     value: Tensor
     cells: bool = False
-    blank: Tensor | None = None  # if not cells: bool over the leading dimensions of value, True at padding
+    pad_mask: Tensor | None = None  # if not cells: bool over the leading dimensions of value, True at padding
 
 
 Compute = Callable[[Any, HeadInputs], dict[str, HeadOutput]]
@@ -109,7 +109,7 @@ def causal_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
     if padding is None:
         return {"logits": HeadOutput(logits)}
     padding = select_columns(padding[..., None], keep)[..., 0]
-    return {"logits": HeadOutput(logits.masked_fill(padding[..., None], 0.0), blank=padding)}
+    return {"logits": HeadOutput(logits.masked_fill(padding[..., None], 0.0), pad_mask=padding)}
 
 
 def select_columns(x: Tensor, keep: Any) -> Tensor:

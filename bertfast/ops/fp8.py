@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 E4M3_MAX = 448.0  # of float8_e4m3fn
 LEAST_MAX = 2.0**-60  # lower bound of max |v|: a row of zeros gets a scale with a finite inverse
 GROUP_SIZE = 128  # columns that share a scale under Scales "group"
-ROW_MULTIPLE = 16  # of which the scaled product takes row counts
+ROW_MULTIPLE = 16  # the scaled product takes row counts that it divides
 
 Scales = Literal["row", "group"]
 
@@ -34,11 +35,11 @@ class Fp8Weight:
 
 @dataclass(frozen=True, slots=True)
 class Fp8Rows:
-    """A quantized [T, K] matrix. The buffers may have more rows, of any content: the scaled product takes multiples of 16."""
+    """A quantized [T, K] matrix. The buffers have P rows, T rounded up to 16 as the scaled product wants; the last are undefined."""
 
     rows: int  # T
-    values: Tensor  # [T or more, K] float8_e4m3fn
-    scales: Tensor  # [1, T or more] float32, or [K / 128, T or more]
+    values: Tensor  # [P, K] float8_e4m3fn
+    scales: Tensor  # [1, P] float32, or [K / 128, P]
     dtype: torch.dtype  # of the matrix before it was quantized, and of a product of it
     unquantized: Tensor | None = None  # [T, K] of `dtype`: that matrix, if its maker keeps it (for a residual)
 
@@ -76,7 +77,7 @@ def quantize_fp8_weight(weight: Tensor, scaled_by: Scales = "row") -> Fp8Weight:
 
 def quantize_fp8_rows(x: Tensor, scaled_by: Scales = "row") -> Fp8Rows:
     """x [T, K] by definition; a value that is not finite makes those that share its scale NaN."""
-    return Fp8Rows(x.shape[0], *_quantize(x, scaled_by), x.dtype)
+    return Fp8Rows(x.shape[0], *_quantize(F.pad(x, (0, 0, 0, -x.shape[0] % ROW_MULTIPLE)), scaled_by), x.dtype)
 
 
 def dequantize_fp8(x: Fp8Weight | Fp8Rows, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -56,14 +56,14 @@ def tie(model: Any, missing: set[str]) -> None:
     """Ties a decoder that a checkpoint lacks to the word embeddings, and removes it from `missing`."""
     if not getattr(model.config, "tie_word_embeddings", True):
         return
-    for name, decoder in list(model.named_modules()):
-        if not isinstance(decoder, Int8Linear) or not name.endswith("predictions.decoder"):
-            continue
-        keys = {f"{name}.{which}" for which in ("weight_int8", "weight_scales")}
-        words = model.get_input_embeddings()
-        if keys <= missing and not any("word_embeddings.weight" in key for key in missing):
-            decoder.tie(words)
-            missing -= keys
+    decoder = model.get_output_embeddings()
+    if not isinstance(decoder, Int8Linear):
+        return
+    name = next(name for name, m in model.named_modules() if m is decoder)
+    keys = {f"{name}.{which}" for which in ("weight_int8", "weight_scales")}
+    if keys <= missing and not any("word_embeddings.weight" in key for key in missing):
+        decoder.tie(model.get_input_embeddings())
+        missing -= keys
 
 
 def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, quantization: str | None, **kwargs: Any) -> Any:

@@ -89,8 +89,8 @@ class Embedder:
         max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are truncated. Default: the model's positions.
         prompt: text prepended to every text; prompt_name: the name of a prompt that the folder defines. Default: none.
         dtype: float32, bfloat16 or float16, of weights and activations; vectors are float32 in any case.
-        device: default: the GPU if there is one, else the CPU; the CPU for a quantized model.
-        quantization: "int8" or "fp8"; None leaves the weights as the folder has them.
+        device: default: the GPU if there is one, else the CPU; a quantized model stays where it was quantized.
+        quantization: "int8" (on the CPU, dtype float32) or "fp8" (on a GPU, dtype bfloat16 or float16). Default: as in the folder.
         max_tokens: the token budget of a batch. Default: 8192.
 
         Raises ValueError, naming the file or argument. A checkpoint that lacks weights is refused, never filled with random numbers.

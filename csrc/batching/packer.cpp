@@ -10,12 +10,12 @@ namespace {
 
 constexpr int64_t most_tokens = std::numeric_limits<int32_t>::max();
 
-// Bit patterns, except for the sign bit of a float: -0.0 is zero.
+// Compares bits; `significant` leaves out the sign bit of a float, as -0.0 is zero.
 template <class Bits, Bits significant>
 int64_t keep_row(const void* mask, int64_t offset, int64_t columns, int64_t first_index, int64_t* indices, int64_t* positions) {
   const Bits* row = static_cast<const Bits*>(mask) + offset;
   int64_t kept = 0;
-  for (int64_t c = 0; c < columns; ++c) {  // no branch: masks are as random as lengths are
+  for (int64_t c = 0; c < columns; ++c) {  // branch-free: masks are unpredictable
     indices[kept] = first_index + c;
     positions[kept] = c;
     kept += (row[c] & significant) != 0;
@@ -31,15 +31,15 @@ bool is_full_row(const void* mask, int64_t offset, int64_t columns) {
   return full;
 }
 
-struct RowsOf {  // a kind of mask
+struct RowReaders {  // of a kind of mask
   int64_t (*keep)(const void*, int64_t, int64_t, int64_t, int64_t*, int64_t*);
   bool (*is_full)(const void*, int64_t, int64_t);
 };
 
 template <class Bits, Bits significant>
-constexpr RowsOf rows_of{keep_row<Bits, significant>, is_full_row<Bits, significant>};
+constexpr RowReaders rows_of{keep_row<Bits, significant>, is_full_row<Bits, significant>};
 
-const RowsOf& rows_of_kind(MaskKind kind) {
+const RowReaders& rows_of_kind(MaskKind kind) {
   switch (kind) {
     case MaskKind::boolean:
     case MaskKind::uint8:
@@ -58,8 +58,10 @@ const RowsOf& rows_of_kind(MaskKind kind) {
       return rows_of<uint64_t, ~uint64_t{0}>;
     case MaskKind::float64:
       return rows_of<uint64_t, ~uint64_t{0} / 2>;
+    case MaskKind::count:
+      break;
   }
-  fail("attention_mask: unknown kind ", static_cast<int>(kind));
+  fail("attention_mask: kind: got ", static_cast<int>(kind), ", expected one of MaskKind");
 }
 
 template <class Integer>
@@ -91,7 +93,7 @@ Packed pack_mask(const void* mask, MaskKind kind, int64_t rows, int64_t columns,
   Packed packed = {0, 0, rows == 0 ? 0 : columns, true};
   cu_seqlens[0] = 0;
   for (int64_t b = 0; b < rows; ++b) {
-    // A row writes one entry past what it keeps, at most: the last row's last entry is inside of the rows * columns.
+    // keep writes at most one entry past the kept ones, which is still within rows * columns.
     const int64_t kept = keep(mask, b * row_stride, columns, b * columns, indices + packed.total, positions + packed.total);
     packed.first_column_kept &= kept > 0 && positions[packed.total] == 0;
     packed.total += kept;
@@ -110,7 +112,7 @@ bool mask_is_full(const void* mask, MaskKind kind, int64_t rows, int64_t columns
 }
 
 Range integer_range(const void* values, MaskKind kind, int64_t count) {
-  BF_CHECK(count > 0, "integer_range: of ", count, " values");
+  BF_CHECK(count > 0, "integer_range: of ", count, " values, expected 1 or more");
   switch (kind) {
     case MaskKind::boolean:
     case MaskKind::uint8:
@@ -123,9 +125,14 @@ Range integer_range(const void* values, MaskKind kind, int64_t count) {
       return range_of<int32_t>(values, count);
     case MaskKind::int64:
       return range_of<int64_t>(values, count);
-    default:
-      fail("integer_range: kind ", static_cast<int>(kind), " is none of integers");
+    case MaskKind::float16:
+    case MaskKind::bfloat16:
+    case MaskKind::float32:
+    case MaskKind::float64:
+    case MaskKind::count:
+      break;
   }
+  fail("integer_range: kind: got ", static_cast<int>(kind), ", expected one of integers");
 }
 
 Packed pack_lengths(const int64_t* lengths, int64_t rows, int32_t* cu_seqlens) {

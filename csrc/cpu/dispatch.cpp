@@ -1,4 +1,4 @@
-// Compiled for the baseline CPU, as everything is that is not a kernel.
+// Compiled for the baseline CPU, as all code but the kernels.
 
 #include "dispatch.h"
 
@@ -54,7 +54,7 @@ const Kernels* choose() {
   if (const char* wanted = std::getenv("BERTFAST_ISA"); wanted != nullptr && *wanted != '\0') return &table_named(wanted, "BERTFAST_ISA");
   for (const Isa& isa : isas())
     if (isa.table != nullptr && isa.runs_here) return isa.table;
-  fail("no kernels for this CPU in this build");
+  fail("this build has no kernels for this CPU; expected at least the generic ones");
 }
 
 std::atomic<const Kernels*>& chosen() {

@@ -1,4 +1,4 @@
-// Which table of kernels this process uses.
+// The table of kernels in use.
 #pragma once
 
 #include <string>
@@ -14,14 +14,14 @@ struct Isa {
   bool runs_here;
 };
 
-// Every instruction set that bertfast knows, widest first.
+// Every known instruction set, widest first.
 const std::vector<Isa>& isas();
 
-// The table of that name; throws std::invalid_argument for a name that does not exist, that this build lacks, or that
-// this CPU lacks. `source` says in the message where the name came from.
+// The table of that name. Throws std::invalid_argument for an unknown name, and for one that this build or this CPU lacks; `source` is
+// where the name came from, for the message.
 const Kernels& table_named(const std::string& name, const std::string& source);
 
-// The table in use: the one that BERTFAST_ISA names, else the widest that runs here; or the last one set.
+// The last table set; before, the one that BERTFAST_ISA names, else the widest that runs here.
 const Kernels& kernels();
 void use_kernels(const Kernels& table);
 

@@ -10,7 +10,7 @@
 namespace bertfast {
 namespace {
 
-constexpr char freed = 0, taken = 1, kept = 2;
+constexpr char ended = 0, is_parent = 1, reused = 2;  // states of a slot in reorder
 
 void broken(const std::string& what) { throw std::logic_error("SlotTable: " + what); }
 
@@ -40,8 +40,8 @@ void SlotTable::fill(int64_t slot, int64_t count) {
 }
 
 std::vector<int64_t> SlotTable::admit(const std::vector<int64_t>& lengths) {
-  BF_CHECK(lengths.size() <= free_.size(), "admit: ", lengths.size(), " sequences came, but only ", free_.size(), " of the ", slots(),
-           " slots are free; end some sequences, or make the cache larger");
+  BF_CHECK(lengths.size() <= free_.size(), "admit: ", lengths.size(), " sequences came, expected at most ", free_.size(),
+           ", the free ones of ", slots(), " slots; end some sequences, or make the cache larger");
   for (const int64_t length : lengths)
     BF_CHECK(length >= 0 && length <= cells_, "admit: a sequence of length ", length, " came, expected 0 to ", cells_,
              ", the cells of a slot");
@@ -80,10 +80,10 @@ std::vector<SlotTable::Copy> SlotTable::reorder(const std::vector<int64_t>& pare
              ", the running sequences");
   BF_CHECK(parents.size() <= lengths_.size(), "reorder: ", parents.size(), " sequences do not fit in ", slots(), " slots");
 
-  std::vector<char> state(lengths_.size(), freed);
-  for (const int64_t parent : parents) state[static_cast<size_t>(running_[static_cast<size_t>(parent)])] = taken;
+  std::vector<char> state(lengths_.size(), ended);
+  for (const int64_t parent : parents) state[static_cast<size_t>(running_[static_cast<size_t>(parent)])] = is_parent;
   for (const int64_t slot : running_)
-    if (state[static_cast<size_t>(slot)] == freed) {
+    if (state[static_cast<size_t>(slot)] == ended) {
       lengths_[static_cast<size_t>(slot)] = 0;
       free_.push_back(slot);
     }
@@ -92,8 +92,8 @@ std::vector<SlotTable::Copy> SlotTable::reorder(const std::vector<int64_t>& pare
   after.reserve(lengths_.size());
   for (const int64_t parent : parents) {
     const int64_t from = running_[static_cast<size_t>(parent)];
-    if (state[static_cast<size_t>(from)] == taken) {
-      state[static_cast<size_t>(from)] = kept;
+    if (state[static_cast<size_t>(from)] == is_parent) {
+      state[static_cast<size_t>(from)] = reused;
       after.push_back(from);
       continue;
     }

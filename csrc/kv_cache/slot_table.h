@@ -1,9 +1,8 @@
-// Which rows of a KV cache are taken, how many of their cells are filled, and in which order the running sequences stand
-// in the batch. Holds no keys and values: those lie in tensors [slots, heads, cells, head_size] that the caller owns.
+// The rows of a KV cache (slots): which are in use, how many of their positions (cells) are filled, and the order of the running sequences
+// in the batch. Keys and values are tensors [slots, heads, cells, head_size] that the caller owns.
 //
-// A BERT has 512 positions at most, so a slot is one row with room for the longest sequence: no blocks, no page table. Each cell
-// has a label instead, a number for the write that filled it: beams of one prompt are copied to and fro, and labels tell how far
-// two slots hold the same anyway.
+// A BERT has 512 positions at most, so a slot is one row as long as the longest sequence: no paging. Each cell has a label, the number of
+// the write that filled it, so that a reorder of beams copies only the cells in which two slots differ.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +12,7 @@ namespace bertfast {
 
 class SlotTable {
  public:
-  // Cells first .. last - 1 of a slot that another slot must take over.
+  // Cells first .. last - 1 to copy from one slot to another.
   struct Copy {
     int64_t from, to, first, last;
   };
@@ -26,35 +25,34 @@ class SlotTable {
   const std::vector<int64_t>& running() const { return running_; }  // slots in the order of the batch
   std::vector<int64_t> lengths() const;                             // filled cells of each running sequence
 
-  // Every operation below throws std::invalid_argument, and changes nothing, where it cannot be done as a whole.
+  // The operations below throw std::invalid_argument, and change nothing, if they cannot be done as a whole.
 
-  // One more running sequence for each length, at the end of the batch, that many of its cells filled. Returns their slots.
+  // Appends a running sequence for each length, with so many cells filled, to the batch. Returns their slots.
   std::vector<int64_t> admit(const std::vector<int64_t>& lengths);
 
-  // `count` more cells filled in every running sequence.
+  // Fills `count` more cells of every running sequence.
   void extend(int64_t count);
 
-  // The last `count` cells of every running sequence are free again.
+  // Frees the last `count` cells of every running sequence.
   void crop(int64_t count);
 
-  // Sequence i of the batch becomes a copy of what was sequence parents[i]; a sequence that is nobody's parent ends. A parent's
-  // first child stays in its slot; another gets the free slot that holds most of its cells already. Returns what the caller must
-  // copy before the next write: the cells from the first one on that differs. No slot is copied both from and to.
+  // Sequence i of the batch becomes a copy of former sequence parents[i]; a sequence that is nobody's parent ends. A parent's first child
+  // keeps its slot, every other child gets the free slot that shares most leading cells with it. Returns the copies that the caller must
+  // make before the next write, each from the first differing cell on. No slot is copied both from and to.
   std::vector<Copy> reorder(const std::vector<int64_t>& parents);
 
-  // Throws std::logic_error, naming what is wrong, unless every slot is either free or running, once, and no sequence is
-  // longer than its slot.
+  // Throws std::logic_error, naming the fault, unless every slot is either free or running, once, and no sequence is longer than its slot.
   void check_integrity() const;
 
  private:
-  void fill(int64_t slot, int64_t count);  // the next cells of a slot, each with a label that no cell has
+  void fill(int64_t slot, int64_t count);  // the next cells of a slot, with new labels
 
   int64_t cells_;
   int64_t last_label_ = 0;
-  std::vector<int64_t> labels_;   // [slots, cells]: of what lies there, in free slots too; 0: nothing yet
+  std::vector<int64_t> labels_;   // [slots, cells]: of the last write, in free slots too; 0: none yet
   std::vector<int64_t> lengths_;  // by slot; 0 where free
   std::vector<int64_t> running_;
-  std::vector<int64_t> free_;  // the next one to hand out last
+  std::vector<int64_t> free_;  // the last is handed out next
 };
 
 }  // namespace bertfast

@@ -87,9 +87,9 @@ def test_no_mask_keeps_everything(rows, columns):
 
 def test_unknown_kind_and_too_many_tokens_are_refused():
     room = torch.zeros(4, dtype=torch.int64).data_ptr()
-    with pytest.raises(ValueError, match="attention_mask: unknown kind 99"):
+    with pytest.raises(ValueError, match="attention_mask: kind: got 99, expected 0 to 9"):
         _C.pack_mask(room, 99, 1, 1, 1, room, room, room)
-    with pytest.raises(ValueError, match="attention_mask: unknown kind 99"):
+    with pytest.raises(ValueError, match="attention_mask: kind: got 99, expected 0 to 9"):
         _C.mask_is_full(room, 99, 1, 1, 1)
     with pytest.raises(ValueError, match="65536 x 65536 tokens; expected at most 2147483647"):
         _C.pack_mask(0, 0, 65536, 65536, 0, room, room, room)
@@ -111,7 +111,7 @@ def test_range_of_nothing_and_of_floats_is_refused():
     with pytest.raises(ValueError, match="of 0 values"):
         _C.integer_range(room.data_ptr(), _C.MASK_INT64, 0)
     for kind in (_C.MASK_FLOAT32, 99, -1):
-        with pytest.raises(ValueError, match="none of integers"):
+        with pytest.raises(ValueError, match=f"integer_range: kind: got {kind}, expected"):
             _C.integer_range(room.data_ptr(), kind, 4)
 
 

@@ -1,4 +1,4 @@
-"""What triton is asked to compile while a model serves: sizes that differ from call to call must not each want a binary of their own.
+"""Sizes that differ from call to call must not each need a Triton binary of their own.
 
 A binary takes a second or so, in the middle of a request. This asks nothing of a compiler: what a launch hands to it is compared.
 """
@@ -99,7 +99,7 @@ def test_one_binary_serves_every_number_of_tokens_and_sequences(kernel):
 
 
 def test_other_kernels_are_told_apart():
-    """Or the above could not fail."""
+    """The test above can fail."""
     assert activation(16, 1) != product(16, 1)
     columns = {
         asked(aot.pack, "_move_rows_kernel", lambda C=C: aot.pack.pack(meta(64, C), meta(8, dtype=INT), tile=aot.tuning.pack_tile(768)))

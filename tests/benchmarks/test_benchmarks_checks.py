@@ -1,4 +1,4 @@
-"""What the suite refuses to time."""
+"""Which outputs the suite refuses to time."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_rounding_passes_in_every_dtype(reference, mask, dtype):
     assert not result.inexact
 
 
-def test_what_stands_at_padding_does_not_count(reference, mask):
+def test_padding_is_not_compared(reference, mask):
     assert check(changed(reference, "last_hidden_state", (1, 5, 0), 100.0), reference, mask, "float32").refused is None
     assert check(changed(reference, "last_hidden_state", (1, 5, 0), 100.0), reference, None, "float32").refused is not None
 
@@ -53,21 +53,21 @@ def test_half_precision_is_judged_by_its_worst_row(reference, mask):
     rounded = {name: (array * (1 + 2**-9)).astype(np.float32) for name, array in reference.items()}
     result = check(rounded, reference, mask, "bfloat16")
     assert result.refused is None
-    assert result.inexact  # 2^-9 is above the float32 gate: shown with a mark
+    assert result.inexact  # 2^-9 exceeds the float32 limit: marked
     turned = changed(reference, "last_hidden_state", (2, 6), reference["last_hidden_state"][0, 0])
     result = check(turned, reference, mask, "bfloat16")
     assert result.refused is not None
     assert result.cosine < COSINE
 
 
-def test_int8_is_timed_whatever_it_loses_and_marked(reference, mask):
+def test_int8_is_timed_with_any_error_and_marked(reference, mask):
     result = check(changed(reference, "last_hidden_state", (0, 0), 1.0), reference, mask, "int8")
     assert result.refused is None
     assert result.inexact
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_no_dtype_excuses_what_is_no_answer(reference, mask, dtype):
+def test_missing_misshapen_or_nan_outputs_are_refused_in_every_dtype(reference, mask, dtype):
     assert "missing" in check({"pooler_output": reference["pooler_output"]}, reference, mask, dtype).refused
     assert "expected" in check({**reference, "pooler_output": reference["pooler_output"][:1]}, reference, mask, dtype).refused
     for value in (np.nan, np.inf):
@@ -75,7 +75,7 @@ def test_no_dtype_excuses_what_is_no_answer(reference, mask, dtype):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nothing_agrees_with_a_reference_that_is_no_answer(reference, mask, value):
+def test_a_reference_with_nan_or_no_outputs_is_refused(reference, mask, value):
     assert (
         "the reference's pooler_output holds"
         in check(reference, changed(reference, "pooler_output", (0, 0), value), mask, "float32").refused
@@ -101,10 +101,10 @@ def test_equal_tokens_pass():
     assert result.agreement == 1
 
 
-def test_a_row_may_part_only_where_the_reference_was_undecided():
+def test_tokens_may_differ_only_after_a_near_tie_of_the_reference():
     tokens, gaps = sequences()
     other = tokens.copy()
-    other[1, 6:] = 0  # new tokens are columns 5 to 8: parts at step 1
+    other[1, 6:] = 0  # new tokens are columns 5 to 8: differs from step 1 on
     assert "step 1" in check_tokens(other, tokens, gaps, "float32").refused
     gaps[1, 1] = 1e-5
     result = check_tokens(other, tokens, gaps, "float32")

@@ -1,4 +1,4 @@
-"""ONNX Runtime is set up to compute what transformers does. (Its optimizer takes a causal mask for one of padding.)"""
+"""ONNX Runtime computes what transformers does. (Its optimizer would drop the causal part of a mask.)"""
 
 import numpy as np
 import pytest
@@ -29,24 +29,24 @@ def outputs(adapter, task, cache):
 
 
 @pytest.mark.parametrize("task", ["encoder", "lm"])
-def test_float32_is_what_transformers_says(task, cache):
+def test_float32_agrees_with_transformers(task, cache):
     expected = outputs(Transformers("float32", 1), task, cache)
     expected = {name: expected[name] for name in models.HEADS[task][1]}
     assert checks.check(outputs(OnnxRuntime("float32", 1), task, cache), expected, INPUTS["attention_mask"], "float32").refused is None
 
 
-def test_int8_of_a_causal_model_does_not_see_what_comes_later(cache):
-    """No gate is there for int8: so what stands before a changed token is compared with itself."""
+def test_int8_of_a_causal_model_ignores_later_tokens(cache):
+    """int8 passes every check, so the outputs before a changed token are compared with those without the change."""
     adapter = OnnxRuntime("int8", 1)
     before = outputs(adapter, "lm", cache)["logits"]
     inputs = {name: array.copy() for name, array in INPUTS.items()}
     inputs["input_ids"][0, 6] += 1
     changed = np.abs(adapter.outputs(adapter.prepare(inputs, 0)())["logits"] - before)[0].max(1)
-    # Quantized dynamically: a whole tensor's scale may move with one token's largest value, by far less than the token itself.
+    # With dynamic quantization one token's largest value may change a tensor's scale, and all outputs a little.
     assert changed[:6].max() < 0.1 * changed[6]
 
 
-def test_a_fusion_that_changes_what_is_computed_is_found_when_it_is_made(cache, tmp_path):
+def test_a_fusion_that_changes_the_outputs_raises(cache, tmp_path):
     folder = models.folder("tiny", "lm", cache)
     OnnxRuntime("float32", 1).convert(folder, "lm", cache)
     plain, fused = (OnnxRuntime._file(folder, "lm", cache, kind) for kind in ("plain", "fused"))

@@ -1,4 +1,4 @@
-"""Who is timed beside whom, and what comes out of it on a machine that changes its speed: on made-up turns, nothing here is timed."""
+"""The order of turns, and the ratios on a machine that changes its speed. Turns are simulated; nothing is timed."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from benchmarks.subjects import SUBJECTS, again, select
 from benchmarks.suite.stats import NOISY, PLACEMENT, Turn, pairs, ratio_of
 
 REFERENCE = "transformers"
-# Seconds of one call: the shape of a padded batch, where the reference takes most of a round.
+# Seconds of a call on a padded batch, where the reference takes most of a round.
 SECONDS = {
     "transformers": 0.70,
     "bertfast": 0.22,
@@ -31,7 +31,7 @@ def turn(name, seconds, begin=0.0):
     return Turn(name, seconds, begin, begin + seconds)
 
 
-def test_the_reference_returns_and_ours_stands_beside_the_fastest_of_the_others():
+def test_the_reference_returns_and_ours_is_beside_the_fastest_peer():
     order = rounds.schedule(select([], full=False), REFERENCE, SECONDS, 0.05)
     assert order == [
         *("transformers", "bertfast", "ctranslate2", "openvino", "onnxruntime"),
@@ -45,28 +45,28 @@ def test_the_reference_returns_and_ours_stands_beside_the_fastest_of_the_others(
     assert rounds.schedule(select([], full=False), REFERENCE, short, 0.05).count(REFERENCE) == 1
 
 
-def test_who_takes_part_twice_stands_beside_itself():
+def test_a_twin_is_beside_its_original():
     for name in ("bertfast", "openvino", "transformers"):
         specs = [*select([], full=False), again(name)]
         order = rounds.schedule(specs, REFERENCE, {**SECONDS, f"{name} (again)": SECONDS[name]}, 0.05)
         assert abs(order.index(name) - order.index(f"{name} (again)")) == 1, name
         assert len(set(order)) == len(SECONDS) + 1
     order = rounds.schedule([again("bertfast")], REFERENCE, {"bertfast (again)": 0.2}, 0.05)
-    assert order == ["bertfast (again)"]  # neither its original nor the reference came so far
+    assert order == ["bertfast (again)"]  # its original and the reference do not take part
 
 
-def test_a_pair_is_of_turns_side_by_side():
+def test_pairs_are_of_adjacent_turns():
     one = [turn("a", 2.0, 0), turn("b", 1.0, 2), turn("c", 9.0, 3), turn("a", 4.0, 12), turn("d", 1.0, 16)]
     assert pairs([one], "a", "b") == [2.0]
     assert pairs([one], "a", "d") == [4.0]
     assert pairs([one], "d", "a") == [0.25]
-    assert pairs([one, [turn("a", 1.0)]], "a", "b") == [2.0]  # a round that lacks one of them says nothing
+    assert pairs([one, [turn("a", 1.0)]], "a", "b") == [2.0]  # a round without one of them is left out
     assert pairs([one], "a", "nobody") == []
 
 
 class TwoSpeeds:
-    """A machine that is `slowdown` times as slow for some seconds, then not, and so on: each state lasts `dwell` seconds on average. Its
-    clock goes on as turns are taken; a turn across a change is slowed in part."""
+    """A simulated machine that alternates between two speeds, `slowdown` apart, `dwell` seconds each on average. A turn across a change is
+    slowed in part."""
 
     def __init__(self, rng, dwell, slowdown=1.26, jitter=0.004):
         self.rng, self.dwell, self.slowdown, self.jitter = rng, dwell, slowdown, jitter
@@ -101,10 +101,10 @@ def runs():
     return specs, [TwoSpeeds(rng, dwell=8.0).run(specs, seconds, 9) for _ in range(200)]
 
 
-def test_times_are_torn_apart_by_two_speeds_and_ratios_of_neighbours_are_not(runs):
+def test_two_speeds_spread_times_but_not_ratios_of_adjacent_turns(runs):
     specs, made = runs
     wide_times = [rounds.times(run, "bertfast").relative > NOISY for run in made]
-    assert np.mean(wide_times) > 0.8  # what a band from the raw times would call noisy
+    assert np.mean(wide_times) > 0.8  # noisy, if bands were of the times
     found = [rounds.ratios(specs, REFERENCE, run)["bertfast"] for run in made]
     for key, true in (
         ("ratio", SECONDS["transformers"] / SECONDS["bertfast"]),
@@ -113,14 +113,14 @@ def test_times_are_torn_apart_by_two_speeds_and_ratios_of_neighbours_are_not(run
         off = np.array([row[key]["value"] / true - 1 for row in found])
         assert np.abs(np.median(off)) < 0.005
         assert np.mean(np.abs(off) < 0.02) > 0.9
-    # Set against the far turns of the same rounds, as a round's first subject and its last would be, they scatter more.
+    # Pairs of turns that are far apart in the same rounds scatter more.
     near = np.std([pairs(run, "ctranslate2", "bertfast") for run in made])
     far = np.std([np.array(pairs(run, "onnxruntime-int8", "bertfast")) * 0.31 / SECONDS["onnxruntime-int8"] for run in made])
     assert far > 1.5 * near
 
 
 def test_the_band_is_honest_on_a_machine_of_two_speeds(runs):
-    """A verdict is given only where the band is narrow, and then the truth lies within it."""
+    """Where the band is narrow enough for a verdict, the true ratio lies within it."""
     specs, made = runs
     inside, given, possible = 0, 0, 0
     for run in made:
@@ -133,7 +133,7 @@ def test_the_band_is_honest_on_a_machine_of_two_speeds(runs):
                 given += 1
                 inside += abs(rows["ratio"]["value"] / true - 1) <= rows["ratio"]["band"]
     assert inside / given > 0.95
-    assert given / possible > 0.4  # or the suite would never say anything there
+    assert given / possible > 0.4  # verdicts remain possible
 
 
 def test_a_subject_against_itself_is_1_within_its_band(runs):

@@ -1,4 +1,4 @@
-"""The whole of it on a tiny model, in real worker processes: nothing here looks at how long anything took."""
+"""Whole runs on a tiny model in real worker processes; no test looks at times."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def settings(cache):
 
 @pytest.fixture(scope="module", autouse=True)
 def at_the_root():
-    """Workers are started as python -m benchmarks.measure.worker, and the wrong subject lies beside this file."""
+    """Where workers find benchmarks, and the wrong subject beside this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
@@ -51,7 +51,7 @@ def result(settings):
     return runner.run(specs, [WORKLOADS["tiny/2x8"]], settings)
 
 
-def test_a_subject_that_is_off_by_a_hundredth_is_not_timed(result):
+def test_a_subject_with_an_error_of_a_hundredth_is_not_timed(result):
     row = result["workloads"]["tiny/2x8"]["rows"]["offset"]
     assert row["status"] == "refused", row
     assert "seconds" not in row
@@ -107,7 +107,7 @@ def test_result_prints_and_draws(result, tmp_path):
 
 
 def test_steps_are_timed_in_stretches_and_drawn(settings, tmp_path):
-    """60 tokens in stretches of 25: no time for the first of each, which follows a prefill or a rest."""
+    """60 tokens in stretches of 25: the first of each, which follows a prefill or a rest, has no time."""
     specs = [subjects.SUBJECTS["transformers"], subjects.SUBJECTS["bertfast"], wrong("fails", "raises"), wrong("another", "offset")]
     specs[3] = replace(specs[3], tasks=("generate",), options=(("fault", "token"),))
     specs[2] = replace(specs[2], tasks=("generate",))
@@ -133,13 +133,13 @@ def test_steps_are_timed_in_stretches_and_drawn(settings, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_stopped_worker_does_not_outlive_the_suite(tmp_path):
-    """Killed, not asked to stop: nobody is left to wake the worker, which would keep its memory for good."""
+    """The suite is killed: nobody would wake the stopped worker, which would keep its memory."""
     suite = f"""
 import os, pathlib, signal, time
 from benchmarks.measure.client import ProcessClient
 from benchmarks.subjects import SUBJECTS
 client = ProcessClient(SUBJECTS["transformers"], 1, pathlib.Path({str(tmp_path / "log")!r}))
-client.ask("peak")  # an answer: of readiness, as it was not waited for
+client.ask("peak")  # the first answer says that it is ready
 client.pause()
 while open(f"/proc/{{client.process}}/stat").read().rpartition(")")[2].split()[0] != "T":
     time.sleep(0.01)
@@ -155,7 +155,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.05)
 
 
-def test_what_is_done_is_kept_when_somebody_stops_it(settings):
+def test_an_interrupted_run_keeps_what_is_done(settings):
     def stop(result):
         raise KeyboardInterrupt
 
@@ -169,7 +169,7 @@ def test_what_is_done_is_kept_when_somebody_stops_it(settings):
     assert not result["peaks"] or row["of_arithmetic"] > 0
 
 
-def test_a_workload_for_some_subjects_takes_others_by_name_only(settings):
+def test_other_subjects_join_a_workload_for_some_by_name_only(settings):
     workload = replace(WORKLOADS["tiny/2x8"], only=("transformers",))
     specs = [subjects.SUBJECTS["transformers"], subjects.SUBJECTS["bertfast"]]
     assert list(runner.run(specs, [workload], settings)["workloads"]["tiny/2x8"]["rows"]) == ["transformers"]
@@ -178,7 +178,7 @@ def test_a_workload_for_some_subjects_takes_others_by_name_only(settings):
     assert set(named["subjects"]) == {"transformers", "bertfast"}
 
 
-def test_who_was_asked_for_by_name_and_takes_no_part_is_said_so(settings):
+def test_a_named_subject_that_takes_no_part_is_listed(settings):
     specs = [subjects.SUBJECTS["bertfast.optimize"], subjects.SUBJECTS["flax437"]]
     wanting = [replace(spec, modules=(), environment="") for spec in specs]  # whatever is installed here
     result = runner.run(wanting[:1], [WORKLOADS["tiny/2x8"]], replace(settings, named=True))
@@ -201,7 +201,7 @@ def test_a_wrong_answer_has_no_cold_start_and_no_memory(settings, name):
     tables.markdown(result)
 
 
-def test_the_quick_selection_leaves_nobody_out_in_silence(result):
+def test_the_quick_selection_lists_whom_it_leaves_out(result):
     said = tables.missing(result)
     assert any(line.startswith("left out: torch.compile (") for line in said)
     assert "absent: ghost (not installed: no_such_library_at_all)" in said
@@ -232,7 +232,7 @@ def test_promises_are_judged_by_ratio_and_noise():
     assert codes(file(4.5)) == [kept] * 4
     assert codes(file(2.5)) == [broken, kept, broken, kept]
     assert codes(file(2.5, isa=("AVX-512",))) == [kept, kept, broken, kept]
-    assert codes(file(0.5)) == [broken] * 4  # twice the memory, too
+    assert codes(file(0.5)) == [broken] * 4  # and twice the memory
     assert codes(file(4.5, noisy=True)) == [noisy, noisy, noisy, kept]
     assert codes(file(4.5, band=0.2)) == [noisy, noisy, noisy, kept]
     absent = file(4.5)

@@ -21,16 +21,16 @@ def test_spread_is_median_and_percentiles():
 def test_a_ratio_is_the_median_of_pairs_and_its_band_theirs():
     ratio = ratio_of([3.0, 3.0, 3.0, 3.3, 2.7])
     assert ratio.value == 3.0
-    assert ratio_of([3.0, 3.3, 2.7, 3.3, 2.7]).band == pytest.approx(0.1)  # half of 3.3 - 2.7, of 3
+    assert ratio_of([3.0, 3.3, 2.7, 3.3, 2.7]).band == pytest.approx(0.1)  # half of 3.3 - 2.7, over 3
     assert ratio_of([3.0] * 9).band == PLACEMENT
     assert ratio_of([2.0, 4.0, 3.0]).noisy
-    assert ratio_of([3.0, 3.0]).noisy  # equal, but who would believe two
+    assert ratio_of([3.0, 3.0]).noisy  # equal, but only two
     with pytest.raises(ValueError, match="no values"):
         ratio_of([])
 
 
 def test_a_subject_against_itself_lies_within_its_band():
-    """Two series of the same distribution, many times over: 1 is inside the band at least nine times in ten."""
+    """For two series of one distribution 1 lies inside the band at least nine times in ten."""
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(200):
@@ -118,7 +118,7 @@ def test_compare_says_faster_slower_same(result):
 
 
 def test_a_hundredth_more_memory_is_no_verdict(result):
-    """Its ratio has no band of its own: it is read once."""
+    """Memory is read once, so its ratio has no band of its own."""
 
     def file(mib):
         rows = {
@@ -186,7 +186,7 @@ def test_files_of_one_machine_and_one_set_of_versions_may_be_joined(result):
             results.merged(result, {**new, what: value})
 
 
-def test_what_another_build_of_bertfast_was_measured_with_is_said(result):
+def test_workloads_of_another_build_are_noted(result):
     assert "another build" not in tables.markdown(result)
     old = {**result["workloads"]["minilm/1x128"], "build": "11111111", "measured": "2024-01-02T03:04:05+00:00"}
     new = {**result["workloads"]["minilm/1x128"], "build": "22222222", "measured": "2024-01-03T03:04:05+00:00"}
@@ -197,8 +197,8 @@ def test_what_another_build_of_bertfast_was_measured_with_is_said(result):
     assert "note: measured with another build of bertfast than the rest: minilm/1x16 (2024-01-02)  \n" in tables.markdown(joined)
 
 
-def test_a_kept_workload_says_of_which_peaks_its_shares_are(result):
-    """Shares are not told anew: another run's peaks say nothing about the clock at which these were measured."""
+def test_a_kept_workload_keeps_the_peaks_of_its_shares(result):
+    """Its shares are not recomputed: another run's peaks belong to another clock rate."""
     workload, peaks = result["workloads"]["minilm/1x128"], result["peaks"]
     assert "an earlier run" not in tables.markdown(result)
 
@@ -219,12 +219,12 @@ def test_a_kept_workload_says_of_which_peaks_its_shares_are(result):
     anew = results.merged(twice, file("minilm/1x16", 2e11))
     assert "peaks" not in anew["workloads"]["minilm/1x16"]  # measured in this run
     assert "an earlier run, of minilm/1x128: float32 300, " in tables.markdown(anew)
-    unmeasured = tables.markdown(results.merged(file("minilm/1x16", None), file("minilm/1x128", 2e11)))  # no C compiler at that time
+    unmeasured = tables.markdown(results.merged(file("minilm/1x16", None), file("minilm/1x128", 2e11)))  # without a C compiler then
     assert "an earlier run" not in unmeasured
     assert "in this run: float32 200" in unmeasured
 
 
-def test_the_picture_of_shares_has_no_bar_for_what_was_measured_without_peaks(result, tmp_path):
+def test_workloads_without_peaks_have_no_bar_in_the_picture_of_shares(result, tmp_path):
     pytest.importorskip("matplotlib")
     unmeasured = copy.deepcopy(result)
     unmeasured["peaks"] = None
@@ -235,7 +235,7 @@ def test_the_picture_of_shares_has_no_bar_for_what_was_measured_without_peaks(re
     assert [path.name for path in drawn] == ["joined-latency.png", "joined-peak.png"]
 
 
-def test_the_floor_under_kept_steps_is_by_the_bandwidth_of_their_run(result):
+def test_the_floor_of_kept_steps_uses_the_bandwidth_of_their_run(result):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     steps_row = {"status": "timed", "steps": [None, 1e-3, 2e-3], "line": {"first": 1e-3, "slope": 1e-6}}
     workload = {**result["workloads"]["minilm/1x128"], "kind": "steps", "rows": {"bertfast": steps_row}}
@@ -243,7 +243,7 @@ def test_the_floor_under_kept_steps_is_by_the_bandwidth_of_their_run(result):
     def file(name, bandwidth):
         return {**result, "peaks": {**result["peaks"], "bandwidth": bandwidth}, "workloads": {name: workload}}
 
-    # Keys and values, 6 layers of 384 float32 numbers each: 18432 bytes a token.
+    # Keys and values, 6 layers of 384 float32 numbers each: 18432 bytes per token.
     figure = plots._steps(results.merged(file("minilm/steps-1", 18.432e9), file("minilm/steps-8", 36.864e9)), pyplot)
     floors = [axis.get_legend().get_texts()[-1].get_text() for axis in figure.axes]
     pyplot.close(figure)
@@ -260,7 +260,7 @@ def test_markdown_shows_refused_and_absent_rows_with_their_reasons(result):
     assert "float32 200, int8 400 GFLOP/s" in page
 
 
-def test_markdown_shows_noise_who_took_part_twice_and_who_was_left_out(result):
+def test_markdown_shows_noise_twins_and_subjects_left_out(result):
     rows = result["workloads"]["minilm/1x128"]["rows"]
     rows["bertfast"]["best_peer"]["band"] = 0.07
     rows["bertfast (again)"] = row(8.0, 2.5, itself={"to": "bertfast", "value": 1.01, "band": 0.03})
@@ -294,8 +294,8 @@ def test_readme_table_is_written_between_the_markers_only(result, tmp_path):
         readme.update(page, [result])
 
 
-def test_a_generation_of_steps_is_summed_up_by_stretches():
-    """10 ms and 4 us more a token, with a spike in every generation, on a machine that slows down in the middle of each."""
+def test_steps_are_summarised_by_stretches():
+    """10 ms and 4 us more per token, with a spike in every generation, on a machine that slows down in the middle of each."""
     base = [None if i % steps.STRETCH == 0 else 0.010 + 4e-6 * i for i in range(400)]
     spiked = [[step if step is None or i != at else 1.0 for i, step in enumerate(base)] for at in (30, 200, 333)]
     found = steps.summary(spiked)

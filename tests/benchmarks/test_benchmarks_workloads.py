@@ -1,4 +1,4 @@
-"""What is measured is what the page says: shapes, lengths, floors, selection, the machine's figures."""
+"""Workloads, models and subjects as documented, and the figures of the machine."""
 
 import os
 import sys
@@ -60,7 +60,7 @@ def test_sentences_have_as_many_tokens_as_they_say():
 
 
 def test_floors_count_real_tokens():
-    """BERT-base, one row of 128: 12 layers of 12 H^2 weights, and 4 H S^2 multiply-adds counted 2 a layer for attention."""
+    """BERT-base, one row of 128: 12 layers of 12 H^2 weights, and 4 H S^2 operations per layer for attention."""
     layers = 12 * 12 * 768 * 768
     assert WORKLOADS["bert-base/1x128"].flops() == 2 * 128 * layers + 12 * 4 * 768 * 128**2
     assert WORKLOADS["bert-base/1x128"].weights_read() == layers
@@ -71,18 +71,18 @@ def test_floors_count_real_tokens():
     assert generate.weights_read() == 64 * (layers + 768 * (768 + 30522))
 
 
-def test_weights_written_by_other_lines_are_written_again(tmp_path):
+def test_weights_of_another_version_of_the_code_are_written_again(tmp_path):
     folder = models.folder("tiny", "encoder", tmp_path)
     weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(b"of yesterday")
+    (folder / "model.safetensors").write_bytes(b"outdated")
     assert models.folder("tiny", "encoder", tmp_path) == folder
-    assert (folder / "model.safetensors").read_bytes() == b"of yesterday"  # ready, as far as anybody can see
+    assert (folder / "model.safetensors").read_bytes() == b"outdated"  # marked as ready
     (folder / "ready").write_text("0" * 8)
     models.folder("tiny", "encoder", tmp_path)
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
-def test_what_is_converted_lies_under_the_versions_and_the_lines_that_made_it(tmp_path):
+def test_converted_models_are_cached_under_versions_and_code(tmp_path):
     source = tmp_path / "adapter.py"
     source.write_text("fuse = True\n")
     first = converted(tmp_path, str(source), "numpy")
@@ -152,8 +152,8 @@ def test_what_is_not_installed_is_listed_as_absent():
     assert subjects.SUBJECTS["transformers"].missing is None
 
 
-def test_a_file_is_written_once_by_whoever_comes_first(tmp_path):
-    """Two threads that want the same file: flock tells descriptors apart, so it keeps threads out as it does processes."""
+def test_a_file_is_written_once(tmp_path):
+    """Two threads want the same file; flock excludes threads as it does processes, since it locks descriptors."""
     written = []
 
     def write(path):
@@ -177,10 +177,10 @@ def test_a_file_is_written_once_by_whoever_comes_first(tmp_path):
 def test_disturbance_counts_others_only():
     cores = len(os.sched_getaffinity(0))
     before = Usage(ours=10.0, busy=20.0, stolen=1.0)
-    assert not disturbance(before, Usage(10.0 + cores, 20.0 + cores, 1.0), 1.0).disturbed  # all of it was us
+    assert not disturbance(before, Usage(10.0 + cores, 20.0 + cores, 1.0), 1.0).disturbed  # all of it is ours
     assert disturbance(before, Usage(10.0, 20.0 + 0.5 * cores, 1.0), 1.0).others == pytest.approx(0.5)
     assert disturbance(before, Usage(10.0, 20.0, 1.0 + 0.1 * cores), 1.0).disturbed
-    assert disturbance(before, Usage(11.0, 20.0, 1.0), 1.0).others == 0.0  # ticks round either way
+    assert disturbance(before, Usage(11.0, 20.0, 1.0), 1.0).others == 0.0  # ticks are rounded
 
 
 def test_usage_sees_this_process_work():
@@ -191,7 +191,7 @@ def test_usage_sees_this_process_work():
         x @ x
     after = usage([os.getpid()])
     assert after.busy > before.busy
-    assert usage([2**22 + 1]).ours == 0.0  # gone: nothing, not an error
+    assert usage([2**22 + 1]).ours == 0.0  # an ended process counts 0
 
 
 def test_machine_key_tells_classes_apart():
@@ -207,31 +207,31 @@ def test_peaks_are_measured_and_positive(tmp_path):
     except NoCompilerError as error:
         pytest.skip(str(error))
     one = meter.rate("float32", 0.01)
-    assert one > 1e9  # a core of this century
+    assert one > 1e9  # any AVX2 core
     assert meter.bandwidth(0.01) > 1e8
     assert list(tmp_path.glob("peaks-*.so"))
 
 
-def test_a_missing_compiler_is_said_clearly(tmp_path, monkeypatch):
+def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "/nowhere/cc")
     with pytest.raises(NoCompilerError, match=r"/nowhere/cc.*left out"):
         PeakMeter(tmp_path, threads=1)
 
 
-def test_a_dtype_without_instructions_is_done_in_float32():
+def test_a_dtype_without_instructions_has_the_float32_peak():
     peaks = Peaks(float32=2e11, bfloat16=0.0, int8=4e11, bandwidth=1e10)
     assert peaks.rate("bfloat16") == 2e11
     assert peaks.rate("float16") == 2e11
     assert peaks.rate("int8") == 4e11
 
 
-def test_the_best_of_two_looks_at_the_machine_counts():
+def test_the_best_of_two_measurements_counts():
     busy, quiet = Peaks(1e11, 0.0, 4e11, 2e10), Peaks(2e11, 0.0, 3e11, 1e10)
     assert busy.best(quiet) == Peaks(2e11, 0.0, 4e11, 2e10)
 
 
-def test_shares_are_told_by_the_best_peaks_of_the_run():
-    """A run whose peaks were taken while the machine was busy, and which saw a higher one later."""
+def test_shares_are_of_the_best_peaks_of_the_run():
+    """The first peaks were measured on a busy machine; a later one is higher."""
     state = runner.Run(runner.Settings(threads=1, cache=Path()), peaks=Peaks(1e9, 0.0, 0.0, 1e9))
     workload = WORKLOADS["tiny/2x8"].as_dict()
     row = {"status": "timed", "seconds": {"median": workload["flops"] / 1e9}}

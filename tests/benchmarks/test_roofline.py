@@ -1,4 +1,4 @@
-"""The roofline model: its FLOPs are torch's own count, its floors what can be worked out on paper."""
+"""The roofline: its FLOPs agree with torch's count, its floors with a calculation by hand."""
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ def test_flops_are_those_that_torch_counts():
 
 @pytest.mark.parametrize(("batch", "microseconds"), [("1x16", 57), ("1x128", 57), ("8x128", 224), ("32x128", 896), ("128x128", 3585)])
 def test_floors_of_bert_base_on_an_h100(batch, microseconds):
-    """Few tokens: 85 million weights of two bytes at 3.0 TB/s. Many: 2 FLOPs a weight and token, and attention, at 798 TFLOP/s."""
+    """Few tokens: 85 million weights of two bytes at 3.0 TB/s. Many: 2 FLOPs per weight and token, and attention, at 798 TFLOP/s."""
     kernels = list(roofline.forward(MODELS["bert-base"], roofline.parse_batch(batch), "float16", pooled=False))
     assert roofline.floor_seconds(kernels, H100, "float16") * 1e6 == pytest.approx(microseconds, rel=0.01)
 
 
 @pytest.mark.parametrize(("batch", "microseconds"), [(1, 74), (32, 124)])
 def test_floors_of_a_step_of_a_generation(batch, microseconds):
-    """The encoder's and the decoder's weights, and 37 kB of cache for each of 128 tokens a sequence, at 3.0 TB/s."""
+    """The encoder's and the decoder's weights, and 37 kB of cache for each of 128 tokens per sequence, at 3.0 TB/s."""
     kernels = list(roofline.decode(MODELS["bert-base"], batch, 128, "float16"))
     assert roofline.floor_seconds(kernels, H100, "float16") * 1e6 == pytest.approx(microseconds, rel=0.01)
 
@@ -65,11 +65,11 @@ def test_fp8_halves_the_products_that_it_has():
         ratio = fp8[name].arithmetic(H100, "fp8") / half[name].arithmetic(H100, "bfloat16") if half[name].flops else 1.0
         assert ratio == pytest.approx(0.5 if name in ("QKV product", "up product", "down product") else 1.0)
     assert fp8["up product"].weights < 0.51 * half["up product"].weights
-    assert fp8["residual + LayerNorm"].bytes == pytest.approx(half["residual + LayerNorm"].bytes * 7 / 6)  # emits a byte a value besides
+    assert fp8["residual + LayerNorm"].bytes == pytest.approx(half["residual + LayerNorm"].bytes * 7 / 6)  # writes one more byte per value
     assert fp8["bias + GELU"].bytes == pytest.approx(half["bias + GELU"].bytes * 3 / 4)
 
 
-def test_weights_are_the_model_s_own():
+def test_weights_are_those_of_the_model():
     kernels = list(roofline.forward(MODELS["bert-base"], [16], "float32"))
     with torch.device("meta"):
         model = BertModel(BertConfig())
@@ -77,8 +77,8 @@ def test_weights_are_the_model_s_own():
     assert sum(k.weights for k in kernels) == 4 * sum(p.numel() for name, p in linears if "LayerNorm" not in name)
 
 
-def test_padding_costs_nothing_but_its_zeros():
-    """A ragged batch costs what its tokens cost, and the unpacking."""
+def test_padding_costs_only_the_unpacking():
+    """A ragged batch costs its tokens and the unpacking."""
     ragged, tight = ([128, 7, 30], [165]), ([165], [165])
     for (lengths, _), name in ((ragged, "unpack"), (tight, None)):
         names = [k.name for k in roofline.forward(MODELS["minilm"], lengths, "float16")]
@@ -98,7 +98,7 @@ def test_every_kernel_is_at_or_above_the_floor():
 
 
 @pytest.mark.parametrize("text", ["", "x", "3x", "0x5", "4x-1", "a,b", "1x2x3"])
-def test_a_batch_that_is_none_is_refused(text):
+def test_a_malformed_batch_is_refused(text):
     with pytest.raises(ValueError, match="expected ROWSxLENGTH"):
         roofline.parse_batch(text)
 
@@ -126,18 +126,18 @@ def test_the_command(tmp_path):
     assert float(line[5]) == pytest.approx(2.0, rel=0.02)  # twice the 57 microseconds
 
 
-def test_a_model_that_is_none_is_refused():
+def test_an_unknown_model_is_refused():
     with pytest.raises(ValueError, match=r"expected one of .*bert-base"):
         roofline.read_model("nothing-here")
 
 
 def test_the_page_is_what_is_counted():
     assert (ROOT / "docs" / "roofline.md").read_text(encoding="utf-8") == roofline.page(), (
-        "write it anew: python -m benchmarks roofline --page > docs/roofline.md"
+        "write it again: python -m benchmarks roofline --page > docs/roofline.md"
     )
 
 
-def test_a_result_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_result_file_is_named(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "roofline", "--results", str(tmp_path / "time.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

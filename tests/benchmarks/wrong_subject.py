@@ -1,4 +1,4 @@
-"""A benchmark subject that is wrong on purpose: transformers, but for an offset in one output, or another fault on request."""
+"""A subject that is wrong on purpose: transformers with an offset in one output, or another fault."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ class Wrong(Transformers):
 
     def load(self, folder: Path, task: str, cache: Path) -> None:
         if self.fault == "dies":
-            raise SystemExit(7)  # no Exception: the worker process goes down with it
+            raise SystemExit(7)  # no Exception: it ends the worker process
         if self.fault == "raises":
             raise RuntimeError("it does not load")
         super().load(folder, task, cache)

@@ -121,7 +121,7 @@ def test_the_contract_checks_shapes_and_types():
         (lambda: ops.cached_attention(q.double(), keys, values, zero, None, one), "keys are torch.float32"),
         (lambda: ops.cached_attention(q.transpose(1, 2).contiguous().transpose(1, 2), keys, values, zero, None, one), "rows of q"),
         (lambda: ops.write_cache(q, q[:, :1], keys, values, zero, zero), "v"),
-        (lambda: ops.write_cache(q, q, keys, values, zero, torch.tensor([0, 1])), "cells must be"),
+        (lambda: ops.write_cache(q, q, keys, values, zero, torch.tensor([0, 1])), "positions must be"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -8,8 +8,9 @@ import torch
 from transformers import BertConfig
 
 import bertfast
-from bertfast import _C, modeling
-from bertfast.engine import cpu_plans, recorder, shape_cache
+from bertfast import _C, modeling, ops
+from bertfast.engine import arena, cpu_plans, decode_plan, plan_builder, shape_cache
+from bertfast.engine.model_state import state_of
 
 HEADS = [cls.__name__ for cls in modeling.REFERENCE_CLASS]
 
@@ -37,7 +38,7 @@ def inputs(name, B, S, padded, seed=1, **more):
 
 
 def plans(model):
-    return cpu_plans.plans_of(model)._kept
+    return state_of(model).plans.entries
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def op_by_op(monkeypatch):
     def call(model, **arguments):
         with monkeypatch.context() as patch, torch.no_grad():
             patch.setattr(cpu_plans, "plan_key", lambda call: None)
-            patch.setattr(shape_cache, "lookup", lambda plans, key: None)
+            patch.setattr(shape_cache, "lookup", lambda state, key: None)
             return model(**arguments)
 
     return call
@@ -61,7 +62,7 @@ def test_a_replay_has_the_bits_of_the_ops(name, padded, dtype, op_by_op):
     with torch.no_grad():
         model(**inputs(name, 1, 1, False))  # records the kind of batch without padding, from a single row
         model(**inputs(name, 3, 7, padded))
-        assert {type(plan) for plan in plans(model).values()} == {recorder.RecordedPlan}
+        assert {type(plan) for plan in plans(model).values()} == {plan_builder.RecordedPlan}
         assert len(plans(model)) == 1 + padded
         for B, S in [(3, 7), (1, 1), (5, 32), (2, 3)]:
             arguments = inputs(name, B, S, padded and S > 1, seed=S)
@@ -100,7 +101,7 @@ def test_full_batches_are_replayed_in_bands(name, more, dtype, threads, op_by_op
         assert len(_C.cut_into_bands([0, *lengths.cumsum(0).tolist()], threads)) > 2
         with torch.no_grad():
             got = [model(**arguments) for _ in range(3)]
-        assert {type(plan) for plan in plans(model).values()} == {recorder.RecordedPlan}
+        assert {type(plan) for plan in plans(model).values()} == {plan_builder.RecordedPlan}
         for key, value in op_by_op(model, **arguments).items():
             assert all(torch.equal(each[key], value) for each in got), key
 
@@ -213,10 +214,12 @@ def test_a_generation_replays_its_step(dtype, monkeypatch):
     ids = inputs("BertLMHeadModel", 3, 5, False)["input_ids"]
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = []
-    monkeypatch.setattr(recorder, "RecordedPlan", lambda *fields, kind=recorder.RecordedPlan: made.append(kind(*fields)) or made[-1])
+    monkeypatch.setattr(
+        plan_builder, "RecordedPlan", lambda *fields, kind=plan_builder.RecordedPlan: made.append(kind(*fields)) or made[-1]
+    )
     replayed = model.generate(ids, **options)
     assert [recorded.dtype for recorded in made if recorded.outputs[0].name == "logits"] == [dtype]
-    monkeypatch.setattr(cpu_plans.DecodeStepPlan, "__call__", lambda self, given: self.run(cpu_plans.ops))
+    monkeypatch.setattr(decode_plan.DecodeStepPlan, "__call__", lambda self, inputs: self.run_ops(ops))
     assert torch.equal(replayed, model.generate(ids, **options))
 
 
@@ -252,8 +255,8 @@ def test_threads_share_a_plan(op_by_op):
 
 
 def test_results_that_live_at_once_never_share_a_place():
-    results = [recorder.Buffer(rows=i % 2, columns=8 * (i % 5 + 1), first=i, last=i + i % 7) for i in range(60)]
-    given = list(recorder.assign_offsets(results))
+    results = [arena.Buffer(rows=i % 2, columns=8 * (i % 5 + 1), first=i, last=i + i % 7) for i in range(60)]
+    given = list(arena.assign_offsets(results))
     for i, (a, at) in enumerate(given):
         for b, bt in given[:i]:
             together = a.rows == b.rows and a.first <= b.last and b.first <= a.last

@@ -9,8 +9,8 @@ import bertfast
 from bertfast import modeling
 from bertfast.batch import layout
 from bertfast.batch.masks import MASK_KINDS
-from bertfast.engine import call, cpu_plans, forward, shape_cache
-from bertfast.engine.guard import guard_of
+from bertfast.engine import cached_layout, call, cpu_plans, outputs, shape_cache
+from bertfast.engine.model_state import state_of
 from bertfast.graph.heads import HEADS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,7 +53,7 @@ def laid_out(monkeypatch):
 def anew(model, **arguments):
     """What the call gives when it is laid out for itself."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(shape_cache, "lookup", lambda plans, key: None)
+        patch.setattr(shape_cache, "lookup", lambda state, key: None)
         return model(**arguments)
 
 
@@ -189,8 +189,8 @@ def test_wrong_input_is_refused_after_a_repeat():
 def test_results_of_two_calls_share_no_memory():
     model = make("BertModel")
     with torch.no_grad():
-        outputs = [model(**inputs("BertModel", seed)) for seed in (1, 2, 3, 4)]
-    places = {tensor.data_ptr() for output in outputs for tensor in output.values()}
+        found = [model(**inputs("BertModel", seed)) for seed in (1, 2, 3, 4)]
+    places = {tensor.data_ptr() for output in found for tensor in output.values()}
     assert len(places) == 8
 
 
@@ -220,9 +220,9 @@ def test_only_so_many_are_kept():
         for width in range(1, 31):
             for rows in (1, 2, 3):
                 model(**inputs("BertModel", shape=(rows, width), position_ids=None))
-    kept = list(cpu_plans.plans_of(model)._repeats)
-    assert len(kept) == shape_cache.MAX_ENTRIES
-    assert kept[-1][:2] == (3, 30)
+    keys = list(state_of(model).layouts.entries)
+    assert len(keys) == cached_layout.MAX_ENTRIES
+    assert keys[-1][:2] == (3, 30)
 
 
 @pytest.mark.parametrize("exchange", [getattr(torch.Tensor, "__dlpack_c_exchange_api__", None), None], ids=["dlpack", "methods"])
@@ -260,16 +260,16 @@ def test_parameters_are_asked_after_through_dlpack_where_torch_has_its_exchange_
     model = make("BertModel")
     model(**inputs("BertModel"))
     wanted = len(list(model.parameters())) if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else 0
-    assert guard_of(model)._pointers.exchanged() == wanted
+    assert state_of(model).guard._pointers.exchanged() == wanted
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_an_output_is_what_its_class_makes(name):
     cls = HEADS[name].output
-    names = forward.FIELDS[cls]
+    names = outputs.FIELDS[cls]
     for present in ([names[0]], list(names), list(names[1:]), [names[0], names[-1]]):
         values = {field: torch.tensor([float(i)]) for i, field in enumerate(names) if field in present}
-        ours, expected = forward.fast_model_output(cls, values), cls(**values)
+        ours, expected = outputs.fast_model_output(cls, values), cls(**values)
         assert isinstance(ours, ModelOutput)
         assert type(ours) is cls
         assert list(ours.items()) == list(expected.items())

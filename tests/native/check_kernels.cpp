@@ -1,8 +1,8 @@
-// The CPU ops without Python: for machines that the Python tests do not reach, above all aarch64 under an emulator.
+// The CPU ops without Python, for machines that the Python tests do not reach, above all aarch64 under an emulator.
 //
-// Every op, on every instruction set that the machine has, against its definition in double. The yardstick is the definition in float:
-// an op may be twice as far off, and a unit in the last place. A row must have the same bits alone and in a batch, on any number of
-// threads. Exits with 1 and says what failed.
+// Runs every op, on every instruction set of the machine, against its definition in double. Its error may be twice that of the definition
+// in float, plus a unit in the last place. A row must have the same bits alone and in a batch, on any number of threads. Exits with 1 and
+// says what failed.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,9 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cpu/cached_ops.h"
 #include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/int8_ops.h"
 #include "../../csrc/cpu/ops.h"
 #include "../../csrc/parallel.h"
 
@@ -43,18 +41,18 @@ Floats random_floats(int64_t n, float scale, uint32_t seed, float mean = 0.0f) {
   return values;
 }
 
-// `eps`: of the type that holds the result.
-void compare(const std::string& what, const Floats& actual, const Floats& yardstick, const std::vector<double>& truth,
+// eps: machine epsilon of the result's type.
+void compare(const std::string& what, const Floats& actual, const Floats& reference, const std::vector<double>& truth,
              double eps = std::numeric_limits<float>::epsilon()) {
-  double error = 0.0, theirs = 0.0, largest = 0.0;
+  double error = 0.0, reference_error = 0.0, largest = 0.0;
   for (size_t i = 0; i < truth.size(); ++i) {
-    if (!std::isfinite(actual[i])) return report(false, what + ": a value is not finite, or was never written");
+    if (!std::isfinite(actual[i])) return report(false, what + ": a value is not finite, or was not written");
     error = std::max(error, std::fabs(actual[i] - truth[i]));
-    theirs = std::max(theirs, std::fabs(yardstick[i] - truth[i]));
+    reference_error = std::max(reference_error, std::fabs(reference[i] - truth[i]));
     largest = std::max(largest, std::fabs(truth[i]));
   }
-  const double allowed = 2.0 * theirs + eps * largest;
-  report(error <= allowed, what + ": worst error " + std::to_string(error / allowed) + " times what is allowed");
+  const double allowed = 2.0 * reference_error + eps * largest;
+  report(error <= allowed, what + ": worst error " + std::to_string(error / allowed) + " times the allowed one");
 }
 
 template <class Real>
@@ -78,7 +76,8 @@ std::vector<Real> define_linear(const Floats& x, const Floats& weight, const Flo
 Floats run_linear(const Floats& x, const Floats& weight, const Floats& bias, int64_t M, int64_t K, int64_t N, bool activate) {
   Floats out(static_cast<size_t>(M * N), nan);
   const auto activation = activate ? cpu::Activation::gelu : cpu::Activation::none;
-  run_op(cpu::LinearOp(cpu::kernels(), {{x.data(), weight.data(), bias.data(), out.data(), M, K, N, K, N, activation}}, num_threads()));
+  run_op(
+      cpu::LinearOp<float>(cpu::kernels(), {{x.data(), weight.data(), bias.data(), out.data(), M, K, N, K, N, activation}}, num_threads()));
   return out;
 }
 
@@ -94,11 +93,11 @@ void check_linear() {
               define_linear<double>(x, weight, bias, M, K, N, activate));
       for (int64_t m = 0; m < M; m += M / 3 + 1) {
         const Floats row(x.begin() + m * K, x.begin() + (m + 1) * K), alone = run_linear(row, weight, bias, 1, K, N, activate);
-        report(std::equal(alone.begin(), alone.end(), out.begin() + m * N), what + ": a row alone has other bits");
+        report(std::equal(alone.begin(), alone.end(), out.begin() + m * N), what + ": a row alone has different bits");
       }
       const int threads = num_threads();
       set_num_threads(3);
-      report(run_linear(x, weight, bias, M, K, N, activate) == out, what + ": other bits on 3 threads");
+      report(run_linear(x, weight, bias, M, K, N, activate) == out, what + ": different bits on 3 threads");
       set_num_threads(threads);
     }
 }
@@ -121,14 +120,14 @@ void check_linear_bfloat16() {
         narrow[i].push_back(cpu::rounded(v, cpu::bfloat16{}));
         v = widen(narrow[i].back());
       }
-    run_op(cpu::LinearOpOf<cpu::bfloat16>(
+    run_op(cpu::LinearOp<cpu::bfloat16>(
         cpu::kernels(), {{narrow[0].data(), narrow[1].data(), narrow[2].data(), out.data(), M, K, N, K, N, cpu::Activation::none}},
         num_threads()));
-    Floats actual, yardstick;
+    Floats actual, reference;
     for (const cpu::bfloat16 v : out) actual.push_back(widen(v));
     for (const float v : define_linear<float>(x, weight, bias, M, K, N, false))
-      yardstick.push_back(widen(cpu::rounded(v, cpu::bfloat16{})));
-    compare("linear of bfloat16", actual, yardstick, define_linear<double>(x, weight, bias, M, K, N, false), 1.0 / 128);
+      reference.push_back(widen(cpu::rounded(v, cpu::bfloat16{})));
+    compare("linear of bfloat16", actual, reference, define_linear<double>(x, weight, bias, M, K, N, false), 1.0 / 128);
   }
 }
 
@@ -146,18 +145,19 @@ void check_layer_norm() {
     const float eps = 1e-12f;
     const Floats x = random_floats(R * H, 1.0f, 1, 50.0f), residual = random_floats(R * H, 1.0f, 2);  // a large mean
     const Floats weight = random_floats(H, 0.2f, 3, 1.0f), bias = random_floats(H, 0.1f, 4);
-    Floats out(static_cast<size_t>(R * H), nan), yardstick;
+    Floats out(static_cast<size_t>(R * H), nan), reference;
     std::vector<double> truth;
     for (size_t i = 0; i < x.size(); ++i) {
       truth.push_back(double(x[i]) + double(residual[i]));
-      yardstick.push_back(x[i] + residual[i]);
+      reference.push_back(x[i] + residual[i]);
     }
     for (int64_t r = 0; r < R; ++r) {
       normalise(truth.data() + r * H, weight, bias, H, eps);
-      normalise(yardstick.data() + r * H, weight, bias, H, eps);
+      normalise(reference.data() + r * H, weight, bias, H, eps);
     }
-    run_op(cpu::LayerNormOp{cpu::kernels(), {x.data(), residual.data(), weight.data(), bias.data(), out.data(), R, H, eps}});
-    compare("add_layer_norm of " + std::to_string(H), out, yardstick, truth);
+    run_op(cpu::AddLayerNormOp<float>(cpu::kernels(),
+                                      {x.data(), residual.data(), weight.data(), bias.data(), out.data(), R, H, eps, nullptr}, 2));
+    compare("add_layer_norm of " + std::to_string(H), out, reference, truth);
   }
 }
 
@@ -167,50 +167,51 @@ void check_embedding() {
   const Floats words = random_floats(V * H, 1.0f, 1), positions = random_floats(P * H, 1.0f, 2), types = random_floats(Y * H, 1.0f, 3);
   const Floats weight = random_floats(H, 0.2f, 4, 1.0f), bias = random_floats(H, 0.1f, 5);
   std::vector<int64_t> ids = {3, 19, 0, 7, 7, 1, 12}, position_ids = {0, 1, 2, 3, 0, 1, 7}, type_ids = {0, 1, 0, 1, 1, 0, 0};
-  Floats out(static_cast<size_t>(T * H), nan), yardstick(out.size());
+  Floats out(static_cast<size_t>(T * H), nan), reference(out.size());
   std::vector<double> truth(out.size());
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t h = 0; h < H; ++h) {
       const float word = words[ids[t] * H + h], type = types[type_ids[t] * H + h], position = positions[position_ids[t] * H + h];
       truth[t * H + h] = double(word) + double(type) + double(position);
-      yardstick[t * H + h] = word + type + position;
+      reference[t * H + h] = word + type + position;
     }
     normalise(truth.data() + t * H, weight, bias, H, eps);
-    normalise(yardstick.data() + t * H, weight, bias, H, eps);
+    normalise(reference.data() + t * H, weight, bias, H, eps);
   }
-  const cpu::Embedding args = {ids.data(),
-                               position_ids.data(),
-                               type_ids.data(),
-                               words.data(),
-                               nullptr,
-                               0,
-                               positions.data(),
-                               types.data(),
-                               V,
-                               P,
-                               Y,
-                               weight.data(),
-                               bias.data(),
-                               out.data(),
-                               T,
-                               H,
-                               eps};
-  const cpu::EmbeddingOp op(cpu::kernels(), args);
+  const cpu::EmbedLayerNormArgs<float> args = {ids.data(),
+                                               position_ids.data(),
+                                               type_ids.data(),
+                                               words.data(),
+                                               nullptr,
+                                               0,
+                                               positions.data(),
+                                               types.data(),
+                                               V,
+                                               P,
+                                               Y,
+                                               weight.data(),
+                                               bias.data(),
+                                               out.data(),
+                                               T,
+                                               H,
+                                               eps,
+                                               nullptr};
+  const cpu::EmbedLayerNormOp<float> op(cpu::kernels(), args, 2);
   run_op(op);
-  op.check();
-  compare("embed_layer_norm", out, yardstick, truth);
-  ids[2] = V;  // must be refused, and never read
+  op.check_ids();
+  compare("embed_layer_norm", out, reference, truth);
+  ids[2] = V;  // must be refused and never read
   bool refused = false;
   try {
     run_op(op);
-    op.check();
+    op.check_ids();
   } catch (const std::invalid_argument&) {
     refused = true;
   }
-  report(refused, "embed_layer_norm: an id outside of its table was let through");
+  report(refused, "embed_layer_norm: an id outside its table was accepted");
 }
 
-// Of one query over keys [first, last): rows of q, k and v are [N, D], `stride` apart.
+// out[D] = attention of one query over keys [first, last); rows of k and v are `stride` apart.
 template <class Real>
 void attend(const float* q, const float* k, const float* v, int64_t first, int64_t last, int64_t D, int64_t stride, Real* out) {
   std::vector<Real> scores;
@@ -229,28 +230,28 @@ void attend(const float* q, const float* k, const float* v, int64_t first, int64
 }
 
 void check_attention() {
-  const std::vector<int32_t> cu = {0, 1, 1, 40, 207};  // one of them empty, one longer than a tile
+  const std::vector<int32_t> cu = {0, 1, 1, 40, 207};  // one sequence empty, one longer than a tile
   const int64_t T = cu.back(), N = 2;
   for (const int64_t D : {8, 17, 64})
     for (const bool causal : {false, true}) {
       const int64_t H = N * D, stride = 3 * H;
       const Floats qkv = random_floats(T * stride, 1.0f, 1);
-      Floats out(static_cast<size_t>(T * H), nan), yardstick(out.size());
+      Floats out(static_cast<size_t>(T * H), nan), reference(out.size());
       std::vector<double> truth(out.size());
       for (size_t b = 0; b + 1 < cu.size(); ++b)
         for (int64_t i = cu[b]; i < cu[b + 1]; ++i)
           for (int64_t n = 0; n < N; ++n) {
             const float *q = qkv.data() + i * stride + n * D, *k = qkv.data() + H + n * D, *v = k + H;
             const int64_t last = causal ? i + 1 : cu[b + 1];
-            attend(q, k, v, cu[b], last, D, stride, yardstick.data() + i * H + n * D);
+            attend(q, k, v, cu[b], last, D, stride, reference.data() + i * H + n * D);
             attend(q, k, v, cu[b], last, D, stride, truth.data() + i * H + n * D);
           }
       const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-      run_op(cpu::AttentionOp(cpu::kernels(),
-                              {qkv.data(), qkv.data() + H, qkv.data() + 2 * H, out.data(), stride, stride, stride, cu.data(), cu.data(),
-                               static_cast<int64_t>(cu.size()) - 1, N, D, scale, causal, false},
-                              2));
-      compare("varlen_attention of D=" + std::to_string(D), out, yardstick, truth);
+      run_op(cpu::VarlenAttentionOp<float>(cpu::kernels(),
+                                           {qkv.data(), qkv.data() + H, qkv.data() + 2 * H, out.data(), stride, stride, stride, cu.data(),
+                                            cu.data(), static_cast<int64_t>(cu.size()) - 1, N, D, scale, causal, false, T, T},
+                                           2));
+      compare("varlen_attention of D=" + std::to_string(D), out, reference, truth);
     }
 }
 
@@ -259,12 +260,12 @@ void check_cached_attention() {
   const Floats q = random_floats(T * H, 1.0f, 1), keys = random_floats(R * N * C * D, 1.0f, 2),
                values = random_floats(R * N * C * D, 1.0f, 3);
   const std::vector<int64_t> rows = {2, 0, 1, 0}, first = {0, 5, 10, 49}, last = {50, 6, 47, 50};
-  Floats out(static_cast<size_t>(T * H), nan), yardstick(out.size());
+  Floats out(static_cast<size_t>(T * H), nan), reference(out.size());
   std::vector<double> truth(out.size());
   for (int64_t t = 0; t < T; ++t)
     for (int64_t n = 0; n < N; ++n) {
       const int64_t at = (rows[t] * N + n) * C * D, to = t * H + n * D;
-      attend(q.data() + to, keys.data() + at, values.data() + at, first[t], last[t], D, D, yardstick.data() + to);
+      attend(q.data() + to, keys.data() + at, values.data() + at, first[t], last[t], D, D, reference.data() + to);
       attend(q.data() + to, keys.data() + at, values.data() + at, first[t], last[t], D, D, truth.data() + to);
     }
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
@@ -281,35 +282,37 @@ void check_cached_attention() {
                                         T,
                                         N,
                                         D,
-                                        scale},
-                                       R, C));
-  compare("cached_attention", out, yardstick, truth);
+                                        scale,
+                                        R,
+                                        C},
+                                       2));
+  compare("cached_attention", out, reference, truth);
 }
 
-// int8: what comes out must be exactly what the quantized rows and weights come to.
+// int8: the result must be the product of the quantized rows and weights.
 void check_int8() {
   for (const int64_t K : {64, 312, 768})
     for (const int64_t M : {1, 8, 53}) {
-      const int64_t N = 70, groups = cpu::int8_groups(K), panels = cpu::int8_groups(N), row = cpu::int8_row_bytes(K);
+      const int64_t N = 70, blocks = cpu::hadamard_blocks(K), panels = cpu::hadamard_blocks(N), row = cpu::int8_row_bytes(K);
       const Floats x = random_floats(M * K, 1.0f, 1), bias = random_floats(N, 0.1f, 2);
       std::vector<char> q(static_cast<size_t>(M * row));
-      run_op(cpu::Int8QuantizeOp{cpu::kernels(), {x.data(), q.data(), K, groups, K}, M});
+      run_op(cpu::Int8QuantizeOp(cpu::kernels(), {x.data(), q.data(), K, blocks, K, M}, 2));
       std::mt19937 engine(3);
-      std::vector<uint8_t> weights(static_cast<size_t>(panels * groups * 64 * 64));
+      std::vector<uint8_t> weights(static_cast<size_t>(panels * blocks * 64 * 64));
       for (uint8_t& w : weights)
-        w = static_cast<uint8_t>(engine() % 2 == 0 ? 255 : engine() % 256);  // often the largest: nothing may saturate
-      const int64_t spans = cpu::int8_spans(groups);
-      const Floats scales = random_floats(panels * spans * 64, 0.001f, 4, 0.01f);
-      Floats out(static_cast<size_t>(M * N), nan), yardstick;
+        w = static_cast<uint8_t>(engine() % 2 == 0 ? 255 : engine() % 256);  // often the largest value: nothing may saturate
+      const int64_t groups = cpu::int8_groups(blocks);
+      const Floats scales = random_floats(panels * groups * 64, 0.001f, 4, 0.01f);
+      Floats out(static_cast<size_t>(M * N), nan), reference;
       std::vector<double> truth;
       for (int64_t m = 0; m < M; ++m) {
         const int8_t* at = reinterpret_cast<const int8_t*>(q.data()) + m * row;  // char has no sign on ARM
-        Floats turned(static_cast<size_t>(groups * 64), 0.0f);  // that quantizing was right: turned once more, x itself comes back
-        for (int64_t g = 0; g < groups; ++g) {
+        // The rotation is its own inverse: quantized rows, rotated once more, must be x.
+        for (int64_t g = 0; g < blocks; ++g) {
           float scale;
-          std::memcpy(&scale, at + groups * 64 + g * 4, sizeof scale);
-          int32_t start, total = 0;
-          std::memcpy(&start, at + groups * 68 + g * 4, sizeof start);
+          std::memcpy(&scale, at + blocks * 64 + g * 4, sizeof scale);
+          int32_t compensation, total = 0;
+          std::memcpy(&compensation, at + blocks * 68 + g * 4, sizeof compensation);
           double error = 0.0;
           for (int64_t i = 0; i < 64; ++i) {
             total += at[g * 64 + i];
@@ -322,34 +325,34 @@ void check_int8() {
             const int64_t k = g * 64 + i;
             error = std::max(error, std::fabs(back - (k < K ? double(x[m * K + k]) : 0.0)));
           }
-          report(error <= 4.0 * scale, "int8 quantize: the turned rows are not the rows");  // 64 halves of a step, over 8
-          report(start == -128 * total, "int8 quantize: the start of a sum is wrong");
+          report(error <= 4.0 * scale, "int8 quantize: rows rotated back are not x");  // 64 roundings of half a step, over 8
+          report(compensation == -128 * total, "int8 quantize: the compensation of a block is wrong");
         }
         for (int64_t n = 0; n < N; ++n) {
           double sum = bias[n];
           float single = bias[n];
-          for (int64_t g = 0; g < groups; ++g) {
+          for (int64_t g = 0; g < blocks; ++g) {
             float scale;
-            std::memcpy(&scale, at + groups * 64 + g * 4, sizeof scale);
-            const uint8_t* panel = weights.data() + ((n / 64) * groups + g) * 4096;
+            std::memcpy(&scale, at + blocks * 64 + g * 4, sizeof scale);
+            const uint8_t* panel = weights.data() + ((n / 64) * blocks + g) * 4096;
             int64_t products = 0;
             for (int64_t i = 0; i < 64; ++i) products += at[g * 64 + i] * (int64_t{panel[(i / 4 * 64 + n % 64) * 4 + i % 4]} - 128);
-            const float weight_scale = scales[((n / 64) * spans + g / 2) * 64 + n % 64];
+            const float weight_scale = scales[((n / 64) * groups + g / 2) * 64 + n % 64];
             sum += double(products) * double(scale) * double(weight_scale);
             single += float(products) * (scale * weight_scale);
           }
           truth.push_back(sum);
-          yardstick.push_back(single);
+          reference.push_back(single);
         }
       }
       run_op(cpu::Int8LinearOp(
           cpu::kernels(),
-          {{q.data(), weights.data(), scales.data(), bias.data(), out.data(), nullptr, groups, N, N, 0, cpu::Activation::none}}, M));
-      compare("int8 linear of " + std::to_string(M) + "x" + std::to_string(K), out, yardstick, truth);
+          {{q.data(), weights.data(), scales.data(), bias.data(), out.data(), nullptr, blocks, N, N, 0, cpu::Activation::none, M}}, 2));
+      compare("int8 linear of " + std::to_string(M) + "x" + std::to_string(K), out, reference, truth);
     }
 }
 
-struct Fails {  // where `thrower` is among its items
+struct Fails {  // item `thrower` throws, if there is one
   int64_t thrower;
   std::vector<int>& ran;
   int64_t items() const { return 64; }
@@ -375,7 +378,7 @@ void check_threads() {
       const bool all = std::count(ran.begin(), ran.end(), 1) == 64, after = std::count(ran_later.begin(), ran_later.end(), 1) == 64;
       const bool whole = thrower == 64, none_after = std::count(ran_later.begin(), ran_later.end(), 0) == 64;
       report(said == "item " + std::to_string(thrower) && (whole ? all && after : none_after),
-             "what an item throws on " + std::to_string(threads) + " threads: " + said);
+             "the exception of an item on " + std::to_string(threads) + " threads: " + said);
     }
   }
   set_num_threads(2);

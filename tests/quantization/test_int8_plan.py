@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from bertfast import _C, ops
-from bertfast.engine.recorder import QUANTIZING_OPS, SLOTS, RecordedPlan, Recorder
+from bertfast.engine.plan_builder import RecordedPlan
+from bertfast.engine.plan_inputs import PlanInputs, RowCount
+from bertfast.engine.recorder import QUANTIZING_OPS, Recorder
 from bertfast.graph.heads import HeadOutput
 
 H, N, INNER, EPS = 96, 3, 300, 1e-12  # neither a multiple of 64; the last 44 of 300 have a scale of their own
@@ -59,17 +61,17 @@ def make_inputs(lengths: list[int]) -> list[Tensor]:
 
 
 def record(layer: Layer, ids: Tensor, positions: Tensor, cu: Tensor) -> tuple[Recorder, RecordedPlan]:
-    names = {"input_ids": ids, "position_ids": positions, "cu_seqlens_q": cu, "cu_seqlens_k": cu}
-    recorder = Recorder([names.get(slot.name) for slot in SLOTS], layer.weights())
+    recorder = Recorder(PlanInputs(input_ids=ids, position_ids=positions, cu_seqlens_q=cu, cu_seqlens_k=cu), layer.weights())
     out = layer.run(recorder, ids, positions, cu)
     return recorder, recorder.finish({"logits": HeadOutput(out)})
 
 
 def replay(recorded: RecordedPlan, ids: Tensor, positions: Tensor, cu: Tensor) -> Tensor:
     out = torch.full((len(ids), recorded.outputs[0].columns), torch.nan)
-    addresses = {"input_ids": ids, "position_ids": positions, "cu_seqlens_q": cu, "cu_seqlens_k": cu}
-    slots = [addresses[s.name].data_ptr() if s.name in addresses else 0 for s in SLOTS]
-    recorded.plan.run([len(ids), len(cu) - 1, 0, 0, 0, 0], [*slots, out.data_ptr()])
+    inputs = PlanInputs(input_ids=ids, position_ids=positions, cu_seqlens_q=cu, cu_seqlens_k=cu)
+    counts = [0] * len(RowCount)
+    counts[RowCount.ROWS], counts[RowCount.SEQUENCES] = len(ids), len(cu) - 1
+    recorded.plan.run(counts, [*inputs.addresses(), out.data_ptr()])
     return out
 
 

@@ -21,7 +21,9 @@ import bertfast
 import builders
 from accuracy import assert_as_accurate
 from bertfast import _C
-from bertfast.engine import cpu_plans, eligibility
+from bertfast.engine import decode_plan, eligibility
+from bertfast.engine.model_state import state_of
+from bertfast.engine.plan_inputs import PlanInputs
 from bertfast.ops import int8, reference
 from bertfast.quantization import int8_layers, schemes
 from bertfast.tasks import Embedder
@@ -185,14 +187,14 @@ def test_a_replayed_forward_gives_the_same_bits() -> None:
         first, second = (fast(**arguments).last_hidden_state for _ in range(2))
         longer = builders.batch("BertModel", fast, 7, 23, "right")
         replayed = fast(**longer).last_hidden_state
-    plans = cpu_plans.plans_of(fast)
-    assert plans._kept
+    plans = state_of(fast).plans
+    assert plans.entries
     assert not list(plans.reasons())
     assert torch.equal(first, second)
     with torch.no_grad():
         fast.load_state_dict(fast.state_dict())  # into the buffers that the plan reads
         assert torch.equal(fast(**longer).last_hidden_state, replayed)
-    assert cpu_plans.plans_of(fast) is plans
+    assert state_of(fast).plans is plans
 
 
 # What is quantized, and what it takes
@@ -344,15 +346,15 @@ def test_compiled_and_traced() -> None:
 @pytest.mark.usefixtures("fast_road_only")
 def test_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy tokens are those of whole forwards without a cache, and every step after the first is replayed."""
-    recorded: list[cpu_plans.DecodeStepPlan] = []
-    call = cpu_plans.DecodeStepPlan.__call__
+    recorded: list[decode_plan.DecodeStepPlan] = []
+    call = decode_plan.DecodeStepPlan.__call__
 
-    def noted(self: cpu_plans.DecodeStepPlan, given: Any) -> Tensor:
-        out = call(self, given)
+    def noted(self: decode_plan.DecodeStepPlan, inputs: PlanInputs) -> Tensor:
+        out = call(self, inputs)
         recorded.append(self)
         return out
 
-    monkeypatch.setattr(cpu_plans.DecodeStepPlan, "__call__", noted)
+    monkeypatch.setattr(decode_plan.DecodeStepPlan, "__call__", noted)
     _, fast = quantized_pair("BertLMHeadModel", is_decoder=True, use_cache=True)
     ids = torch.randint(1, fast.config.vocab_size, (3, 7))
     mask = torch.ones_like(ids)
@@ -361,7 +363,7 @@ def test_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     out = fast.generate(ids, **options)
     again = fast.generate(ids, **options)
     beams = fast.generate(ids, num_beams=3, **options)
-    assert all(plan.recordable and plan.recorded is not None for plan in recorded)
+    assert all(plan.why_eager is None and plan.recorded is not None for plan in recorded)
     alone = fast.generate(ids[:1], **{**options, "attention_mask": mask[:1]})
     assert torch.equal(out, again)
     assert torch.equal(out[:1], alone)

@@ -48,7 +48,7 @@ def test_unchanged_sources_are_accepted(checkout):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("name", ["csrc/bind_ops.cpp", "csrc/plan/plan.h", "csrc/cpu/int8_linear.inl.h"])
+@pytest.mark.parametrize("name", ["csrc/bindings/bind_ops.cpp", "csrc/plan/plan.h", "csrc/cpu/int8_linear.inl.h"])
 def test_a_changed_file_is_named(checkout, name):
     with (checkout / name).open("a") as file:
         file.write("\n")
@@ -56,9 +56,9 @@ def test_a_changed_file_is_named(checkout, name):
 
 
 def test_missing_files_count_as_changed(checkout):
-    for name in ("csrc/bind_plan.cpp", "csrc/check.h"):
+    for name in ("csrc/bindings/bind_plan.cpp", "csrc/check.h"):
         (checkout / name).unlink()
-    assert_refused(import_in(checkout), checkout, "csrc/bind_plan.cpp and 1 more changed since")
+    assert_refused(import_in(checkout), checkout, "csrc/bindings/bind_plan.cpp and 1 more changed since")
 
 
 def test_a_module_without_hashes_is_too_old(checkout):
@@ -70,7 +70,7 @@ def test_a_module_without_hashes_is_too_old(checkout):
 @pytest.mark.parametrize("gone", ["csrc", "CMakeLists.txt"])
 def test_an_installed_package_is_not_compared(checkout, gone):
     """Not with another package's folder csrc in site-packages either."""
-    (checkout / "csrc" / "module.cpp").write_text("another package's")
+    (checkout / "csrc" / "bindings" / "module.cpp").write_text("another package's")
     (checkout / gone).rename(checkout / "elsewhere")
     result = import_in(checkout)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Instruction sets: how a table is chosen, what a wrong choice says, and that no inline function leaks between tables."""
+"""Instruction sets: how the kernel table is chosen, errors for a wrong choice, and that no inline function leaks between tables."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def test_an_unknown_name_is_refused():
         _C.use_isa("sse9")
 
 
-def test_what_the_cpu_or_the_build_lacks_is_named():
+def test_an_unavailable_instruction_set_raises():
     for name, built, here in _C.isas():
         if not built:
             with pytest.raises(ValueError, match=f"'{name}': this build lacks it"):
@@ -65,8 +65,8 @@ def tables() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "flags"), tables())
-def test_one_symbol_leaves_each_table(name, flags, tmp_path):
-    """An inline function that left an object compiled for AVX-512 could be the copy the linker keeps for everyone."""
+def test_each_table_exports_one_symbol(name, flags, tmp_path):
+    """The linker could choose an inline function compiled for AVX-512 for all callers."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     nm = shutil.which("nm")
     assert compiler, "tests need the C++ compiler that built bertfast"

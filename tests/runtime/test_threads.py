@@ -1,4 +1,4 @@
-"""The thread pool: forks, callers from several threads, and threads that rest when there is nothing to do."""
+"""The thread pool: forks, concurrent callers, and idle threads."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ FORK = """
 import os, sys, torch
 from bertfast import _C
 from bertfast.ops import cpu
-torch.set_num_threads(1)  # torch's own parallel ops hang in a forked child
+torch.set_num_threads(1)  # torch's parallel ops hang in a forked child
 _C.set_num_threads({threads})
 x, weight, bias = torch.randn(300, 256), torch.randn(512, 256), torch.randn(512)
 expected = cpu.linear(x, weight, bias)                     # the pool has started
@@ -46,12 +46,12 @@ for generation in range(2):                                # a child, and a chil
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_a_forked_child_computes_with_threads_of_its_own(threads):
+def test_a_forked_child_has_its_own_threads(threads):
     assert run_python(FORK.format(threads=threads)).split() == [str(threads)] * 2
 
 
-def test_a_forked_child_asks_again_for_the_default():
-    """A DataLoader's worker sets torch to one thread after the fork; the parent's number must not stay."""
+def test_a_forked_child_reads_the_default_again():
+    """A DataLoader worker sets torch to one thread after the fork; the parent's number must not remain."""
     code = """
 import os, torch
 torch.set_num_threads(3)
@@ -67,7 +67,7 @@ print(os.waitstatus_to_exitcode(status))
     assert run_python(code).split() == ["1"]
 
 
-def test_callers_from_several_threads_get_their_own_results():
+def test_concurrent_callers_get_their_own_results():
     _C.set_num_threads(3)
     weight, bias = torch.randn(200, 128), torch.randn(200)
     inputs = [torch.randn(rows, 128) for rows in (1, 7, 50, 400)]
@@ -100,4 +100,4 @@ def test_idle_threads_use_no_cpu():
     time.sleep(0.1)
     before = time.process_time()
     time.sleep(0.5)
-    assert time.process_time() - before < 0.1  # three threads that spin would have used 0.5 s at the very least
+    assert time.process_time() - before < 0.1  # spinning threads would have used at least 0.5 s

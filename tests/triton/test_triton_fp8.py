@@ -12,7 +12,7 @@ import bertfast
 from accuracy import assert_as_accurate
 from bertfast import ops
 from bertfast.convert import convert
-from bertfast.engine import cpu_plans, cuda_graphs
+from bertfast.engine import cpu_plans, cuda_capture, cuda_graph_cache, cuda_graphs
 from bertfast.graph.projections import linear
 from bertfast.kernels import fp8_activation, tuning
 from bertfast.ops import cuda as backend
@@ -241,15 +241,15 @@ def test_heads_under_graphs_and_plain(head, fp8_gpu, monkeypatch, device):
         from test_triton_model import rerun
 
         monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)
-        monkeypatch.setattr(cuda_graphs, "capture", rerun)
-    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(8))
+        monkeypatch.setattr(cuda_capture, "capture", rerun)
+    monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(8))
     config = {"is_decoder": True, "use_cache": False} if head == "BertLMHeadModel" else {}
     ours, original = pair_of(head, torch.float16, device, **SIZES, num_hidden_layers=1, **config)
     bertfast.optimize(ours, quantization="fp8")
     given = inputs([[1] * 5, [1, 1, 0, 0, 0]], device)
     with torch.no_grad():
         recorded = ours(**given).logits
-        assert len(cuda_graphs.graph_cache) == 1
+        assert len(cuda_graph_cache.cache) == 1
         monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
         plain = ours(**given).logits
         truth = original.double()(**given).logits

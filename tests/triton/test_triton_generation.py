@@ -4,6 +4,7 @@ in the place of CUDA's capture, as in test_triton_graphs.py."""
 import copy
 import gc
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
 from bertfast import ops
-from bertfast.engine import cuda_graphs, eligibility
-from bertfast.generation import cuda_steps, loop
+from bertfast.engine import cuda_capture, cuda_graph_cache, cuda_graph_eligibility, eligibility
+from bertfast.engine.model_state import state_of
+from bertfast.generation import cuda_decoder, loop
 from bertfast.generation.sampling import exponential_race
 from bertfast.ops import cuda
 
@@ -27,10 +29,10 @@ PROMPTS = [[0, 0, 11, 12, 13], [21, 22, 23, 24, 25], [0, 0, 0, 0, 31]]  # 0: pad
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     stand_in = Recorder()
     monkeypatch.delenv("BERTFAST_CUDA_GRAPHS", raising=False)
-    monkeypatch.setattr(cuda_graphs, "capture", stand_in)
-    monkeypatch.setattr(cuda_graphs, "_reasons", cuda_graphs.Counter())
-    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(cuda_graphs.MAX_GRAPHS))
-    monkeypatch.setattr(cuda_steps, "on_gpu", lambda t: True)
+    monkeypatch.setattr(cuda_capture, "capture", stand_in)
+    monkeypatch.setattr(cuda_graph_eligibility, "_reasons", Counter())
+    monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(cuda_graph_cache.MAX_GRAPHS))
+    monkeypatch.setattr(cuda_decoder, "on_gpu", lambda t: True)
     return stand_in
 
 
@@ -46,13 +48,13 @@ def fast_road_only(monkeypatch):
 def sizes(monkeypatch) -> list[int]:
     """How many sequences each step had."""
     seen: list[int] = []
-    call = cuda_steps.CudaDecoder.__call__
+    call = cuda_decoder.CudaDecoder.__call__
 
     def noted(self, tokens):
         seen.append(len(tokens))
         return call(self, tokens)
 
-    monkeypatch.setattr(cuda_steps.CudaDecoder, "__call__", noted)
+    monkeypatch.setattr(cuda_decoder.CudaDecoder, "__call__", noted)
     return seen
 
 
@@ -92,7 +94,7 @@ def test_greedy_tokens_are_transformers_and_each_size_is_recorded_once(pair, rec
     assert sizes == [3] * 18
     assert recorder.captures == 1
     assert recorder.replays == 1 + 18  # the first is the one that was compared with plain launches
-    assert not cuda_graphs.eager_reasons()
+    assert not cuda_graph_eligibility.eager_reasons()
 
 
 def test_ended_sequences_leave_when_the_rest_fits_a_smaller_step(pair, recorder, sizes, device):
@@ -118,7 +120,7 @@ def test_half_precision_by_steps_and_by_plain_launches(dtype, pair, recorder, mo
     assert torch.equal(found[0].sequences, found[1].sequences)
     assert all(map(torch.equal, found[0].scores, found[1].scores))
     assert recorder.captures == 1
-    assert cuda_graphs.eager_reasons() == {"BERTFAST_CUDA_GRAPHS=0": 1}
+    assert cuda_graph_eligibility.eager_reasons() == {"BERTFAST_CUDA_GRAPHS=0": 1}
 
 
 def test_sampling_with_processors_and_token_types(pair, recorder, device):
@@ -197,7 +199,7 @@ def test_late_looks_at_what_has_ended_change_no_token(pair, monkeypatch, sizes, 
             super().__init__(unfinished, each_step)
             self.each_step, self.seen = False, []
 
-        def look(self, unfinished):
+        def poll(self, unfinished):
             self.seen.append(unfinished.tolist())
             return self.seen[max(len(self.seen) - 4, 0)]
 
@@ -224,37 +226,37 @@ def test_a_larger_generation_takes_a_larger_cache_and_a_smaller_one_what_is_ther
     ours = pair[1]
     options = {"do_sample": False, "eos_token_id": None}
     ours.generate(**prompts(device), max_new_tokens=3, **options)
-    steps = cuda_graphs.owner_of(ours).idle_steps
-    assert (steps.slots, steps.room) == (4, 64)
+    decoder = state_of(ours).idle_decoder
+    assert (decoder.rows, decoder.capacity) == (4, 64)
     ours.generate(**prompts(device, PROMPTS[1:2]), max_new_tokens=3, **options)
-    assert cuda_graphs.owner_of(ours).idle_steps is steps
+    assert state_of(ours).idle_decoder is decoder
     ours.generate(**prompts(device, PROMPTS * 2), max_new_tokens=3, **options)
-    assert cuda_graphs.owner_of(ours).idle_steps.slots == 8
+    assert state_of(ours).idle_decoder.rows == 8
     assert recorder.captures == 3
-    del steps
+    del decoder
     gc.collect()
     if device.type == "cuda":  # a Recorder's replay keeps what it replays
-        assert len(cuda_graphs.graph_cache) == 1
+        assert len(cuda_graph_cache.cache) == 1
 
 
 def test_the_least_recently_used_step_goes(pair, monkeypatch, recorder, device):
-    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(1))
+    monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(1))
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 3}
     for rows, expected in ((PROMPTS, 1), (PROMPTS, 1), (PROMPTS[:2], 2), (PROMPTS, 3)):
         theirs_, ours = both(pair, prompts(device, rows), **options)
         assert torch.equal(ours, theirs_)
         assert recorder.captures == expected
-    assert len(cuda_graphs.graph_cache) == 1
+    assert len(cuda_graph_cache.cache) == 1
 
 
 def test_a_model_takes_its_steps_along(pair, monkeypatch, device):
     if device.type == "cpu":  # a Recorder's replay keeps the model alive
-        monkeypatch.setattr(cuda_graphs, "capture", lambda run, device: (lambda: None, run()))
-        monkeypatch.setattr(cuda_steps.torch, "equal", lambda a, b: True)
+        monkeypatch.setattr(cuda_capture, "capture", lambda run, device: (lambda: None, run()))
+        monkeypatch.setattr(cuda_decoder.torch, "equal", lambda a, b: True)
     gone = []
     model = copy.deepcopy(pair[1])
     model.generate(**prompts(device), do_sample=False, max_new_tokens=2, eos_token_id=None)
-    weakref.finalize(cuda_graphs.owner_of(model).idle_steps, gone.append, True)
+    weakref.finalize(state_of(model).idle_decoder, gone.append, True)
     del model
     gc.collect()
     assert gone == [True]
@@ -264,10 +266,12 @@ def test_a_step_that_cuda_cannot_record_is_launched_plainly(pair, monkeypatch, c
     def refuse(run, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(cuda_graphs, "capture", refuse)
+    monkeypatch.setattr(cuda_capture, "capture", refuse)
     theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=5, eos_token_id=None)
     assert torch.equal(ours, theirs_)
-    assert cuda_graphs.eager_reasons() == {"CUDA could not record the step: operation not permitted when stream is capturing": 4}
+    assert cuda_graph_eligibility.eager_reasons() == {
+        "CUDA could not capture the step: operation not permitted when stream is capturing": 4
+    }
     assert len([r for r in caplog.records if "no CUDA graph for a step of 3 sequences" in r.getMessage()]) == 1
 
 
@@ -293,10 +297,10 @@ def test_a_step_that_replays_other_values_is_not_used(pair, monkeypatch, recorde
         replay, logits = recorder(run, device)
         return (lambda: (replay(), logits["logits"].value.add_(1))), logits
 
-    monkeypatch.setattr(cuda_graphs, "capture", forgetful)
+    monkeypatch.setattr(cuda_capture, "capture", forgetful)
     theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=4, eos_token_id=None)
     assert torch.equal(ours, theirs_)
-    assert list(cuda_graphs.eager_reasons()) == ["the first replay of a step gave other values than plain launches"]
+    assert list(cuda_graph_eligibility.eager_reasons()) == ["the first replay of a step gave other values than the eager step"]
 
 
 def test_batch_invariant(pair, device):

@@ -4,6 +4,7 @@ again on the same buffers, into the same outputs. Everything else is as on a GPU
 import copy
 import gc
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ from test_triton_model import pair as pair_of
 from bertfast.batch.attention import VarlenAttention
 from bertfast.batch.masks import read_mask
 from bertfast.batch.packed import GraphInputs, PackedBatch
-from bertfast.engine import cpu_plans, cuda_graphs
-from bertfast.engine.cuda_graphs import Bucket, CapturedOutput, bucket_of
+from bertfast.engine import cpu_plans, cuda_buffers, cuda_capture, cuda_graph_cache, cuda_graph_eligibility, cuda_graphs
+from bertfast.engine.cuda_buffers import Bucket, CapturedOutput, bucket_of
 from bertfast.graph.heads import HeadOutput
 
 pytestmark = pytest.mark.usefixtures("cuda_road")
@@ -26,7 +27,7 @@ class Recorder:
     def __init__(self) -> None:
         self.captures, self.replays = 0, 0
         self.outputs: list[dict[str, HeadOutput]] = []
-        self.real = cuda_graphs.capture
+        self.real = cuda_capture.capture
 
     def __call__(self, run: Callable[[], dict[str, HeadOutput]], device: torch.device) -> tuple[Callable[[], None], dict[str, HeadOutput]]:
         self.captures += 1
@@ -48,9 +49,9 @@ class Recorder:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     stand_in = Recorder()
     monkeypatch.delenv("BERTFAST_CUDA_GRAPHS", raising=False)
-    monkeypatch.setattr(cuda_graphs, "capture", stand_in)
-    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(cuda_graphs.MAX_GRAPHS))
-    monkeypatch.setattr(cuda_graphs, "_reasons", cuda_graphs.Counter())
+    monkeypatch.setattr(cuda_capture, "capture", stand_in)
+    monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(cuda_graph_cache.MAX_GRAPHS))
+    monkeypatch.setattr(cuda_graph_eligibility, "_reasons", Counter())
     monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)  # as for a tensor on a GPU
     monkeypatch.setattr(cpu_plans, "run_eagerly", cuda_graphs.run_eagerly)
     return stand_in
@@ -72,12 +73,12 @@ def test_buckets():
     assert bucket_of(600, 5, 512) == Bucket(640, 8, 512)
     assert bucket_of(600, 5, 513).longest == 1024
     rungs = set()
-    for rows in range(1, cuda_graphs.MAX_ROWS + 1):
+    for rows in range(1, cuda_graph_eligibility.MAX_ROWS + 1):
         rung = bucket_of(rows, 1, 64).rows
         assert rows <= rung <= max(rows + 31, rows * 9 // 8)
         assert bucket_of(rung, 1, 64).rows == rung
         rungs.add(rung)
-    assert len(rungs) < cuda_graphs.MAX_GRAPHS
+    assert len(rungs) < cuda_graph_cache.MAX_GRAPHS
 
 
 @pytest.mark.parametrize("head", ["BertModel", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"])
@@ -88,7 +89,7 @@ def test_one_graph_serves_every_batch_of_its_bucket(head, dtype, recorder, devic
         check(ours, reference, given)
     assert recorder.captures == 1
     assert recorder.replays == 1 + 3  # the first is the one that was compared with plain launches
-    assert not cuda_graphs.eager_reasons()
+    assert not cuda_graph_eligibility.eager_reasons()
 
 
 def test_causal(recorder, device):
@@ -154,32 +155,32 @@ def test_weights_changed_in_place_are_seen_and_moved_ones_recorded_anew(recorder
         model.encoder.layer[0].output.dense.weight.data = model.encoder.layer[0].output.dense.weight.data * 2
     check(ours, reference, given)
     assert recorder.captures == 2
-    assert len(cuda_graphs.graph_cache) == 1
+    assert len(cuda_graph_cache.cache) == 1
 
 
 def test_the_least_recently_used_graph_goes(monkeypatch, recorder, device):
-    monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(2))
+    monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(2))
     ours, _ = pair("BertModel", torch.float32, device)
     a, b, c = (2,), (2, 1), (1, 1, 1)  # one, two and four sequences: a bucket each
     with torch.no_grad():
         for lengths, expected in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4)):
             ours(**padded(*lengths, device=device))
             assert recorder.captures == expected
-    assert len(cuda_graphs.graph_cache) == 2
+    assert len(cuda_graph_cache.cache) == 2
 
 
 def test_a_model_takes_its_graphs_along(monkeypatch, recorder, device):
     real = recorder.real  # a Recorder's replay keeps the model alive
-    monkeypatch.setattr(cuda_graphs, "capture", lambda run, device: (lambda: None, run()) if device.type == "cpu" else real(run, device))
+    monkeypatch.setattr(cuda_capture, "capture", lambda run, device: (lambda: None, run()) if device.type == "cpu" else real(run, device))
     ours, _ = pair("BertModel", torch.float32, device)
     other, _ = pair("BertModel", torch.float32, device)
     with torch.no_grad():
         ours(**padded(3, device=device))
         other(**padded(3, device=device))
-    assert len(cuda_graphs.graph_cache) == 2
+    assert len(cuda_graph_cache.cache) == 2
     del ours
     gc.collect()
-    assert len(cuda_graphs.graph_cache) == 1
+    assert len(cuda_graph_cache.cache) == 1
 
 
 def test_outputs_are_the_callers_own(device):
@@ -244,12 +245,12 @@ def test_what_no_graph_holds_is_launched_plainly_with_a_reason(reason, monkeypat
     if reason == "attention under a mask":
         given["attention_mask"] = given["attention_mask"][:, None, :].expand(2, 5, 5).bool()[:, None]
     if reason == "more than":
-        monkeypatch.setattr(cuda_graphs, "MAX_ROWS", 7)
+        monkeypatch.setattr(cuda_graph_eligibility, "MAX_ROWS", 7)
     if reason == "cross-attention":
         given["encoder_hidden_states"] = torch.randn(2, 4, 64, device=device)
     check(ours, reference, given)
     assert recorder.captures == 0
-    [(said, count)] = cuda_graphs.eager_reasons().items()
+    [(said, count)] = cuda_graph_eligibility.eager_reasons().items()
     assert reason in said
     assert count == 1
 
@@ -258,11 +259,13 @@ def test_a_forward_that_cuda_cannot_record_is_launched_plainly(monkeypatch, capl
     def refuse(run, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(cuda_graphs, "capture", refuse)
+    monkeypatch.setattr(cuda_capture, "capture", refuse)
     ours, reference = pair("BertModel", torch.float32, device)
     for _ in range(2):
         check(ours, reference, padded(5, 3, device=device))
-    assert cuda_graphs.eager_reasons() == {"CUDA could not record the forward: operation not permitted when stream is capturing": 2}
+    assert cuda_graph_eligibility.eager_reasons() == {
+        "CUDA could not capture the forward: operation not permitted when stream is capturing": 2
+    }
     assert len([r for r in caplog.records if "no CUDA graph for BertModel" in r.getMessage()]) == 1
 
 
@@ -271,10 +274,10 @@ def test_a_graph_that_replays_other_values_is_not_used(monkeypatch, recorder, de
         replay, logits = recorder(run, device)
         return (lambda: (replay(), logits["pooler_output"].value.add_(1))), logits
 
-    monkeypatch.setattr(cuda_graphs, "capture", forgetful)
+    monkeypatch.setattr(cuda_capture, "capture", forgetful)
     ours, reference = pair("BertModel", torch.float32, device)
     check(ours, reference, padded(5, 3, device=device))
-    assert list(cuda_graphs.eager_reasons()) == ["the first replay gave other values for pooler_output than plain launches"]
+    assert list(cuda_graph_eligibility.eager_reasons()) == ["the first replay gave other values for pooler_output than the eager forward"]
 
 
 def test_the_deferred_unpack_keeps_its_fill(recorder, device):
@@ -284,7 +287,7 @@ def test_the_deferred_unpack_keeps_its_fill(recorder, device):
         ours(**given)
         out = ours(**given)
     assert (out.start_logits[given["attention_mask"] == 0] == -1e4).all()
-    [graph] = cuda_graphs.graph_cache._kept.values()
+    [graph] = cuda_graph_cache.cache.entries()
     assert {name: (each.cells, each.fill) for name, each in graph.outputs.items() if isinstance(each, CapturedOutput)} == {
         "logits": (True, -1e4)
     }
@@ -314,11 +317,11 @@ def test_an_id_out_of_range_is_named_by_the_next_call(recorder, device):
 def test_a_trial_says_whether_graphs_are_used_and_why_not(monkeypatch, recorder, device):
     """What `bertfast info` shows."""
     ours, _ = pair("BertForTokenClassification", torch.float16, device)
-    assert cuda_graphs.why_eager_trial(ours) is None
+    assert cuda_graph_eligibility.why_eager_trial(ours) is None
     assert recorder.captures == 1
     monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
     for _ in range(2):
-        assert cuda_graphs.why_eager_trial(ours) == "BERTFAST_CUDA_GRAPHS=0"
+        assert cuda_graph_eligibility.why_eager_trial(ours) == "BERTFAST_CUDA_GRAPHS=0"
 
 
 WAITS = ("tolist", "item", "__bool__", "__int__", "__index__", "cpu", "numpy", "nonzero")
@@ -379,16 +382,16 @@ def test_what_was_queued_before_an_error_is_waited_for(monkeypatch):
             return f"event {self.recorded}"
 
     stream, gpu = Stream(), torch.device("cuda", 0)
-    monkeypatch.setattr(cuda_graphs, "stream_of", lambda device: stream)
-    monkeypatch.setattr(cuda_graphs, "_done", {})
+    monkeypatch.setattr(cuda_graph_cache, "stream_of", lambda device: stream)
+    monkeypatch.setattr(cuda_graph_cache, "_last_use", {})
 
     def fail() -> None:
-        with cuda_graphs.serialized(gpu):
+        with cuda_graph_cache.serialized(gpu):
             raise ValueError("an id")
 
     with pytest.raises(ValueError, match="an id"):
         fail()
-    with cuda_graphs.serialized(gpu):
+    with cuda_graph_cache.serialized(gpu):
         assert stream.waited == ["event 1"]
     assert stream.recorded == 2
 
@@ -397,12 +400,12 @@ def test_buffers_of_a_graph_wait_for_every_stream_that_reads_them(monkeypatch):
     """A graph may go, and its memory to somebody else, while another stream than the one that allocated it still reads."""
     ids, cu = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 4], dtype=torch.int32)
     batch = PackedBatch(GraphInputs(ids, None, ids, ids, VarlenAttention(cu, cu, 4, 4)), 1, 4, None, None, ids[:1])
-    monkeypatch.setattr(cuda_graphs, "stage", lambda *batches: None)
-    graph = cuda_graphs.CapturedForward(cuda_graphs.static_inputs(Bucket(32, 1, 64), batch), lambda: None, {}, "stream")
+    monkeypatch.setattr(cuda_buffers, "stage", lambda *batches: None)
+    graph = cuda_graphs.CapturedForward(cuda_buffers.static_batch(Bucket(32, 1, 64), batch), lambda: None, {}, "stream")
     waiting: list[tuple[int, str]] = []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: waiting.append((self.data_ptr(), stream)))
     for stream, expected in (("stream", 0), ("another", 6)):
-        monkeypatch.setattr(cuda_graphs, "stream_of", lambda device, stream=stream: stream)
+        monkeypatch.setattr(cuda_graph_cache, "stream_of", lambda device, stream=stream: stream)
         graph.run(SimpleNamespace(batch=batch))
         assert waiting == [(t.data_ptr(), stream) for t in graph.batch.buffers()][:expected]
     assert len(waiting) == 6
@@ -426,10 +429,10 @@ def test_a_graph_is_recorded_on_a_stream_of_its_device(monkeypatch, recorder):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "device", Context)
     monkeypatch.setattr(torch.cuda, "graph", Context)
-    monkeypatch.setattr(cuda_graphs, "_pools", {})
-    cuda_graphs._side_stream.cache_clear()
+    monkeypatch.setattr(cuda_capture, "_pools", {})
+    cuda_capture._side_stream.cache_clear()
     recorder.real(dict, torch.device("cuda", 1))
-    cuda_graphs._side_stream.cache_clear()
+    cuda_capture._side_stream.cache_clear()
     (where, _), (_, how) = seen
     assert where == (torch.device("cuda", 1),)
     assert how == {"pool": "pool", "stream": "stream of cuda:1", "capture_error_mode": "thread_local"}
@@ -440,5 +443,5 @@ def test_what_cannot_be_recorded_is_counted_with_its_reason(recorder, device):
     with torch.no_grad():
         ours(**padded(5, 3, device=device), logits_to_keep=1)
         ours(**padded(5, 3, device=device), output_hidden_states=True)
-    assert cuda_graphs.eager_reasons() == {"logits_to_keep": 1, "hidden states are wanted": 1}
+    assert cuda_graph_eligibility.eager_reasons() == {"logits_to_keep is set": 1, "hidden states are returned": 1}
     assert recorder.captures == 0

@@ -147,14 +147,14 @@ def test_an_id_out_of_range_is_named(device):
 @pytest.mark.parametrize("graph", [True, False], ids=["recorded", "launched"])
 def test_batch_invariant(graph, dtype, monkeypatch, device):
     """A sequence's bits are the same alone and among others, whatever their lengths and number; and they are right."""
-    from bertfast.engine import cpu_plans, cuda_graphs
+    from bertfast.engine import cpu_plans, cuda_capture, cuda_graph_cache, cuda_graphs
 
     if not graph:
         monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
     elif device.type == "cpu":  # the stand-in for CUDA's capture: see test_triton_graphs.py
         monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)
-        monkeypatch.setattr(cuda_graphs, "graph_cache", cuda_graphs.GraphCache(8))
-        monkeypatch.setattr(cuda_graphs, "capture", rerun)
+        monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(8))
+        monkeypatch.setattr(cuda_capture, "capture", rerun)
     _, reference = pair("BertModel", dtype, device, hidden_act="gelu_new")
     ours = bertfast.optimize(copy.deepcopy(reference), batch_invariant=True)
     given = inputs([[1] * 5 + [0] * 4, [1] * 9, [1] + [0] * 8], device)

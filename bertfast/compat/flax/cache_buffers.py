@@ -58,7 +58,7 @@ class CacheBuffers:
 
 
 class CacheStep:
-    """The KV memory of one call (compat.dense.KVMemory): writes columns [start, start + tokens), reads the first `width`."""
+    """The KV memory of one call (batch.attention.KVMemory): writes columns [start, start + tokens), reads the first `width`."""
 
     def __init__(self, buffers: CacheBuffers, start: int, tokens: int, width: int) -> None:
         self.buffers, self.width = buffers, width

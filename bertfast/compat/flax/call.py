@@ -85,13 +85,13 @@ class FlaxCall:
 
     def _batch(self, visible: Tensor | None, memory: CacheStep | None = None) -> PackedBatch:  # visible: bool, broadcasts to [B, 1, S, Sk]
         read, embeddings = self.inputs, self.engine.bert.embeddings
-        B, head_masks, attentions = read.shape[0], self.head_masks, self.attentions
-        dropout = None if self.dropout is None else self.dropout.of_probabilities(shared=True)
+        B, head_masks, attentions, dropout = read.shape[0], self.head_masks, self.attentions, self.dropout
         ids, words, positions, types = inputs.embedding_inputs(read, embeddings, self.config)
-        attention = MaskedAttention(B, inputs.additive(visible), head_masks, attentions, dropout, memory)
+        drop = None if dropout is None else dropout.of_probabilities(shared=True)
+        attention = MaskedAttention(B, inputs.additive(visible), head_masks, attentions, drop, memory)
         if self.encoder is None:
             return padded_batch(read.shape, embeddings, ids, words, types, positions, attention)
         states, real = self.encoder
-        across = MaskedAttention(B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, dropout)
+        across = MaskedAttention(B, inputs.additive(None if real is None else real[:, None, None, :]), head_masks, attentions, drop)
         rows = states.reshape(-1, states.shape[2])
         return padded_batch(read.shape, embeddings, ids, words, types, positions, attention, rows, across)

@@ -17,6 +17,7 @@ from bertfast.compat.flax.decoding import CachedDecoder, custom_processors, deco
 from bertfast.compat.flax.generation_settings import check_settings, read_settings
 from bertfast.compat.flax.outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOutput
 from bertfast.compat.flax.processors import processors
+from bertfast.compat.tracing import refuse_tracing
 
 
 class UnsupportedError(NotImplementedError, ValueError):
@@ -76,7 +77,7 @@ class FlaxGenerationMixin:
         do_sample with num_beams above 1.
         """
         model: Any = self
-        arrays.refuse_tracing(f"{type(self).__name__}.generate", (input_ids, attention_mask))
+        refuse_tracing(f"{type(self).__name__}.generate", (input_ids, attention_mask))
         settings = read_settings(self.config, self.generation_config, generation_config, kwargs)
         array_type = arrays.array_type_of((input_ids, attention_mask))
         ids = arrays.to_torch(input_ids, "input_ids")

@@ -35,6 +35,7 @@ class FlaxInputs:
 
 
 def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) -> FlaxInputs:
+    """The token inputs as tensors on the device. Raises TypeError or ValueError, naming the argument."""
     given = values["input_ids"]
     others = ("token_type_ids", "position_ids", "attention_mask")
     if not arrays.is_array(given) and (given is None or any(values[name] is None for name in others)):
@@ -61,13 +62,14 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
 
 
 def read_like(value: Any, name: str, shape: torch.Size, device: torch.device) -> Tensor | None:
+    """Ids of the shape of input_ids, broadcast if needed. Raises ValueError for another shape."""
     if value is None:
         return None
     read = as_int32(value, name, device)
     if read.shape == shape:
         return read
     if not broadcasts_to(read, tuple(shape)):
-        raise ValueError(f"{name}: got shape {tuple(read.shape)}, expected {tuple(shape)}, or what broadcasts to it")
+        raise ValueError(f"{name}: got shape {tuple(read.shape)}, expected {tuple(shape)} or a shape that broadcasts to it")
     return read.expand(shape)
 
 
@@ -133,7 +135,7 @@ def read_mask(mask: Tensor, name: str, shape: tuple[int, int]) -> Tensor:
     if mask.shape == shape:
         return mask
     if mask.dim() > 2 or not broadcasts_to(mask, shape):
-        raise ValueError(f"{name}: got shape {tuple(mask.shape)}, expected {shape}, or 1 in place of either")
+        raise ValueError(f"{name}: got shape {tuple(mask.shape)}, expected {shape}, or 1 for either")
     return mask.reshape((1,) * (2 - mask.dim()) + tuple(mask.shape))
 
 

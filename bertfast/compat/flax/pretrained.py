@@ -22,6 +22,7 @@ from bertfast.compat.flax.param_spec import ParamSpec
 from bertfast.compat.flax.parameters import ParametersMixin
 from bertfast.compat.flax.weights import WeightSet
 from bertfast.compat.outputs import ModelOutput
+from bertfast.compat.tracing import refuse_tracing
 from bertfast.runtime.config_access import setting
 
 ACTIVATIONS = frozenset(["gelu", "relu", "silu", "swish", "gelu_new", "quick_gelu"])  # 4.37's, for Flax
@@ -160,7 +161,7 @@ class FlaxBertPreTrainedModel(ParametersMixin):
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids,
             "head_mask": head_mask, "encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask,
         }  # fmt: skip
-        arrays.refuse_tracing(type(self).__name__, values.values())
+        refuse_tracing(type(self).__name__, values.values())
         attentions = flag(output_attentions, self.config, "output_attentions")
         hidden = flag(output_hidden_states, self.config, "output_hidden_states")
         array_type = arrays.array_type_of(values.values())
@@ -211,7 +212,7 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         if not config.is_decoder:
             raise KeyError("cache: config.is_decoder is False, and only a decoder has a KV cache")
         if max_length > config.max_position_embeddings:
-            raise ValueError(f"max_length: got {max_length}, and the model has {config.max_position_embeddings} positions")
+            raise ValueError(f"max_length: got {max_length}, but the model has {config.max_position_embeddings} positions")
         return cache_tree.tree(self._new_buffers(batch_size, max_length, self._device), 0, arrays.ArrayType.NUMPY, self.cache_prefix)
 
     def _new_buffers(self, batch: int, length: int, device: torch.device) -> CacheBuffers:

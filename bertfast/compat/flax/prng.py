@@ -23,12 +23,12 @@ def read_key(key: Any, name: str) -> Key:
 
         key = key_data(key)
     try:
-        words = np.asarray(key)
+        raw = np.asarray(key)
     except Exception as error:
         raise TypeError(f"{name}: got {type(key).__name__}, expected a seed or a key of jax.random") from error
-    if words.dtype.kind not in "ui" or words.shape != (2,):
-        raise TypeError(f"{name}: got {words.dtype} of shape {words.shape}, expected a seed or a key of jax.random (uint32 [2])")
-    return words.astype(U32)
+    if raw.dtype.kind not in "ui" or raw.shape != (2,):
+        raise TypeError(f"{name}: got {raw.dtype} of shape {raw.shape}, expected a seed or a key of jax.random (uint32 [2])")
+    return raw.astype(U32)
 
 
 def seed_of(key: Key) -> int:
@@ -60,8 +60,8 @@ def bits(key: Key, count: int) -> npt.NDArray[np.uint32]:
 
 def split(key: Key) -> tuple[Key, Key]:
     """Two new keys, as jax.random.split(key)."""
-    words = bits(key, 4).reshape(2, 2)
-    return words[0], words[1]
+    keys = bits(key, 4).reshape(2, 2)
+    return keys[0], keys[1]
 
 
 def gumbel(key: Key, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

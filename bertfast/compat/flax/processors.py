@@ -80,6 +80,7 @@ def force_at(at: int, token: int) -> Processor:
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
+    """Sets all but the k largest scores of each row to -inf."""
     values, indices = stable_top_k(scores, min(k, scores.shape[1]))
     return torch.full_like(scores, -math.inf).scatter(1, indices, values)
 

@@ -21,6 +21,7 @@ from bertfast.compat.engine import Engine, EngineOutput, MaskKind, kind_of_mask,
 from bertfast.compat.outputs import ModelOutput
 from bertfast.compat.tf import arguments
 from bertfast.compat.tf.keras import KerasMixin
+from bertfast.compat.tracing import refuse_tracing
 from bertfast.runtime.config_access import setting
 
 # 4.37's, for TensorFlow
@@ -102,8 +103,6 @@ class TFBertPreTrainedModel(KerasMixin):
         self._engine = Engine(self._engine.module.to(device))
         return self
 
-    # Calling
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See call."""
         if not args and "input_ids" not in kwargs:
@@ -116,7 +115,7 @@ class TFBertPreTrainedModel(KerasMixin):
 
     def _result(self, given: dict[str, Any]) -> Any:
         values = arguments.merge_arguments(self._names, given)
-        arrays.refuse_tracing(type(self).__name__, values.values())
+        refuse_tracing(type(self).__name__, values.values())
         array_type = arrays.array_type_of(values.values())
         config = self.config
         if setting(config, "hidden_act") == "glu":
@@ -148,8 +147,8 @@ class TFBertPreTrainedModel(KerasMixin):
             positions = torch.arange(S, device=self._engine.device).expand(B, S)
         words = None if inputs.inputs_embeds is None else inputs.inputs_embeds.reshape(B * S, -1)
         mask = arguments.additive_mask(inputs.attention_mask, bool(self.config.is_decoder), S)
-        dropped = None if dropout is None else dropout.of_probabilities()
-        attention = MaskedAttention(B, mask, head_masks, attentions, dropped)
+        drop = None if dropout is None else dropout.of_probabilities()
+        attention = MaskedAttention(B, mask, head_masks, attentions, drop)
         batch = padded_batch((B, S), embeddings, inputs.input_ids, words, inputs.token_type_ids, positions, attention)
         return self._engine.encoded(batch, hidden, dropout, self._head_dropout())
 

@@ -1,0 +1,53 @@
+"""What is remembered of one model between calls.
+
+Everything here holds for the module tree as it was last walked: when the guard sees a change, the whole state is replaced.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from bertfast.engine.cached_layout import LayoutCache
+from bertfast.engine.cuda_graph_cache import GraphOwner
+from bertfast.engine.guard import Guard
+from bertfast.engine.plan_cache import PlanCache
+
+if TYPE_CHECKING:
+    from bertfast.generation.cuda_decoder import CudaDecoder
+
+
+class ModelState:
+    """Holds no strong reference to the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.guard = Guard(model)
+        self.plans = PlanCache(self.guard.addresses())
+        self.layouts = LayoutCache()
+        self.cuda_graphs = GraphOwner()
+        self.idle_decoder: CudaDecoder | None = None  # of the last generation on a GPU, for the next one
+
+
+_states: weakref.WeakKeyDictionary[nn.Module, ModelState] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def state_of(model: nn.Module) -> ModelState:
+    """The state as of the last `current_state`, unchecked."""
+    state = _states.get(model)
+    return current_state(model) if state is None else state
+
+
+def current_state(model: nn.Module) -> ModelState:
+    """The state of the model as it is now: a new one where its module tree or the address of a weight has changed."""
+    state = _states.get(model)
+    if state is not None and state.guard.holds(model):
+        return state
+    with _lock:
+        known = _states.get(model)  # dropped after the lock is released: CUDA graphs go with it, under a lock of their own
+        if known is None or not known.guard.holds(model):
+            _states[model] = ModelState(model)
+        return _states[model]

@@ -1,0 +1,240 @@
+// Watch and Pointers: whether a module tree and its parameters are unchanged since they were audited.
+//
+// The fast path relies on the audit of a model's modules: their children and classes, no hooks, no patched forward. To audit a BERT-base
+// anew in Python takes longer than a layer of a short sequence; here it is pointer comparisons.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "dlpack.h"
+
+namespace py = pybind11;
+
+namespace bertfast {
+namespace {
+
+class Watch {
+ public:
+  // members: (dict, key, value): dict[key] is value. absent: (dict, key): dict has no such key. sizes: (dict, n): len(dict) == n.
+  // classes: (object, type): type(object) is type. attributes: (type, name, value): type.name, inherited or not, is value.
+  // falsy: (dict, key): dict[key] exists and is false.
+  Watch(const py::list& members, const py::list& absent, const py::list& sizes, const py::list& classes, const py::list& attributes,
+        const py::list& falsy) {
+    for (const py::handle entry : members) members_.push_back(keyed(entry.cast<py::tuple>()));
+    for (const py::handle entry : absent) absent_.push_back(keyed(entry.cast<py::tuple>()));
+    for (const py::handle entry : falsy) falsy_.push_back(keyed(entry.cast<py::tuple>()));
+    for (const py::handle entry : sizes) {
+      const auto pair = entry.cast<py::tuple>();
+      sizes_.emplace_back(py::dict(pair[0]), pair[1].cast<Py_ssize_t>());
+    }
+    for (const py::handle entry : classes) {
+      const auto pair = entry.cast<py::tuple>();
+      classes_.emplace_back(pair[0], pair[1]);
+    }
+    for (const py::handle entry : attributes) {
+      const auto triple = entry.cast<py::tuple>();
+      attributes_.push_back({triple[0], triple[1], triple[2]});
+    }
+  }
+
+  bool holds() const {
+    for (const Keyed& e : members_)
+      if (look_up(e) != e.value.ptr()) return false;
+    for (const Keyed& e : absent_)
+      if (look_up(e) != nullptr) return false;
+    for (const auto& [dict, size] : sizes_)
+      if (PyDict_Size(dict.ptr()) != size) return false;
+    for (const auto& [object, type] : classes_)
+      if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
+    for (const Attribute& a : attributes_) {
+      const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(a.type.ptr(), a.name.ptr()));
+      if (!found) throw py::error_already_set();
+      if (!found.is(a.value)) return false;
+    }
+    return true;
+  }
+
+  // Whether every watched flag (Module.training) exists and is false.
+  bool quiet() const {
+    for (const Keyed& e : falsy_) {
+      PyObject* flag = look_up(e);
+      if (flag == Py_False) continue;
+      if (flag == nullptr || flag == Py_True) return false;
+      const int truth = PyObject_IsTrue(flag);
+      if (truth < 0) throw py::error_already_set();
+      if (truth != 0) return false;
+    }
+    return true;
+  }
+
+ private:
+  struct Keyed {
+    py::dict dict;
+    py::object key, value;
+  };
+  struct Attribute {
+    py::object type, name, value;
+  };
+
+  static Keyed keyed(const py::tuple& entry) {
+    py::object key = entry[1];
+    if (PyUnicode_CheckExact(key.ptr())) {  // interned, so that a look-up compares pointers
+      PyObject* raw = key.release().ptr();
+      PyUnicode_InternInPlace(&raw);
+      key = py::reinterpret_steal<py::object>(raw);
+    }
+    return {py::dict(entry[0]), key, entry.size() > 2 ? py::object(entry[2]) : py::object()};
+  }
+
+  static PyObject* look_up(const Keyed& e) {  // borrowed
+    PyObject* found = PyDict_GetItemWithError(e.dict.ptr(), e.key.ptr());
+    if (found == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return found;
+  }
+
+  std::vector<Keyed> members_, absent_, falsy_;
+  std::vector<std::pair<py::dict, Py_ssize_t>> sizes_;
+  std::vector<std::pair<py::object, py::object>> classes_;
+  std::vector<Attribute> attributes_;
+};
+
+// The addresses of a model's parameters. Without torch headers it asks DLPack's C exchange API if the tensor type has it, about 20 ns a
+// parameter, else the tensor's Python methods, ten times as long. The address does not change when `.data` becomes a view of itself, so
+// length and contiguity are compared too.
+class Pointers {
+ public:
+  // parameters: (Module._parameters, name). exchange: __dlpack_c_exchange_api__ of their type, or None.
+  Pointers(const py::list& parameters, const py::object& exchange) : from_object_(from_object_of(exchange)) {
+    for (const py::handle entry : parameters) {
+      const auto pair = entry.cast<py::tuple>();
+      Place place{py::dict(pair[0]), py::object(pair[1])};
+      PyObject* parameter = find(place);
+      if (parameter == nullptr) continue;
+      const auto shape = py::reinterpret_borrow<py::object>(parameter).attr("shape").cast<py::tuple>();
+      place.address = address(parameter);
+      place.rows = shape.empty() ? 0 : shape[0].cast<int64_t>();
+      place.scalar = shape.empty();
+      place.square = shape.size() == 2 && shape[0].equal(shape[1]);
+      dlpack::Tensor read;
+      place.exchanged = exchanged(parameter, read) && is_at(place, read);  // some devices lack DLPack
+      place.dtype = read.dtype;
+      places_.push_back(std::move(place));
+    }
+  }
+
+  bool hold() const {
+    for (const Place& place : places_) {
+      PyObject* parameter = find(place);
+      if (parameter == nullptr) return false;
+      if (place.exchanged) {
+        dlpack::Tensor read;
+        if (!exchanged(parameter, read) || !is_at(place, read) || !same(read.dtype, place.dtype)) return false;
+        continue;
+      }
+      if (address(parameter) != place.address || (!place.scalar && rows(parameter) != place.rows)) return false;
+      if (place.square && call(parameter, is_contiguous_).ptr() != Py_True) return false;
+    }
+    return true;
+  }
+
+  std::vector<size_t> addresses() const {
+    std::vector<size_t> out;
+    for (const Place& place : places_) out.push_back(place.address);
+    return out;
+  }
+
+  size_t exchanged() const {
+    size_t count = 0;
+    for (const Place& place : places_) count += place.exchanged ? 1 : 0;
+    return count;
+  }
+
+ private:
+  struct Place {
+    py::dict dict;
+    py::object name;
+    size_t address = 0;
+    int64_t rows = 0;
+    dlpack::DataType dtype = {};
+    bool scalar = false, square = false, exchanged = false;
+  };
+  using FromObject = decltype(dlpack::ExchangeApi::from_object);
+
+  static FromObject from_object_of(const py::object& exchange) {
+    if (!PyCapsule_IsValid(exchange.ptr(), dlpack::capsule_name)) return nullptr;  // None, or no such capsule
+    const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange.ptr(), dlpack::capsule_name));
+    return api->version.major == dlpack::major_version ? api->from_object : nullptr;
+  }
+
+  bool exchanged(PyObject* parameter, dlpack::Tensor& out) const {
+    out = {};
+    if (from_object_ == nullptr) return false;
+    if (from_object_(parameter, &out) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+  static bool is_at(const Place& place, const dlpack::Tensor& read) {
+    return reinterpret_cast<size_t>(read.data) + read.byte_offset == place.address && place.scalar == (read.ndim == 0) &&
+           (place.scalar || read.shape[0] == place.rows) && dlpack::is_contiguous(read);
+  }
+
+  static bool same(const dlpack::DataType& a, const dlpack::DataType& b) {
+    return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+  }
+
+  static PyObject* find(const Place& place) {  // borrowed; null if there is none
+    PyObject* parameter = PyDict_GetItemWithError(place.dict.ptr(), place.name.ptr());
+    if (parameter == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return parameter == Py_None ? nullptr : parameter;
+  }
+
+  static py::object call(PyObject* parameter, const py::str& method) {
+    PyObject* result = PyObject_CallMethodNoArgs(parameter, method.ptr());
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  }
+
+  size_t address(PyObject* parameter) const {
+    const size_t value = PyLong_AsSize_t(call(parameter, data_ptr_).ptr());
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return value;
+  }
+
+  // size(0) is C++; len() is a Python method of Tensor that takes several times as long.
+  int64_t rows(PyObject* parameter) const {
+    const auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodObjArgs(parameter, size_.ptr(), zero_.ptr(), nullptr));
+    if (!result) throw py::error_already_set();
+    const int64_t value = PyLong_AsLongLong(result.ptr());
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return value;
+  }
+
+  static py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
+
+  FromObject from_object_;
+  std::vector<Place> places_;
+  py::str data_ptr_ = interned("data_ptr"), is_contiguous_ = interned("is_contiguous"), size_ = interned("size");
+  py::int_ zero_ = 0;
+};
+
+}  // namespace
+
+void bind_guard(py::module_& m) {
+  py::class_<Watch>(m, "Watch", "Whether dictionaries, classes and flags are unchanged.")
+      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(),
+           py::arg("members"), py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("attributes"), py::arg("falsy"))
+      .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type; type.name is value: all of them.")
+      .def("quiet", &Watch::quiet, "Every watched flag exists and is false.");
+  py::class_<Pointers>(m, "Pointers", "The addresses of a model's parameters; each is (Module._parameters, name).")
+      .def(py::init<const py::list&, const py::object&>(), py::arg("parameters"), py::arg("exchange") = py::none())
+      .def("hold", &Pointers::hold, "Every parameter has the same address, length and layout as before.")
+      .def("addresses", &Pointers::addresses, "The addresses when this was made.")
+      .def("exchanged", py::overload_cast<>(&Pointers::exchanged, py::const_), "How many parameters are asked through the exchange API.");
+}
+
+}  // namespace bertfast
