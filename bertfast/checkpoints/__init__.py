@@ -14,7 +14,7 @@ dict; prefixes, tying, dtype and the report of missing and unexpected keys are t
     errors.py        the two errors of this package
 
 A damaged or hostile file raises a ValueError that names it; reading takes about three times the file in memory at most.
-bertfast.modeling, .quantization, .convert and .compat import this package; it imports no other package of bertfast.
+bertfast.quantization, .convert and .compat import this package; it imports no other package of bertfast.
 """
 
 from bertfast.checkpoints.folder import Checkpoint as Checkpoint
