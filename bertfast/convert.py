@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bertfast import checkpoints
+from bertfast.graph.family import FAMILIES
 from bertfast.optimize import optimize
 from bertfast.quantization import schemes
 
@@ -82,8 +83,9 @@ def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | 
     config = transformers.AutoConfig.from_pretrained(source)
     if (scheme := schemes.scheme_in_config(config, str(source))) is not None:
         raise ValueError(f"{source}: it is quantized to {scheme} already; convert the original model")
-    if config.model_type != "bert":
-        raise ValueError(f"{source}: its config says model_type {config.model_type!r}, expected 'bert'")
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{source}: its config says model_type {config.model_type!r}, expected {' or '.join(map(repr, FAMILIES))}")
+    family = FAMILIES[config.model_type]
     named = architecture or next(iter(getattr(config, "architectures", None) or ()), None) or _infer_class(checkpoint, config)
     name = named.removeprefix("TF").removeprefix("Flax")
     name = _ALIASES.get(name, name)
@@ -91,14 +93,14 @@ def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | 
     if not name.startswith("Bert") or not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise ValueError(f"architecture: {named!r} is not a BERT class of transformers; name one, such as BertModel")
     loaded: Any = checkpoints.load_foreign(
-        cls.from_pretrained, transformers.BertConfig, source, checkpoint, config=config, output_loading_info=True, dtype="auto"
+        cls.from_pretrained, family, source, checkpoint, config=config, output_loading_info=True, dtype="auto"
     )
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing and name == "BertModel" and all(key.startswith("pooler.") for key in missing):
         # A bare model saved without pooler, such as a sentence encoder.
         model, info = checkpoints.load_foreign(
-            cls.from_pretrained, transformers.BertConfig, source, checkpoint,
+            cls.from_pretrained, family, source, checkpoint,
             config=config, output_loading_info=True, dtype="auto", add_pooling_layer=False,
         )  # fmt: skip
     elif missing:

@@ -33,10 +33,10 @@ takes keep_padding, batch_invariant and quantization ("int8" or "fp8").
 
 def overrides_forward(cls: Any) -> Any:
     """Gives the class a forward with its base's signature and docstring, and the base's class docstring followed by NOTE and its own."""
-    base: Any = next(c for c in cls.__mro__[1:] if c.__module__ == theirs.__name__)
+    base: Any = next(c for c in cls.__mro__[1:] if c.__module__ == cls.family.modeling.__name__)
     own = "" if cls.__doc__ is None else f"{inspect.cleandoc(cls.__doc__)}\n"
     cls.__doc__ = f"{inspect.cleandoc(base.__doc__)}\n{NOTE}{own}"
-    head = BERT.heads[base.__name__]
+    head = cls.family.heads[base.__name__]
     names = tuple(inspect.signature(base.forward).parameters)[1:]
     names = names[: next(i for i, name in enumerate((*names, "kwargs")) if name == "kwargs")]
 
@@ -110,7 +110,7 @@ class FastBertMixin:
             dtype or a device that the scheme does not support.
         """
         load = super().from_pretrained  # type: ignore[misc]  # the transformers class's
-        loaded = loading.from_pretrained(load, cls.family.config, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs)
+        loaded = loading.from_pretrained(load, cls.family, pretrained_model_name_or_path, *args, quantization=quantization, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.keep_padding, model.batch_invariant = keep_padding, batch_invariant
         return loaded
@@ -180,7 +180,7 @@ class BertForQuestionAnswering(FastBertMixin, theirs.BertForQuestionAnswering):
 
 
 FAST_CLASS: dict[type, type] = {
-    getattr(theirs, cls.__name__): cls
+    getattr(cls.family.modeling, cls.__name__): cls
     for cls in (
         BertModel, BertForPreTraining, BertLMHeadModel, BertForMaskedLM, BertForNextSentencePrediction,
         BertForSequenceClassification, BertForMultipleChoice, BertForTokenClassification, BertForQuestionAnswering,

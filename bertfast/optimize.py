@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers.models.bert import modeling_bert as theirs
 
 from bertfast.engine.module_audit import why_unsupported
+from bertfast.graph.family import FAMILIES
 from bertfast.modeling import FAST_CLASS, REFERENCE_CLASS, convert_class, set_class
 from bertfast.ops.derivative import RELOAD_HINT
 from bertfast.quantization import schemes as quantizing
@@ -54,7 +54,7 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
         check_quantization(root, quantization)
     covered: set[int] = set()  # modules inside a BERT already decided on
     for name, m in root.named_modules():
-        if id(m) in covered or not isinstance(m, theirs.BertPreTrainedModel):
+        if id(m) in covered or not is_of_a_family(m):
             continue
         covered.update(map(id, m.modules()))
         name = name or "the model"
@@ -88,7 +88,7 @@ def check_quantization(root: nn.Module, scheme: str) -> None:
     """ValueError for an unknown scheme, and where a BERT that optimize would replace cannot be quantized."""
     quantizing.check_scheme(scheme)
     for name, m in root.named_modules():
-        if isinstance(m, theirs.BertPreTrainedModel) and why_not_convertible(m) is None:
+        if is_of_a_family(m) and why_not_convertible(m) is None:
             why = quantizing.why_not_quantizable(m, scheme)
             if why is not None:
                 raise ValueError(f"quantization={scheme!r}: {name or 'the model'} cannot be quantized: {why}")
@@ -127,6 +127,11 @@ def root_of(module: Any) -> nn.Module:
     raise ValueError(f"module: got {type(module).__name__}, expected an nn.Module, or an object that holds one under .model")
 
 
+def is_of_a_family(module: nn.Module) -> bool:
+    """Whether a module is a transformers model of a family that bertfast has, with or without a head."""
+    return isinstance(module, tuple(family.pretrained for family in FAMILIES.values()))
+
+
 def why_not_convertible(m: Any) -> str | None:
     """Why a BERT keeps its class; None where ours can take its place."""
     if type(m) in REFERENCE_CLASS:
@@ -149,13 +154,14 @@ def register() -> None:
     Importing bertfast alone changes nothing about transformers. Calling it twice does no harm; there is no way back in the same process.
     """
     import transformers
-    from transformers import BertConfig
 
     classes: list[Any] = [c for c in vars(transformers.models.auto.modeling_auto).values() if isinstance(c, type)]
-    for original, ours in FAST_CLASS.items():
+    fast_class: dict[Any, Any] = FAST_CLASS
+    for original, ours in fast_class.items():
+        config = ours.family.config
         for auto in classes:
             mapping = getattr(auto, "_model_mapping", None)
-            if mapping is not None and BertConfig in mapping and mapping[BertConfig] is original:
-                auto.register(BertConfig, ours, exist_ok=True)
-                if mapping[BertConfig] is not ours:  # transformers 5.17 silently ignores register() for its own configs
-                    mapping._extra_content[BertConfig] = ours
+            if mapping is not None and config in mapping and mapping[config] is original:
+                auto.register(config, ours, exist_ok=True)
+                if mapping[config] is not ours:  # transformers 5.17 silently ignores register() for its own configs
+                    mapping._extra_content[config] = ours

@@ -1,11 +1,11 @@
 """Loads a checkpoint of any format into a model, through the class's from_pretrained."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,17 @@ from bertfast.checkpoints.folder import Checkpoint, Origin, detect
 from bertfast.checkpoints.tensors import read_safetensors, to_pytorch_layout
 
 Weights = dict[str, Tensor]
+
+
+class LoadedFamily(Protocol):
+    """What loading asks of a bertfast.graph.family.Family."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def checkpoint_aliases(self) -> Mapping[str, str]: ...
+
 
 _READERS: dict[str, tuple[Callable[[Path], Iterator[tuple[str, Tensor]]], Callable[[str], tuple[str, bool]]]] = {
     "tf_h5": (hdf5.read, names.from_tf),
@@ -78,7 +89,7 @@ def folder_of(path: Any, kwargs: dict[str, Any]) -> Path:
     return folder
 
 
-def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: Any, *args: Any, **kwargs: Any) -> Any:
     """`load(path, *args, **kwargs)` for a folder of any format.
 
     load: transformers' from_pretrained of a class. The keyword from_tf=True or from_flax=True chooses that library's checkpoint.
@@ -99,7 +110,7 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
         except Exception:
             _raise_if_damaged(checkpoint)  # names the file where the file is the cause
             raise
-    return load_foreign(load, config_class, folder, checkpoint, *args, **kwargs)
+    return load_foreign(load, family, folder, checkpoint, *args, **kwargs)
 
 
 def _raise_if_damaged(checkpoint: Checkpoint) -> None:
@@ -112,7 +123,7 @@ def _raise_if_damaged(checkpoint: Checkpoint) -> None:
 
 def load_foreign(
     load: Callable[..., Any],
-    config_class: Any,
+    family: LoadedFamily,
     folder: str | PathLike[str],
     checkpoint: Checkpoint,
     *args: Any,
@@ -121,7 +132,7 @@ def load_foreign(
 ) -> Any:
     """`load(folder, *args, **kwargs)` as if transformers read this format.
 
-    load: transformers' from_pretrained of a class; config_class: its config's class; adjust: called with config and weights before
+    load: transformers' from_pretrained of a class; family: of the model; adjust: called with config and weights before
     they are loaded; may change both. Other keywords are from_pretrained's. Raises ValueError where a shape differs from the config's.
     """
     from transformers import PreTrainedConfig
@@ -129,11 +140,12 @@ def load_foreign(
     config = kwargs.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
         kept = {name: kwargs.pop(name) for name in NOT_CONFIG & kwargs.keys()}
-        config, kwargs = config_class.from_pretrained(folder if config is None else config, return_unused_kwargs=True, **kwargs)
+        config, kwargs = family.config.from_pretrained(folder if config is None else config, return_unused_kwargs=True, **kwargs)
         kwargs |= kept
     weights = read_weights(checkpoint)
-    if "cls.predictions.bias" in weights:  # one vector with two names; transformers 5 does not tie them where the embeddings are untied
-        weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"].clone())
+    for name, alias in family.checkpoint_aliases.items():
+        if name in weights:
+            weights.setdefault(alias, weights[name].clone())
     if adjust is not None:
         adjust(config, weights)
     for name in ("subfolder", "variant", "use_safetensors", "from_tf", "from_flax"):  # used by the caller to find the checkpoint

@@ -14,7 +14,6 @@ from transformers.models.bert import modeling_bert
 
 from bertfast.batch.packed import GraphInputs
 from bertfast.batch.positions import PositionRule, column_positions
-from bertfast.checkpoints import names
 from bertfast.graph import bert
 from bertfast.graph.heads import HEADS, Head
 from bertfast.graph.layers import LayerModules
@@ -28,6 +27,7 @@ class Family:
     model_type: str  # of its config
     config: type
     modeling: ModuleType  # of transformers: where the classes of `heads` are
+    pretrained: type  # their base class there
     heads: Mapping[str, Head]  # by class name
     modules: Mapping[str, tuple[type, ...]]  # attribute name -> classes that the graph computes in place of
     positions: PositionRule  # default position_ids
@@ -35,13 +35,14 @@ class Family:
     layers: Callable[[Any], list[LayerModules]]  # of base
     lm_logits: Callable[[Any, Tensor, Ops], Tensor]  # a model with a language-model head: [R, H] -> [R, V]
     quantizable: Callable[[str], bool]  # module name -> whether int8 replaces it
-    checkpoint_names: ModuleType | None  # TensorFlow's and Flax's parameter names; None: they wrote none that is read here
+    checkpoint_aliases: Mapping[str, str]  # parameter -> its second name, which TensorFlow and Flax files lack and transformers needs
 
 
 BERT = Family(
     model_type="bert",
     config=BertConfig,
     modeling=modeling_bert,
+    pretrained=modeling_bert.BertPreTrainedModel,
     heads=HEADS,
     modules=bert.MODULES,
     positions=column_positions,
@@ -49,7 +50,7 @@ BERT = Family(
     layers=bert.layers,
     lm_logits=bert.lm_logits,
     quantizable=bert.is_quantizable,
-    checkpoint_names=names,
+    checkpoint_aliases={"cls.predictions.bias": "cls.predictions.decoder.bias"},
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}

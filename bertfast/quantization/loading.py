@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bertfast import checkpoints
+from bertfast.checkpoints.loading import LoadedFamily
 from bertfast.quantization import fp8_support, int8
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear, Int8Table
 from bertfast.quantization.schemes import check_scheme, config_entry, forget_ties, quantize, scheme_in_config
@@ -66,7 +67,7 @@ def tie(model: Any, missing: set[str]) -> None:
         missing -= keys
 
 
-def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, quantization: str | None, **kwargs: Any) -> Any:
+def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: Any, *args: Any, quantization: str | None, **kwargs: Any) -> Any:
     """checkpoints.from_pretrained, which also loads quantized folders, and quantizes models of others.
 
     load: a class's `from_pretrained` of transformers. ValueError where folder, quantization and dtype contradict each other.
@@ -78,19 +79,19 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
         raise ValueError(f"quantization={quantization!r}: {path} holds a model in {stored}; leave quantization out, or load the original")
     scheme = stored or quantization
     if scheme is None:
-        return checkpoints.from_pretrained(load, config_class, path, *args, **kwargs)
+        return checkpoints.from_pretrained(load, family, path, *args, **kwargs)
     if scheme == "fp8":
-        return _load_fp8(load, config_class, path, *args, **kwargs)
+        return _load_fp8(load, family, path, *args, **kwargs)
     _check_int8_arguments(kwargs)
     kwargs["dtype"] = torch.float32
     if stored is None:
-        loaded = checkpoints.from_pretrained(load, config_class, path, *args, **kwargs)
+        loaded = checkpoints.from_pretrained(load, family, path, *args, **kwargs)
         quantize(loaded[0] if isinstance(loaded, tuple) else loaded, scheme)
         return loaded
-    config, kwargs = _float_config(config_class, path, kwargs)
+    config, kwargs = _float_config(family, path, kwargs)
     with_info = kwargs.pop("output_loading_info", False)
     with building_quantized():
-        model, info = checkpoints.from_pretrained(load, config_class, path, *args, config=config, output_loading_info=True, **kwargs)
+        model, info = checkpoints.from_pretrained(load, family, path, *args, config=config, output_loading_info=True, **kwargs)
     for name, layer in model.named_modules():
         if isinstance(layer, Int8Table):
             absent = {key for key in info["missing_keys"] if key in (f"{name}.weight_int8", f"{name}.weight_scales")}
@@ -102,7 +103,7 @@ def from_pretrained(load: Callable[..., Any], config_class: Any, path: Any, *arg
     return (model, info) if with_info else model
 
 
-def _load_fp8(load: Callable[..., Any], config_class: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+def _load_fp8(load: Callable[..., Any], family: LoadedFamily, path: Any, *args: Any, **kwargs: Any) -> Any:
     """Loads the float model in bfloat16 (or float16 if asked for), moves it to the GPU (device_map, else the current one), quantizes it."""
     device = torch.device(kwargs.pop("device_map", None) or "cuda")
     why = fp8_support.why_device_unsupported(device) if device.type != "cuda" or torch.cuda.is_available() else "torch sees no GPU"
@@ -112,7 +113,7 @@ def _load_fp8(load: Callable[..., Any], config_class: Any, path: Any, *args: Any
     dtype = kwargs.pop(names[0]) if names else torch.bfloat16
     if dtype not in (torch.bfloat16, torch.float16, "bfloat16", "float16"):
         raise ValueError(f"{names[0]}={dtype}: what is not in fp8 is in bfloat16 or float16; ask for one of them")
-    loaded = checkpoints.from_pretrained(load, config_class, path, *args, **{**kwargs, "dtype": dtype})
+    loaded = checkpoints.from_pretrained(load, family, path, *args, **{**kwargs, "dtype": dtype})
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.to(device)
     quantize(model, "fp8")
@@ -142,7 +143,7 @@ def _check_int8_arguments(kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{name}={value!r}: int8 runs on CPUs and does not take it; leave {name} out")
 
 
-def _float_config(config_class: Any, path: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _float_config(family: LoadedFamily, path: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The config of a quantized folder without its quantization_config, for transformers; and the remaining keywords."""
     from transformers import PreTrainedConfig
 
@@ -152,7 +153,7 @@ def _float_config(config_class: Any, path: Any, kwargs: dict[str, Any]) -> tuple
     else:
         kept = {name: kwargs.pop(name) for name in checkpoints.NOT_CONFIG & kwargs.keys()}
         where = {name: kwargs[name] for name in ("subfolder",) if name in kwargs}
-        config, kwargs = config_class.from_pretrained(path if config is None else config, return_unused_kwargs=True, **kwargs)
+        config, kwargs = family.config.from_pretrained(path if config is None else config, return_unused_kwargs=True, **kwargs)
         kwargs |= kept | where
     config.__dict__.pop("quantization_config", None)
     return config, kwargs

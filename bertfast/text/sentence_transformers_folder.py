@@ -90,8 +90,11 @@ def _require_config(model_dir: Path) -> None:
     config = _read_json(model_dir / "config.json", dict)
     if config is None:
         raise ValueError(f"{model_dir / 'config.json'} does not exist; expected the folder of a BERT model, as save_pretrained writes it")
-    if config.get("model_type", "bert") != "bert":
-        raise ValueError(f"{model_dir / 'config.json'}: model_type is {config['model_type']!r}, bertfast runs 'bert'")
+    from bertfast.graph.family import FAMILIES  # imports transformers' models
+
+    if config.get("model_type", "bert") not in FAMILIES:
+        found = f"{model_dir / 'config.json'}: model_type is {config['model_type']!r}"
+        raise ValueError(f"{found}, bertfast runs {' or '.join(map(repr, FAMILIES))}")
 
 
 def _read_json(path: Path, kind: type) -> Any:

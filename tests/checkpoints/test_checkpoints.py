@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from bertfast import checkpoints
 from bertfast.checkpoints import flax_msgpack, hdf5, names
+from bertfast.graph.family import BERT
 
 MODELS = Path(__file__).parents[1] / "golden" / "models"
 H5, MSGPACK = MODELS / "mini_tf" / "tf_model.h5", MODELS / "mini_flax" / "flax_model.msgpack"
@@ -36,7 +37,7 @@ FORMATS = {
 
 
 def load(cls, folder, **kwargs):
-    return checkpoints.from_pretrained(cls.from_pretrained, transformers.BertConfig, folder, **kwargs)
+    return checkpoints.from_pretrained(cls.from_pretrained, BERT, folder, **kwargs)
 
 
 def assert_same(got, want):

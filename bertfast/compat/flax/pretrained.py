@@ -23,6 +23,7 @@ from bertfast.compat.flax.parameters import ParametersMixin
 from bertfast.compat.flax.weights import WeightSet
 from bertfast.compat.outputs import ModelOutput
 from bertfast.compat.tracing import refuse_tracing
+from bertfast.graph.family import BERT
 from bertfast.runtime.config_access import setting
 
 ACTIVATIONS = frozenset(["gelu", "relu", "silu", "swish", "gelu_new", "quick_gelu"])  # 4.37's, for Flax
@@ -119,7 +120,7 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         model: Any = cls.__new__(cls)
         model._set_up(config, input_shape, seed, dtype, _do_init)
         module, info = checkpoints.load_foreign(
-            cls._torch_class().from_pretrained, type(config), folder, checkpoint,
+            cls._torch_class().from_pretrained, BERT, folder, checkpoint,
             config=_engine_config(config), adjust=_drop_tied_decoder, dtype="auto", output_loading_info=True, **kwargs,
         )  # fmt: skip
         config.name_or_path = model.name_or_path = str(folder)

@@ -22,6 +22,7 @@ from bertfast.compat.outputs import ModelOutput
 from bertfast.compat.tf import arguments
 from bertfast.compat.tf.keras import KerasMixin
 from bertfast.compat.tracing import refuse_tracing
+from bertfast.graph.family import BERT
 from bertfast.runtime.config_access import setting
 
 # 4.37's, for TensorFlow
@@ -79,7 +80,7 @@ class TFBertPreTrainedModel(KerasMixin):
         config = read_config(config, folder, kwargs)
         model: Any = cls.__new__(cls)
         module, info = checkpoints.load_foreign(
-            _torch_class(model).from_pretrained, type(config), folder, checkpoint,
+            _torch_class(model).from_pretrained, BERT, folder, checkpoint,
             config=engine_config(config, _activation(config)), dtype=torch.float32, output_loading_info=True, **kwargs,
         )  # fmt: skip
         config.name_or_path = str(folder)
