@@ -7,7 +7,6 @@ does something no op does (an activation that linear cannot fuse) has no plan an
 
 import torch
 
-from bertfast.batch.attention import VarlenAttention
 from bertfast.engine import cuda_graphs
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.model_state import state_of
@@ -44,12 +43,8 @@ def run_eagerly(call: ForwardCall, reason: str) -> dict[str, HeadOutput]:
 def plan_key(call: ForwardCall) -> PlanKey | None:
     """The plan that serves this call; None where none can."""
     rows = call.batch.rows
-    attention, cross = rows.attention, rows.cross_attention
-    if (
-        type(attention) is not VarlenAttention
-        or (cross is not None and type(cross) is not VarlenAttention)
-        or call.batch.pad_mask is not None
-    ):
+    attention, cross = rows.varlen, rows.cross_attention
+    if attention is None or (cross is not None and rows.cross_varlen is None) or call.batch.pad_mask is not None:
         return None
     weight = call.base.embeddings.position_embeddings.weight
     if weight.dtype not in PLAN_DTYPES or weight.device.type != "cpu":

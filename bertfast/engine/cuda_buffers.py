@@ -12,7 +12,6 @@ from torch import Tensor
 from bertfast import ops
 from bertfast.batch.packed import GraphInputs, PackedBatch
 from bertfast.engine.plan_inputs import plan_inputs
-from bertfast.engine.varlen import varlen_of
 from bertfast.graph.heads import HeadOutput
 from bertfast.ops import Ops
 
@@ -71,7 +70,7 @@ def static_batch(bucket: Bucket, like: PackedBatch) -> StaticBatch:
         first_cu = torch.arange(bucket.sequences + 1, dtype=torch.int32, device=device)
         first_rows = torch.zeros(bucket.sequences, dtype=torch.int64, device=device)
     attention = replace(
-        varlen_of(like),
+        like.rows.require_varlen(),
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_k=cu_seqlens,
         max_seqlen_q=bucket.longest,

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from bertfast import ops
-from bertfast.batch.attention import VarlenAttention
 from bertfast.engine.call import ForwardCall
 
 MAX_ROWS = 8192  # above, each kernel runs longer than the next takes to launch
@@ -37,10 +36,10 @@ def why_eager_trial(model: Any) -> str | None:
 def why_eager(call: ForwardCall) -> str | None:
     """Why this call runs eagerly; None where a CUDA graph can hold it."""
     rows = call.batch.rows
-    attention = rows.attention
+    attention = rows.varlen
     if (reason := why_model_eager(call.base)) is not None:
         return reason
-    if type(attention) is not VarlenAttention or call.batch.pad_mask is not None:
+    if attention is None or call.batch.pad_mask is not None:
         return "attention under a mask, or on a KV cache"
     if rows.cross_attention is not None:
         return "cross-attention"

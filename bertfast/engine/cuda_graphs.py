@@ -19,7 +19,6 @@ from bertfast.engine.cuda_capture import Replay, bit_pattern
 from bertfast.engine.cuda_graph_cache import GraphKey, serialized
 from bertfast.engine.cuda_graph_eligibility import count_reason, kernel_settings, why_eager
 from bertfast.engine.model_state import state_of
-from bertfast.engine.varlen import varlen_of
 from bertfast.graph.heads import HeadOutput
 
 logger = logging.getLogger("bertfast")
@@ -52,7 +51,7 @@ def run(call: ForwardCall) -> dict[str, HeadOutput]:
     reason = why_eager(call)
     if reason is None:
         rows = call.batch.rows
-        bucket = bucket_of(rows.input_ids.shape[0], call.batch.batch, varlen_of(call.batch).max_seqlen_k)
+        bucket = bucket_of(rows.input_ids.shape[0], call.batch.batch, call.batch.rows.require_varlen().max_seqlen_k)
         state = state_of(call.model)  # alive until the graph is in the cache: what it owns leaves the cache with it
         key: GraphKey = (state.cuda_graphs.number, bucket, *graph_key(call))
         with serialized(rows.input_ids.device):
@@ -106,7 +105,7 @@ def graph_key(call: ForwardCall) -> GraphKey:
         weight.dtype,
         call.first_column_only(),
         rows.token_type_ids is None,
-        varlen_of(call.batch).causal,
+        call.batch.rows.require_varlen().causal,
         call.head.pooled and call.base.pooler is not None,
         *kernel_settings(call.model),
     )

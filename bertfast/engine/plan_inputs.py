@@ -10,9 +10,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from bertfast.batch.attention import VarlenAttention
 from bertfast.batch.packed import GraphInputs, PackedBatch
-from bertfast.engine.varlen import varlen_of
 
 
 class RowCount(IntEnum):
@@ -74,8 +72,8 @@ _in_slot_order = attrgetter(*SLOT_OF)
 
 def plan_inputs(batch: PackedBatch) -> PlanInputs:
     """What a recorded forward reads of a batch."""
-    rows, attention = batch.rows, varlen_of(batch)
-    cross = rows.cross_attention if isinstance(rows.cross_attention, VarlenAttention) else None
+    rows, attention = batch.rows, batch.rows.require_varlen()
+    cross = rows.cross_varlen
     return PlanInputs(
         input_ids=rows.input_ids,
         position_ids=rows.position_ids,
@@ -96,11 +94,11 @@ def plan_inputs(batch: PackedBatch) -> PlanInputs:
 def batch_reading(inputs: PlanInputs, like: PackedBatch) -> PackedBatch:
     """`like`, reading the tensors of `inputs`, which have None only where `like` has."""
     given: Any = inputs
-    rows, cross = like.rows, like.rows.cross_attention
-    if isinstance(cross, VarlenAttention):
+    rows, cross = like.rows, like.rows.cross_varlen
+    if cross is not None:
         cross = replace(cross, cu_seqlens_q=given.cross_cu_seqlens_q, cu_seqlens_k=given.cross_cu_seqlens_k)
     attention = replace(
-        varlen_of(like),
+        like.rows.require_varlen(),
         cu_seqlens_q=given.cu_seqlens_q,
         cu_seqlens_k=given.cu_seqlens_k,
         key_rows=given.key_rows,
@@ -120,7 +118,7 @@ def batch_reading(inputs: PlanInputs, like: PackedBatch) -> PackedBatch:
 
 def row_counts(batch: PackedBatch) -> list[int]:
     """The value of each RowCount for a batch."""
-    rows, key_rows = batch.rows, varlen_of(batch).key_rows
+    rows, key_rows = batch.rows, batch.rows.require_varlen().key_rows
     counts = [0] * len(RowCount)
     counts[RowCount.ROWS] = rows.input_ids.shape[0]
     counts[RowCount.SEQUENCES] = batch.batch

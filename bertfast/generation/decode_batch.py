@@ -14,7 +14,6 @@ from bertfast import ops
 from bertfast.batch.packed import PackedBatch
 from bertfast.cache.attention import PromptAttention
 from bertfast.cache.decode import DecodeCache
-from bertfast.engine.varlen import varlen_of
 from bertfast.generation import cuda_decoder
 from bertfast.generation.cpu_decoder import CpuDecoder
 from bertfast.generation.cuda_decoder import CudaDecoder
@@ -28,7 +27,7 @@ class DecodeBatch:
         """batch: of `pack_prompts`. max_length: of a sequence, padding included. beams: sequences that `reorder` may make of a prompt."""
         self.model, self.batch = model, batch
         base, S = model.base_model, batch.columns
-        boundaries = varlen_of(batch).cu_seqlens_q
+        boundaries = batch.rows.require_varlen().cu_seqlens_q
         self.prompt_lengths = boundaries.diff()  # [B]
         lengths = self.prompt_lengths.tolist()
         self.padded_columns = S - max(lengths)  # in which every prompt is padded
@@ -59,7 +58,7 @@ class DecodeBatch:
         sequence = torch.repeat_interleave(lengths, output_size=rows.input_ids.shape[0])  # of each packed row
         positions = torch.arange(len(sequence), device=sequence.device) - (self.last_rows + 1 - lengths).index_select(0, sequence)
         store = self.cache.store(self.cache_rows.index_select(0, sequence), positions)
-        rows.attention = PromptAttention(varlen_of(self.batch), store)
+        rows.attention = PromptAttention(rows.require_varlen(), store)
         hidden = encode(self.model.base_model, rows, ops, first_rows=self.last_rows)
         return self.model.family.lm_logits(self.model, hidden, ops)
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.batch.attention import VarlenAttention
 from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 
@@ -17,8 +16,8 @@ def pack_prompts(model: Any, input_ids: Tensor, arguments: dict[str, Any]) -> Pa
     """The packed prompts; None where only a mask can say what they see."""
     given = {name: arguments.get(name) for name in ("attention_mask", "position_ids", "token_type_ids")}
     batch = make_batch({"input_ids": input_ids, **given}, model.base_model, OutputNeeds())
-    causal = isinstance(batch.rows.attention, VarlenAttention) and batch.rows.attention.causal
-    return batch if causal and batch.pad_mask is None else None
+    attention = batch.rows.varlen
+    return batch if attention is not None and attention.causal and batch.pad_mask is None else None
 
 
 def unique_prompts(input_ids: Tensor, arguments: dict[str, Any], beams: int) -> tuple[Tensor, dict[str, Any]] | None:
