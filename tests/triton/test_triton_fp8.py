@@ -305,12 +305,10 @@ def test_cross_attention(fp8_gpu, device):
     assert norms == ["attention.output.LayerNorm", "crossattention.output.LayerNorm", "output.LayerNorm"]
     if products is not None:
         products.clear()
-    given = {**inputs([[1] * 5], device), "encoder_hidden_states": torch.randn(1, 7, 64).to(device, torch.bfloat16), "use_cache": False}
+    given, states = inputs([[1] * 5], device), torch.randn(1, 7, 64).to(device, torch.bfloat16)
     with torch.no_grad():
-        out, truth = (
-            ours(**given),
-            copy.deepcopy(original).double()(**{**given, "encoder_hidden_states": given["encoder_hidden_states"].double()}),
-        )
+        out = ours(**given, encoder_hidden_states=states, use_cache=False)
+        truth = original.double()(**given, encoder_hidden_states=states.double(), use_cache=False)
     assert 0 < errors(out, truth, slice(None)) < 0.1
     if products is not None:
         assert [shape for shape, _ in products] == [(3 * 64, 64), (64, 64), (2 * 64, 64), (256, 64), (64, 256)]
