@@ -15,8 +15,8 @@ from bertfast.graph.family import family_of
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear, Int8Table
 
 
-def places(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that int8 replaces, by name; a layer in two places comes twice."""
+def quantizable_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that int8 replaces, by name; a layer under two names comes twice."""
     quantizable = family_of(model.config).quantizable
     for name, module in model.named_modules(remove_duplicate=False):
         if quantizable(name):
@@ -32,17 +32,19 @@ def why_not_quantizable(model: Any) -> str | None:
             return f"its parameters are on {parameter.device} ({name}), and int8 runs on CPUs; call .to('cpu') on it first"
         if type(parameter) is not nn.Parameter:
             return f"parameter {name} is a {type(parameter).__name__}"
-    for place, layer in places(model):
+    for name, layer in quantizable_layers(model):
         if not isinstance(layer, Int8Table) and type(layer) not in (nn.Linear, nn.Embedding):
-            return f"{place} is a {type(layer).__name__}, expected torch's own layer; merge or remove the adapter first"
+            return f"{name} is a {type(layer).__name__}, expected torch's own layer; merge or remove the adapter first"
     return None
 
 
 def quantize(model: Any) -> None:
     """Replaces the layers in place, for a model that why_not_quantizable accepts. ValueError, naming the layer, for weights that are not
     finite."""
-    words = {id(layer.weight): name for name, layer in places(model) if type(layer) is nn.Embedding}
-    ties = {name: words[id(layer.weight)] for name, layer in places(model) if type(layer) is nn.Linear and id(layer.weight) in words}
+    words = {id(layer.weight): name for name, layer in quantizable_layers(model) if type(layer) is nn.Embedding}
+    ties = {
+        name: words[id(layer.weight)] for name, layer in quantizable_layers(model) if type(layer) is nn.Linear and id(layer.weight) in words
+    }
     tied = {id(model.get_submodule(name)) for name in ties}
 
     def quantized(layer: Any) -> Int8Table:
@@ -68,7 +70,7 @@ def put_empty_layers(model: Any) -> None:
 
 def replace(model: Any, quantized: Callable[[Any], Int8Table]) -> None:
     done: dict[nn.Module, Int8Table] = {}
-    for name, layer in list(places(model)):
+    for name, layer in list(quantizable_layers(model)):
         if isinstance(layer, Int8Table):
             continue
         if layer not in done:

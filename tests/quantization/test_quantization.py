@@ -58,9 +58,9 @@ def tensors_of(output: Any) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def fast_road_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_path_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(kind: str, message: str) -> None:
-        raise AssertionError(f"{kind} left the fast road: {message}")
+        raise AssertionError(f"{kind} left the fast path: {message}")
 
     monkeypatch.setattr(eligibility, "warn_once", refuse)
 
@@ -113,7 +113,7 @@ def test_real_weights(isa: str, minilm_dir: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["right", "left", "holes"])
 @pytest.mark.parametrize("head", builders.HEADS)
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_every_head(head: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No further from the float model than transformers' forward with the same roundings."""
     original, fast = quantized_pair(head)
@@ -131,7 +131,7 @@ def test_every_head(head: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200}, {"hidden_act": "relu"}, {}]
 )
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_widths_that_64_does_not_divide_and_other_activations(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     original, fast = quantized_pair(num_hidden_layers=2, **changes)
     arguments = builders.batch("BertModel", original, 3, 17, "none")
@@ -141,7 +141,7 @@ def test_widths_that_64_does_not_divide_and_other_activations(changes: dict[str,
     assert_as_accurate(got, yardstick=plain(fast, monkeypatch, **arguments).last_hidden_state, truth=truth)
 
 
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_cross_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     original, fast = quantized_pair("BertLMHeadModel", is_decoder=True, add_cross_attention=True)
     arguments = builders.batch("BertLMHeadModel", original, 4, 9, "right")
@@ -154,7 +154,7 @@ def test_cross_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(isinstance(layer.crossattention.self.key, int8_layers.Int8Linear) for layer in fast.bert.encoder.layer)
 
 
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_inputs_embeds() -> None:
     """inputs_embeds looked up by the caller give the same outputs as their input_ids."""
     _, fast = quantized_pair()
@@ -167,7 +167,7 @@ def test_inputs_embeds() -> None:
         assert torch.equal(embeds[0, 0], table[(table == embeds[0, 0]).all(dim=1)][0])
 
 
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_a_row_has_the_same_bits_alone_and_in_any_batch() -> None:
     _, fast = quantized_pair("BertForTokenClassification", **builders.BASE | {"num_hidden_layers": 1})
     ids = torch.randint(0, fast.config.vocab_size, (9, 13))
@@ -179,7 +179,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch() -> None:
             assert torch.equal(fast(input_ids=ids[row : row + 1, :length]).logits[0], together[row, :length])
 
 
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_a_replayed_forward_gives_the_same_bits() -> None:
     _, fast = quantized_pair()
     arguments = builders.batch("BertModel", fast, 4, 10, "right")
@@ -281,7 +281,7 @@ def test_transformers_forward_runs_on_a_quantized_model(caplog: pytest.LogCaptur
     assert_as_accurate(out, yardstick=yardstick, truth=truth)
 
 
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_attentions_and_hidden_states() -> None:
     _, fast = quantized_pair()
     arguments = builders.batch("BertModel", fast, 4, 10, "right")
@@ -343,7 +343,7 @@ def test_compiled_and_traced() -> None:
 # Generation
 
 
-@pytest.mark.usefixtures("fast_road_only")
+@pytest.mark.usefixtures("fast_path_only")
 def test_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy tokens are those of whole forwards without a cache, and every step after the first is replayed."""
     recorded: list[decode_plan.DecodeStepPlan] = []

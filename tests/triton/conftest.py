@@ -42,11 +42,11 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def cuda_road(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The op contract runs the CUDA backend on this device's tensors, whatever the device, and no plan of the C++ host steps in."""
+    """bertfast.ops dispatches this device's tensors to the CUDA backend, and no CPU plan is used."""
     from bertfast import ops
     from bertfast.engine import cpu_plans
 
-    monkeypatch.setattr(cpu_plans, "PLAN_DTYPES", ())  # plans are of the CPU kernels, which a GPU's tensors never meet
+    monkeypatch.setattr(cpu_plans, "PLAN_DTYPES", ())  # plans run CPU kernels
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         monkeypatch.setitem(ops.dispatch.KERNELS, ("cpu", dtype), "bertfast.ops.cuda")
     ops.dispatch.backend_of.cache_clear()

@@ -1,4 +1,4 @@
-"""Attention on a KV cache and the writing of one, in Triton: against their float64 definitions."""
+"""cached_attention and write_cache in Triton, against the reference ops in float64."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def queries(T: int, N: int, D: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def check(q, keys, values, rows, first, last, scale=None, attend=backend.cached_attention) -> torch.Tensor:
-    """Whatever lies outside of the ranges is NaN for the kernel; the definition multiplies it by zero and is given zeros."""
+    """Positions outside the ranges are NaN for the kernel, and zeros for the reference, which multiplies them by zero."""
     cell = torch.arange(keys.shape[2], device=q.device)
     seen = torch.zeros(keys.shape[0], keys.shape[2], dtype=torch.bool, device=q.device)
     for t, row in enumerate(rows.tolist()):

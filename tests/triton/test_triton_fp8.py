@@ -22,6 +22,7 @@ from bertfast.ops.cuda import fp8 as cuda_fp8
 from bertfast.ops.fp8 import dequantize_fp8, quantize_fp8_rows, quantize_fp8_weight
 from bertfast.quantization import fp8 as scheme
 from bertfast.quantization import fp8_support as support
+from bertfast.quantization.fp8_layers import Fp8LayerNorm, Fp8Linear
 
 E4M3 = torch.float8_e4m3fn
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2}
@@ -36,7 +37,7 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
 
 
 def check_rounding(rows: ops.Fp8Rows, exact: torch.Tensor, group: int) -> None:
-    """As near to the exact values as torch's own rounding is."""
+    """As near to the exact values as torch's rounding."""
     assert rows.values.dtype == E4M3
     assert rows.values.shape[0] % 16 == 0
     assert_as_accurate(dequantize_fp8(rows), yardstick=rounded(exact.float(), group), truth=exact)
@@ -131,7 +132,7 @@ def test_the_contract_checks_what_fp8_linear_is_given(device):
 
 
 class Emulated(nn.Module):
-    """A linear layer that rounds its input and weight as the scheme says, and does everything else in the dtype it is given."""
+    """A linear layer that rounds its input and weight as fp8 does, and computes in the dtype it is given."""
 
     def __init__(self, linear: nn.Linear, group: int | None) -> None:
         super().__init__()
@@ -155,7 +156,7 @@ def emulation(reference_model: nn.Module, by_group: bool) -> nn.Module:
 
 @pytest.fixture
 def fp8_gpu(monkeypatch, cuda_road, device):
-    """A GPU that has float8; or this CPU, told to be one, with plain torch for the scaled product."""
+    """A GPU that has float8; or this CPU as one, with plain torch for the scaled product."""
     if device.type == "cuda":
         if torch.cuda.get_device_capability() < (8, 9):
             pytest.xfail("this GPU has no float8 units")
@@ -198,7 +199,7 @@ def errors(out, truth, real):
 @every_half
 @pytest.mark.parametrize("groups", [True, False], ids=["groups", "rows"])
 def test_the_whole_model(groups, dtype, fp8_gpu, device):
-    """No further from float64 than plain torch that rounds in the same places and computes in float32."""
+    """As near to float64 as plain torch that rounds at the same places and computes in float32."""
     products = fp8_gpu(groups)
     _, original = pair_of("BertModel", dtype, device, **SIZES)
     ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
@@ -261,7 +262,7 @@ def test_heads_under_graphs_and_plain(head, fp8_gpu, monkeypatch, device):
 
 
 def test_transformers_own_forward_runs_on_these_layers(fp8_gpu, device):
-    """It quantizes what nobody emitted for it: the same rounding of slightly other numbers."""
+    """It quantizes inputs that no layer emitted: the same rounding of slightly different numbers."""
     fp8_gpu(True)
     _, original = pair_of("BertModel", torch.bfloat16, device, **SIZES)
     ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
@@ -275,7 +276,7 @@ def test_transformers_own_forward_runs_on_these_layers(fp8_gpu, device):
 
 
 def test_weights_that_lie_apart(fp8_gpu, device):
-    """A copy may have its three weights in three places: three products, the same numbers."""
+    """Q, K and V weights in three buffers: three products, the same numbers."""
     fp8_gpu(True)
     ours, _ = pair_of("BertModel", torch.float16, device, **SIZES)
     bertfast.optimize(ours, quantization="fp8")
@@ -288,6 +289,29 @@ def test_weights_that_lie_apart(fp8_gpu, device):
         torch.testing.assert_close(linear(x, layers), together)
         apart = torch.cat([layer(x) for layer in layers], dim=1)
     torch.testing.assert_close(apart, together)
+
+
+def test_cross_attention(fp8_gpu, device):
+    """Its queries read other rows than its keys and values: two products."""
+    products = fp8_gpu(True)
+    config = {"is_decoder": True, "add_cross_attention": True, "num_hidden_layers": 1}
+    _, original = pair_of("BertModel", torch.bfloat16, device, **SIZES, **config)
+    ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
+    layer = ours.encoder.layer[0]
+    linears = {name for name, m in layer.named_modules() if isinstance(m, Fp8Linear)}
+    attention = {f"{block}.self.{name}" for block in ("attention", "crossattention") for name in ("query", "key", "value")}
+    assert linears == {*attention, "intermediate.dense", "output.dense"}
+    norms = [name for name, m in layer.named_modules() if isinstance(m, Fp8LayerNorm)]
+    assert norms == ["attention.output.LayerNorm", "crossattention.output.LayerNorm", "output.LayerNorm"]
+    if products is not None:
+        products.clear()
+    given, states = inputs([[1] * 5], device), torch.randn(1, 7, 64).to(device, torch.bfloat16)
+    with torch.no_grad():
+        out = ours(**given, encoder_hidden_states=states, use_cache=False)
+        truth = original.double()(**given, encoder_hidden_states=states.double(), use_cache=False)
+    assert 0 < errors(out, truth, slice(None)) < 0.1
+    if products is not None:
+        assert [shape for shape, _ in products] == [(3 * 64, 64), (64, 64), (2 * 64, 64), (256, 64), (64, 256)]
 
 
 def test_other_activations(fp8_gpu, device):
@@ -303,7 +327,7 @@ def test_other_activations(fp8_gpu, device):
 
 
 def test_loading(fp8_gpu, tmp_path, device):
-    """The float model of a folder, onto the GPU, in bfloat16 unless float16 is asked for; what is made of it is never saved."""
+    """A float folder is loaded onto the GPU in bfloat16, or float16 if asked for; the quantized model is never saved."""
     fp8_gpu(True)
     _, original = pair_of("BertForSequenceClassification", torch.float32, device, **SIZES)
     original.save_pretrained(tmp_path)

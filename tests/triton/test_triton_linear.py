@@ -1,4 +1,4 @@
-"""Linear layers of the CUDA backend: cuBLAS with the activation kernel, and the Triton GEMM with its epilogues."""
+"""Linear layers of the CUDA backend: cuBLAS with the activation kernel, and the Triton GEMM with its epilogue."""
 
 import pytest
 import torch

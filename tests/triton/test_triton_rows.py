@@ -1,4 +1,4 @@
-"""The kernels that take a batch row by row: layernorm, embedding, activation, pack and unpack."""
+"""The row-wise Triton kernels: add_layer_norm, embed_layer_norm, activation, pack and unpack."""
 
 import pytest
 import torch
@@ -100,7 +100,7 @@ def test_an_id_out_of_range_is_named_and_never_read(which, name, value, device):
 
     with pytest.raises(ValueError, match=rf"{name}: got {value}, expected 0 <= {name} < {rows}"):
         embed_and_synchronise()
-    backend.raise_out_of_range(device)  # said once
+    backend.raise_out_of_range(device)  # reported once
     check("embed_layer_norm", *embedding_inputs(5, 64, torch.float16, device))
 
 
@@ -156,7 +156,7 @@ def test_pack_and_unpack_of_nothing(device):
 
 
 def test_a_negative_index_is_no_row(device):
-    """A graph's batch has more places than rows: the places left over must neither read nor write."""
+    """A CUDA graph's batch has more places than rows: those left over must neither read nor write."""
     x = torch.randn(4, 20, device=device)
     indices = torch.tensor([2, -1, 0, -1], device=device)
     packed = backend.pack(x, indices)
