@@ -41,7 +41,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture
-def cuda_road(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cuda_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The op contract runs the CUDA backend on this device's tensors, whatever the device, and no plan of the C++ host steps in."""
     from bertfast import ops
     from bertfast.engine import cpu_plans
