@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bertfast.engine.plan_inputs import PlanInputs
+from bertfast.runtime.native import _C
 
 Key = tuple[int, int, bool, bool, bool]  # B, S, no token_type_ids, no position_ids, causal
 
@@ -20,7 +21,7 @@ MAX_ENTRIES = 64
 
 @dataclass(frozen=True, slots=True)
 class CachedLayout:
-    plan: Any  # _C.Plan
+    plan: _C.Plan
     counts: list[int]
     addresses: list[int]  # in slot order; those of patched inputs are replaced in each call
     patched: list[tuple[str, int]]  # argument, slot

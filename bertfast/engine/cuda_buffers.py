@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.packed import GraphInputs, PackedBatch
-from bertfast.engine.plan_inputs import plan_inputs
+from bertfast.engine.plan_inputs import PlanInputs, plan_inputs
 from bertfast.graph.heads import HeadOutput
 from bertfast.ops import Ops
 
@@ -87,12 +87,23 @@ def static_batch(bucket: Bucket, like: PackedBatch) -> StaticBatch:
     return StaticBatch(rows, batch=bucket.sequences, columns=1, indices=None, pad_mask=None, first_rows=first_rows)
 
 
+def staged_inputs(batch: PackedBatch) -> PlanInputs:
+    """The inputs that differ between two calls of one graph; the others (first_cu_seqlens) are fixed or absent."""
+    return PlanInputs(
+        input_ids=batch.rows.input_ids,
+        position_ids=batch.rows.position_ids,
+        token_type_ids=batch.rows.token_type_ids,
+        cu_seqlens_q=batch.rows.require_varlen().cu_seqlens_q,
+        first_rows=batch.first_rows,
+    )
+
+
 def stage(batch: PackedBatch, into: PackedBatch) -> None:
     """Copies what a call reads into the buffers of a graph, in one launch."""
     from bertfast.ops import cuda  # imports triton, which a machine without a GPU may not have
 
-    given: Any = plan_inputs(batch)  # Any: what a graph reads is never None but for token_type_ids
-    buffer: Any = plan_inputs(into)
+    given: Any = staged_inputs(batch)  # Any: none of these is None but token_type_ids
+    buffer: Any = staged_inputs(into)
     cuda.stage(
         given.input_ids, ids_out=buffer.input_ids,
         positions=given.position_ids, positions_out=buffer.position_ids,

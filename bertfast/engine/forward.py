@@ -1,6 +1,7 @@
 """One call of a public class: fast path or reference path, replayed or laid out, and transformers' output."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,14 +50,12 @@ def compute(model: Any, state: ModelState, base: type, head: Head, arguments: Ar
     if inspected or cached:
         call = ForwardCall(model, head, inputs, bool(options.hidden_states), options.attentions, differentiated and inspected, cached)
 
-    def run() -> tuple[dict[str, Tensor], ForwardCall | None]:
-        return cached_layout_or_graph(model, state, head, inputs) if call is None else (run_graph(call), call)
-
     if differentiated and not inspected:
-        tensors = differentiable(model, base, state.guard, arguments, inputs, call, run)
+        compute_tensors = partial(cached_layout_or_graph, model, state, head, inputs) if call is None else partial(run_call, call)
+        tensors = differentiable(model, base, state.guard, arguments, inputs, call, compute_tensors)
     else:
         with torch.no_grad() if grad_mode and not differentiated else nullcontext():
-            tensors = run()[0]
+            tensors = cached_layout_or_graph(model, state, head, inputs)[0] if call is None else run_graph(call)
     loss = head.loss(model, tensors, inputs)
     return make_output(model, head, call, tensors, loss, options)
 
@@ -74,6 +73,10 @@ def cached_layout_or_graph(model: Any, state: ModelState, head: Head, inputs: Ar
     if key is not None:
         shape_cache.remember(call, state, key)
     return tensors, call
+
+
+def run_call(call: ForwardCall) -> tuple[dict[str, Tensor], ForwardCall]:
+    return run_graph(call), call
 
 
 def run_graph(call: ForwardCall) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ class OutputOptions:
 
 
 def output_options(arguments: Mapping[str, Any], config: Any) -> OutputOptions:
-    hidden, attentions = (arguments.get(name, setting(config, name, False)) for name in ("output_hidden_states", "output_attentions"))
+    hidden = arguments["output_hidden_states"] if "output_hidden_states" in arguments else setting(config, "output_hidden_states", False)
+    attentions = arguments["output_attentions"] if "output_attentions" in arguments else setting(config, "output_attentions", False)
     asked = arguments.get("return_dict")
     return OutputOptions(hidden, bool(attentions), bool(setting(config, "return_dict", True) if asked is None else asked))
 

@@ -30,7 +30,7 @@ class PlanOutput:
 
 @dataclass(frozen=True, slots=True)
 class RecordedPlan:
-    plan: Any  # _C.Plan
+    plan: _C.Plan
     outputs: list[PlanOutput]
     dtype: torch.dtype
 

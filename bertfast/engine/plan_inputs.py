@@ -32,7 +32,7 @@ EncoderRows = Annotated[Tensor | None, RowCount.ENCODER_ROWS]
 EmbeddedRows = Annotated[Tensor | None, RowCount.EMBEDDED_ROWS]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would cost a microsecond a call
 class PlanInputs:
     """The tensors a recorded forward reads. Field order is slot order: read slots by SLOT_OF, never by a literal index."""
 
@@ -67,6 +67,7 @@ class PlanInputs:
 
 SLOT_OF = {each.name: i for i, each in enumerate(fields(PlanInputs))}
 SLOT_COUNTS: list[RowCount] = [PlanInputs.__annotations__[name].__metadata__[0] for name in SLOT_OF]  # of each slot
+_COUNT_NAMES = [count.name for count in sorted(RowCount)]
 _in_slot_order = attrgetter(*SLOT_OF)
 
 
@@ -119,11 +120,12 @@ def batch_reading(inputs: PlanInputs, like: PackedBatch) -> PackedBatch:
 def row_counts(batch: PackedBatch) -> list[int]:
     """The value of each RowCount for a batch."""
     rows, key_rows = batch.rows, batch.rows.require_varlen().key_rows
-    counts = [0] * len(RowCount)
-    counts[RowCount.ROWS] = rows.input_ids.shape[0]
-    counts[RowCount.SEQUENCES] = batch.batch
-    counts[RowCount.PADDED_ROWS] = batch.batch * batch.columns
-    counts[RowCount.KEYS] = 0 if key_rows is None else key_rows.shape[0]
-    counts[RowCount.ENCODER_ROWS] = 0 if rows.encoder_rows is None else rows.encoder_rows.shape[0]
-    counts[RowCount.EMBEDDED_ROWS] = 0 if rows.words is None else rows.words.shape[0]
-    return counts
+    counts = {
+        "ROWS": rows.input_ids.shape[0],
+        "SEQUENCES": batch.batch,
+        "PADDED_ROWS": batch.batch * batch.columns,
+        "KEYS": 0 if key_rows is None else key_rows.shape[0],
+        "ENCODER_ROWS": 0 if rows.encoder_rows is None else rows.encoder_rows.shape[0],
+        "EMBEDDED_ROWS": 0 if rows.words is None else rows.words.shape[0],
+    }
+    return [counts[name] for name in _COUNT_NAMES]

@@ -1,4 +1,4 @@
-"""Recorded forwards: a replay gives the bits of the op-by-op forward, for other sizes too, and notices what moved."""
+"""Recorded forwards: a replay gives the bits of the op-by-op forward, also for other sizes, and weights that move are noticed."""
 
 import itertools
 import threading
@@ -254,7 +254,7 @@ def test_threads_share_a_plan(op_by_op):
     assert not wrong
 
 
-def test_results_that_live_at_once_never_share_a_place():
+def test_results_alive_at_once_never_overlap():
     results = [arena.Buffer(rows=i % 2, columns=8 * (i % 5 + 1), first=i, last=i + i % 7) for i in range(60)]
     given = list(arena.assign_offsets(results))
     for i, (a, at) in enumerate(given):

@@ -1,7 +1,6 @@
-"""What leaves the fast road, and what must not: a test for each line of the rule (docs/design.md, section 4).
+"""What takes the reference path and what must not: a test for each line of `why_reference`.
 
-A call that takes transformers' forward says why, once; so the reason is what these tests look at, and the numbers are
-transformers' own.
+A call that takes transformers' forward logs why, once: these tests check that reason, and that the numbers are transformers'.
 """
 
 import copy
@@ -61,7 +60,7 @@ def stays(fast: Any, expected_of: Any, caplog: pytest.LogCaptureFixture) -> None
         actual, expected = fast(**arguments), expected_of(**arguments)
     assert reasons(caplog) == []
     assert_agree(actual, expected, arguments["attention_mask"])
-    assert actual.logits[arguments["attention_mask"].eq(0)].eq(0).all(), "padding was computed: not the fast road"
+    assert actual.logits[arguments["attention_mask"].eq(0)].eq(0).all(), "padding was computed: not the fast path"
 
 
 def test_inference_stays(both: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,7 +58,7 @@ def test_one_step_of_fine_tuning(head: str, mode: str, kind: str) -> None:
 
 @pytest.mark.parametrize("wanted", ["hidden_states", "attentions", "head_mask"])
 @pytest.mark.parametrize("head", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
-def test_through_what_is_looked_at(head: str, wanted: str) -> None:
+def test_through_hidden_states_and_attentions(head: str, wanted: str) -> None:
     """Hidden states and attentions are differentiable as well; so is a head mask."""
     expected_of, fast = builders.pair(head, attn_implementation="eager")
     arguments = builders.batch(head, fast, B, S, "right")
@@ -78,7 +78,7 @@ def test_through_what_is_looked_at(head: str, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["inputs_embeds", "encoder_hidden_states"])
-def test_of_what_the_caller_passes(name: str) -> None:
+def test_of_embeddings_and_states_that_the_caller_passes(name: str) -> None:
     both = builders.pair("BertLMHeadModel", is_decoder=True, add_cross_attention=True)
     arguments = builders.batch("BertLMHeadModel", both[0], B, S, "right")
     arguments["encoder_hidden_states"] = torch.randn(B, 7, builders.TINY["hidden_size"])
@@ -115,7 +115,7 @@ def test_nothing_to_differentiate_needs_no_graph() -> None:
         assert not fast(**builders.batch("BertModel", fast, B, S)).last_hidden_state.requires_grad
 
 
-def test_blanked_positions_pass_no_gradient() -> None:
+def test_padding_passes_no_gradient() -> None:
     """Padding comes back as constants; a loss that sums over them all differentiates the real positions."""
     expected_of, fast = builders.pair("BertForTokenClassification")
     arguments = builders.batch("BertForTokenClassification", fast, B, S, "right")

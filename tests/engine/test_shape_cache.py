@@ -1,4 +1,4 @@
-"""Calls that repeat an earlier one: not laid out again, with the same bits; and everything that must stop one from being repeated."""
+"""Calls of a cached layout: not laid out again, with the same bits; and all that must disable the cached layout."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def inputs(name, seed=1, shape=(B, S), **more):
 
 @pytest.fixture
 def laid_out(monkeypatch):
-    """The calls that were laid out, one entry each."""
+    """One entry for each call that was laid out."""
     made = []
     real = layout.make_batch
     monkeypatch.setattr(call, "make_batch", lambda *args: made.append(None) or real(*args))
@@ -51,7 +51,7 @@ def laid_out(monkeypatch):
 
 
 def anew(model, **arguments):
-    """What the call gives when it is laid out for itself."""
+    """The output of the call without cached layouts."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(shape_cache, "lookup", lambda state, key: None)
         return model(**arguments)
@@ -115,7 +115,7 @@ def no_pooler(model, arguments):
     model.pooler = None
 
 
-def columns(model, arguments):  # ids of which no row lies in one piece
+def columns(model, arguments):  # ids whose rows are not contiguous
     arguments["input_ids"] = arguments["input_ids"].t().contiguous().t()
 
 
@@ -167,7 +167,7 @@ def test_a_change_between_calls_counts(change):
         assert not torch.equal(got.last_hidden_state, anew(make("BertModel"), **inputs("BertModel")).last_hidden_state)
 
 
-def test_wrong_input_is_refused_after_a_repeat():
+def test_wrong_input_is_refused_beside_a_cached_layout():
     model = make("BertModel")
     with torch.no_grad():
         for _ in range(3):
@@ -202,7 +202,7 @@ def test_a_result_of_inference_mode_does_not_make_the_next_one_an_inference_tens
     assert not model.requires_grad_(False)(**inputs("BertModel")).last_hidden_state.is_inference()
 
 
-def test_labels_are_read_beside_a_repeat(laid_out):
+def test_labels_are_read_beside_a_cached_layout(laid_out):
     model, arguments = make("BertForTokenClassification"), inputs("BertForTokenClassification")
     labels = torch.arange(B * S).view(B, S) % 2
     model(**arguments)
@@ -214,7 +214,7 @@ def test_labels_are_read_beside_a_repeat(laid_out):
     assert model.classifier.weight.grad is not None
 
 
-def test_only_so_many_are_kept():
+def test_the_number_of_cached_layouts_is_limited():
     model = make("BertModel")
     with torch.no_grad():
         for width in range(1, 31):

@@ -1,4 +1,4 @@
-"""generate(): transformers' tokens, whatever the strategy, and our own loop wherever the rule says so."""
+"""generate(): transformers' tokens for every strategy, and our loop wherever `why_reference_loop` allows."""
 
 import copy
 
@@ -36,9 +36,9 @@ def pair():
 
 
 @pytest.fixture(autouse=True)
-def fast_road_only(monkeypatch):
+def fast_path_only(monkeypatch):
     def refuse(kind, message):
-        raise AssertionError(f"{kind} left the fast road: {message}")
+        raise AssertionError(f"{kind} took the reference path: {message}")
 
     monkeypatch.setattr(eligibility, "warn_once", refuse)
 
@@ -270,7 +270,7 @@ def test_the_cache_of_a_beam_search(pair, loops, ragged):
     ("_update_model_kwargs_for_generation", 3),
     ("_reorder_cache", 3),
 ])  # fmt: skip
-def test_what_a_subclass_answers_itself_is_asked_of_it(pair, loops, name, num_beams):
+def test_a_hook_that_a_subclass_overrides_is_called(pair, loops, name, num_beams):
     asked = []
 
     def own(self, *args, **kwargs):
@@ -289,7 +289,7 @@ def test_what_a_subclass_answers_itself_is_asked_of_it(pair, loops, name, num_be
     assert loops[0] == []
 
 
-def test_what_is_set_on_the_model_itself_is_asked(pair, loops):
+def test_a_hook_set_on_the_model_itself_is_called(pair, loops):
     """As peft does for the time of a generation."""
     model, asked = copy.deepcopy(pair[1]), []
     prepare = model.prepare_inputs_for_generation
@@ -304,7 +304,7 @@ def test_what_is_set_on_the_model_itself_is_asked(pair, loops):
     assert loops[0] == []
 
 
-def test_beams_whose_prompts_differ_are_transformers_own_affair(pair, loops):
+def test_beams_whose_prompts_differ_take_transformers_loop(pair, loops):
     """As a caller may arrange who calls the search itself."""
     prompts = make_prompts(2, ragged=False)
     prompts["token_type_ids"] = torch.zeros_like(prompts["input_ids"])
@@ -403,7 +403,7 @@ def test_columns_in_which_every_prompt_is_padded(pair, loops, num_beams):
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_a_cache_in_which_padding_counts_is_transformers_own_affair(pair, loops, num_beams):
+def test_a_cache_with_keep_padding_takes_transformers_loop(pair, loops, num_beams):
     model = copy.deepcopy(pair[1])
     model.keep_padding = model.bert.keep_padding = True
     expected, actual = generate_both(
@@ -535,7 +535,7 @@ def test_time_runs_out(pair):
     assert out.shape[1] == 11
 
 
-def test_a_forgotten_eval_or_a_hook_is_transformers_own_affair(pair, monkeypatch, loops):
+def test_a_forgotten_eval_or_a_hook_takes_transformers_loop(pair, monkeypatch, loops):
     monkeypatch.setattr(eligibility, "warn_once", lambda kind, message: None)
     model = copy.deepcopy(pair[1])
     prompts = make_prompts(3)
@@ -551,7 +551,7 @@ def test_a_forgotten_eval_or_a_hook_is_transformers_own_affair(pair, monkeypatch
     assert loops[0] == []
 
 
-def test_right_padding_is_transformers_own_affair(pair, loops):
+def test_right_padding_takes_transformers_loop(pair, loops):
     prompts = make_prompts(3)
     prompts = {name: t.flip(1) for name, t in prompts.items()}
     model = copy.deepcopy(pair[1])

@@ -41,7 +41,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture
-def cuda_road(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cuda_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """bertfast.ops dispatches this device's tensors to the CUDA backend, and no CPU plan is used."""
     from bertfast import ops
     from bertfast.engine import cpu_plans

@@ -155,7 +155,7 @@ def emulation(reference_model: nn.Module, by_group: bool) -> nn.Module:
 
 
 @pytest.fixture
-def fp8_gpu(monkeypatch, cuda_road, device):
+def fp8_gpu(monkeypatch, cuda_path, device):
     """A GPU that has float8; or this CPU as one, with plain torch for the scaled product."""
     if device.type == "cuda":
         if torch.cuda.get_device_capability() < (8, 9):

@@ -1,5 +1,5 @@
-"""generate() on the CUDA road: the decoding kernels, and steps recorded once for each number of sequences. Without a GPU a Recorder stands
-in the place of CUDA's capture, as in test_triton_graphs.py."""
+"""generate() on the CUDA backend: the decoding kernels, and steps captured once for each number of sequences. Without a GPU a Recorder
+stands in for CUDA's capture, as in test_triton_graphs.py."""
 
 import copy
 import gc
@@ -20,7 +20,7 @@ from bertfast.generation import cuda_decoder, loop
 from bertfast.generation.sampling import exponential_race
 from bertfast.ops import cuda
 
-pytestmark = pytest.mark.usefixtures("cuda_road")
+pytestmark = pytest.mark.usefixtures("cuda_path")
 V, ENDS = 80, list(range(2, 8))
 PROMPTS = [[0, 0, 11, 12, 13], [21, 22, 23, 24, 25], [0, 0, 0, 0, 31]]  # 0: padding
 
@@ -37,9 +37,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 @pytest.fixture(autouse=True)
-def fast_road_only(monkeypatch):
+def fast_path_only(monkeypatch):
     def refuse(kind, message):
-        raise AssertionError(f"{kind} left the fast road: {message}")
+        raise AssertionError(f"{kind} took the reference path: {message}")
 
     monkeypatch.setattr(eligibility, "warn_once", refuse)
 
@@ -93,7 +93,7 @@ def test_greedy_tokens_are_transformers_and_each_size_is_recorded_once(pair, rec
         assert torch.equal(ours, theirs_)
     assert sizes == [3] * 18
     assert recorder.captures == 1
-    assert recorder.replays == 1 + 18  # the first is the one that was compared with plain launches
+    assert recorder.replays == 1 + 18  # the first is the one that was compared with the eager step
     assert not cuda_graph_eligibility.eager_reasons()
 
 
@@ -108,7 +108,7 @@ def test_ended_sequences_leave_when_the_rest_fits_a_smaller_step(pair, recorder,
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_half_precision_by_steps_and_by_plain_launches(dtype, pair, recorder, monkeypatch, device):
+def test_half_precision_captured_and_eager(dtype, pair, recorder, monkeypatch, device):
     """The same kernels either way: the same tokens and the same scores, bit for bit."""
     ours = pair[1].to(dtype)
     found = []
@@ -191,7 +191,7 @@ def test_no_token_waits_for_the_device(pair, monkeypatch, device):
     assert generate(25) == few
 
 
-def test_late_looks_at_what_has_ended_change_no_token(pair, monkeypatch, sizes, device):
+def test_flags_that_arrive_late_change_no_token(pair, monkeypatch, sizes, device):
     """Steps that went too far are cut off."""
 
     class Late(loop.FinishedTracker):
@@ -222,7 +222,7 @@ def test_weights_that_move_are_recorded_anew(pair, recorder, device):
     assert recorder.captures == 2
 
 
-def test_a_larger_generation_takes_a_larger_cache_and_a_smaller_one_what_is_there(pair, recorder, device):
+def test_a_larger_generation_makes_a_larger_cache_and_a_smaller_one_reuses_it(pair, recorder, device):
     ours = pair[1]
     options = {"do_sample": False, "eos_token_id": None}
     ours.generate(**prompts(device), max_new_tokens=3, **options)
@@ -262,7 +262,7 @@ def test_a_model_takes_its_steps_along(pair, monkeypatch, device):
     assert gone == [True]
 
 
-def test_a_step_that_cuda_cannot_record_is_launched_plainly(pair, monkeypatch, caplog, device):
+def test_a_step_that_cuda_cannot_capture_runs_eagerly(pair, monkeypatch, caplog, device):
     def refuse(run, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -314,17 +314,17 @@ def test_batch_invariant(pair, device):
         assert torch.equal(one[0], many[1])
 
 
-def test_no_op_of_a_generation_runs_on_the_plain_definitions(pair, monkeypatch, device):
-    from bertfast.ops import reference as plain
+def test_no_op_of_a_generation_runs_on_the_reference(pair, monkeypatch, device):
+    from bertfast.ops import reference
 
     for name in ("embed_layer_norm", "linear", "linear_concat", "add_layer_norm", "varlen_attention", "write_cache", "cached_attention"):
-        monkeypatch.setattr(plain, name, None)
+        monkeypatch.setattr(reference, name, None)
     pair[1].generate(**prompts(device), do_sample=False, max_new_tokens=3, eos_token_id=None)
     assert ops.has_kernels(device, torch.float32)
 
 
 @pytest.mark.parametrize("B", [1, 7])
-def test_our_draw_is_multinomials(B, device):
+def test_the_exponential_race_draws_what_multinomial_draws(B, device):
     probabilities = torch.randn(B, 3000, device=device).softmax(dim=-1)
     for seed in range(20):
         torch.manual_seed(seed)

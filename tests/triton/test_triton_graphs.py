@@ -1,4 +1,4 @@
-"""Forwards recorded and replayed. Without a GPU a Recorder stands in the place of CUDA's capture: it replays by running the forward
+"""Forwards captured as CUDA graphs and replayed. Without a GPU a Recorder stands in for CUDA's capture: it replays by running the forward
 again on the same buffers, into the same outputs. Everything else is as on a GPU."""
 
 import copy
@@ -20,7 +20,7 @@ from bertfast.engine import cpu_plans, cuda_buffers, cuda_capture, cuda_graph_ca
 from bertfast.engine.cuda_buffers import Bucket, CapturedOutput, bucket_of
 from bertfast.graph.heads import HeadOutput
 
-pytestmark = pytest.mark.usefixtures("cuda_road")
+pytestmark = pytest.mark.usefixtures("cuda_path")
 
 
 class Recorder:
@@ -88,7 +88,7 @@ def test_one_graph_serves_every_batch_of_its_bucket(head, dtype, recorder, devic
     for given in (padded(7, 3, 5, device=device), padded(1, 2, 1, 4, device=device), padded(6, 6, 6, device=device)):
         check(ours, reference, given)
     assert recorder.captures == 1
-    assert recorder.replays == 1 + 3  # the first is the one that was compared with plain launches
+    assert recorder.replays == 1 + 3  # the first is the one that was compared with the eager forward
     assert not cuda_graph_eligibility.eager_reasons()
 
 
@@ -233,7 +233,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_what_no_graph_holds_is_launched_plainly_with_a_reason(reason, monkeypatch, recorder, device):
+def test_what_no_cuda_graph_holds_runs_eagerly_with_a_reason(reason, monkeypatch, recorder, device):
     ours, reference = pair("BertModel", torch.float32, device, **REASONS[reason])
     given = padded(5, 3, device=device)
     if reason == "BERTFAST_CUDA_GRAPHS=0":
@@ -255,7 +255,7 @@ def test_what_no_graph_holds_is_launched_plainly_with_a_reason(reason, monkeypat
     assert count == 1
 
 
-def test_a_forward_that_cuda_cannot_record_is_launched_plainly(monkeypatch, caplog, device):
+def test_a_forward_that_cuda_cannot_capture_runs_eagerly(monkeypatch, caplog, device):
     def refuse(run, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -294,7 +294,7 @@ def test_the_deferred_unpack_keeps_its_fill(recorder, device):
 
 
 def test_an_id_out_of_range_is_named_by_the_next_call(recorder, device):
-    """No op of a replay passes the host, so the call looks itself."""
+    """No op of a replay passes the host, so the call itself checks."""
     ours, _ = pair("BertModel", torch.float32, device)
     given = padded(3, 2, device=device)
     with torch.no_grad():
@@ -329,7 +329,7 @@ WAITS = ("tolist", "item", "__bool__", "__int__", "__index__", "cpu", "numpy", "
 
 @pytest.mark.parametrize("mask", ["none", "host", "device"])
 def test_the_host_waits_for_the_device_once_at_most(mask, monkeypatch, device):
-    """To learn how many tokens there are, where the mask lies on the device; never else. What is watched is what makes a GPU wait."""
+    """Only to learn how many tokens there are, and only where the mask lies on the device. Watched: what makes the host wait."""
     from bertfast.ops import cuda
 
     if mask == "device" and device.type == "cpu":  # as if the mask lay elsewhere

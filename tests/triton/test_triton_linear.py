@@ -130,7 +130,7 @@ def test_parameters_under_grad_mode(device):
     torch.testing.assert_close(actual, reference.linear(x, weight, bias))
 
 
-def test_through_the_contract(cuda_road, device):
+def test_through_the_contract(cuda_path, device):
     """bertfast.ops hands these tensors to this backend."""
     from bertfast import ops
 

@@ -1,4 +1,4 @@
-"""The whole model on the CUDA road: packing, graph and heads on the Triton kernels, against transformers.
+"""The whole model on the CUDA backend: packing, graph and heads on the Triton kernels, against transformers.
 
 Truth is transformers in float64; the yardstick is transformers in the dtype under test.
 """
@@ -15,7 +15,7 @@ import bertfast
 from accuracy import assert_as_accurate
 from bertfast import ops
 
-pytestmark = pytest.mark.usefixtures("cuda_road")
+pytestmark = pytest.mark.usefixtures("cuda_path")
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 BATCHES = {
     "unpadded": [[1, 1, 1, 1, 1]] * 2,
@@ -117,7 +117,7 @@ def test_inputs_embeds(device):
     check(ours, reference, {"inputs_embeds": embeds, "attention_mask": mask})
 
 
-def test_no_op_runs_on_the_plain_definitions(monkeypatch, device):
+def test_no_op_runs_on_the_reference(monkeypatch, device):
     """Otherwise everything above would hold without a kernel."""
     from bertfast.ops import reference as plain
 
