@@ -26,7 +26,7 @@ def model_rows(folder: str) -> Iterator["Row"]:
     yield from _path_rows(model, scheme)
     if torch.cuda.is_available() and scheme is None:
         yield _cuda_graph_row(model)
-    yield from _activation_rows(config)
+    yield from activation_rows(config.hidden_act)
     yield "reference path", "training mode, autocast, torch.compile", "also hooks or adapters inside the model"
     yield "padding", "outputs are zero there", "keep_padding=True computes them as transformers does"
 
@@ -69,7 +69,7 @@ def _cuda_graph_row(model: Any) -> "Row":
     return "CUDA graphs", "not used" if reason else "captured and replayed", reason or "one per bucket of shapes"
 
 
-def _activation_rows(config: Any) -> Iterator["Row"]:
-    """A row where the kernels do not fuse the model's activation."""
-    if fused_config_name(config.hidden_act) is None:
-        yield "activation", config.hidden_act, "not fused into the kernels: computed by transformers' function"
+def activation_rows(hidden_act: str) -> Iterator["Row"]:
+    """A row where the kernels do not fuse the activation of that name in a config."""
+    if fused_config_name(hidden_act) is None:
+        yield "activation", hidden_act, "not fused into the kernels: computed by transformers' function"

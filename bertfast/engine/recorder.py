@@ -13,8 +13,9 @@ from bertfast import ops
 from bertfast.engine.arena import Buffer
 from bertfast.engine.plan_builder import PlanBuilder, storage
 from bertfast.engine.plan_inputs import RowCount
-from bertfast.ops import OPS, Int8Weight
+from bertfast.ops import OPS, Fp8Rows, Fp8Weight, Int8Weight, Rows
 from bertfast.ops.cpu import activation_code
+from bertfast.ops.fp8 import Scales
 from bertfast.runtime.native import _C
 
 QUANTIZING_OPS = ("embed_layer_norm", "add_layer_norm", "int8_linear")  # ops of a plan that can quantize their result
@@ -154,21 +155,34 @@ class Recorder(PlanBuilder):
             self.int8_rows[key] = out
         return out
 
-    if TYPE_CHECKING:  # not recorded: fp8 has no CPU kernels
-        fp8_linear = staticmethod(ops.fp8_linear)
-        fp8_add_layer_norm = staticmethod(ops.fp8_add_layer_norm)
-    else:  # hidden from mypy, which holds the class to Ops
+    # fp8 has no CPU kernels.
+
+    def fp8_linear(
+        self, x: Rows, weights: Sequence[Fp8Weight], biases: Sequence[Tensor | None], activation: str | None = None,
+        quantize: Scales | None = None,
+    ) -> Rows:  # fmt: skip
+        out: Rows = self._unrecorded("fp8_linear")(x, weights, biases, activation, quantize)
+        return out
+
+    def fp8_add_layer_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Fp8Rows:
+        out: Fp8Rows = self._unrecorded("fp8_add_layer_norm")(x, residual, weight, bias, eps)
+        return out
+
+    def _unrecorded(self, name: str) -> Callable[..., Any]:
+        """An op that plans do not hold: computed, and no plan is made."""
+
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            self.trouble = self.trouble or f"the op {name}, which plans do not hold"
+            return getattr(ops, name)(*args, **kwargs)
+
+        return compute
+
+    if not TYPE_CHECKING:  # hidden from mypy, which holds the class to Ops
 
         def __getattr__(self, name: str) -> Callable[..., Any]:
-            """An op that plans do not hold: computed, and no plan is made."""
             if name not in OPS:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-            def compute(*args: Any, **kwargs: Any) -> Any:
-                self.trouble = self.trouble or f"the op {name}, which plans do not hold"
-                return getattr(ops, name)(*args, **kwargs)
-
-            return compute
+            return self._unrecorded(name)
 
 
 def strides(keys: Tensor, values: Tensor) -> dict[str, Any]:

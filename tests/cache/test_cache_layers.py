@@ -120,8 +120,8 @@ def test_messages():
     table = SlotTable(2, 4)
     table.admit([3])
     for call, message in (
-        (lambda: table.admit([1, 1]), "2 sequences came, but only 1 of the 2 slots"),
-        (lambda: table.admit([5]), "length 5 came, expected 0 to 4"),
+        (lambda: table.admit([1, 1]), "2 sequences came, expected at most 1, the free ones of 2 slots"),
+        (lambda: table.admit([5]), "length 5 came, expected 0 to 4, the cells of a slot"),
         (lambda: table.extend(2), "has 3 cells and needs 2 more, but the cache holds 4"),
         (lambda: table.crop(4), "got 4 cells, but a sequence has only 3"),
         (lambda: table.reorder([1]), "got parent 1"),

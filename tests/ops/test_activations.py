@@ -8,7 +8,7 @@ import torch
 from transformers.activations import ACT2CLS, ACT2FN
 
 from bertfast import _C, ops
-from bertfast.cli import info
+from bertfast.cli import info_model
 from bertfast.ops import cpu
 from bertfast.ops.activations import ACTIVATIONS, fused_config_name, fused_name
 
@@ -35,7 +35,7 @@ def test_config_names_of_the_table():
 @pytest.mark.parametrize("hidden_act", sorted(set(ACT2CLS) - {"xielu"}))  # xielu logs that its CUDA package is missing
 def test_the_graph_fuses_what_info_says(hidden_act):
     assert fused_name(ACT2FN[hidden_act]) == FUSED.get(hidden_act)
-    rows = list(info.activation_rows(hidden_act))
+    rows = list(info_model.activation_rows(hidden_act))
     assert rows == [] if hidden_act in FUSED else [row[1] for row in rows] == [hidden_act]
 
 
@@ -58,7 +58,8 @@ def test_the_cpu_kernels_have_every_entry_and_no_other():
     assert set(_C.ACTIVATIONS) == {"none", *(row.cpp for row in ACTIVATIONS.values())}
     headers = "".join(path.read_text() for path in (ROOT / "csrc").rglob("*.h"))
     [enum] = re.findall(r"enum class Activation[^{]*\{([^}]*)\}", headers)
-    names = [name.strip() for name in enum.split(",") if name.strip()]
+    *names, last = [name.strip() for name in enum.split(",") if name.strip()]
+    assert last == "count"  # not an activation: how many there are
     assert set(_C.ACTIVATIONS.values()) == set(range(len(names))), "an enum value without an entry, or the reverse"
     assert {cpu.activation_code(name) for name in (None, *ACTIVATIONS)} == set(range(len(names)))
 
