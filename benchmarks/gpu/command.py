@@ -26,6 +26,7 @@ from benchmarks.gpu.tune import tune
 from benchmarks.measure.settings import default_cache
 from benchmarks.suite.models import MODELS
 from benchmarks.suite.workloads import SHAPES
+from bertfast.engine.cuda_graph_eligibility import eager_reasons
 
 Rows = list[dict[str, Any]]
 TIMED: dict[str, Callable[[Options], dict[str, Any]]] = {"time": timing.time_calls, "decode": timing.decode, "fp8": timing.fp8}
@@ -45,11 +46,8 @@ def main(arguments: list[str]) -> int:
         found = OTHERS[part](options)
         options.keep(found)
         good = all(row.get("good", True) for row in found)
-    if options.device == "cuda":
-        from bertfast.engine.cuda_graph_eligibility import eager_reasons
-
-        for reason, count in eager_reasons().items():
-            print(f"run without a CUDA graph, {count} calls: {reason}")
+    for reason, count in eager_reasons().items():
+        print(f"run without a CUDA graph, {count} calls: {reason}")
     if not good:
         return 1
     return 3 if options.not_reached else 0
