@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bertfast import ops
+from bertfast.cli.info_model import Row, model_rows
 from bertfast.quantization import fp8_support
 from bertfast.runtime.devices import DTYPES
 from bertfast.runtime.native import _C
 from bertfast.runtime.threads import get_num_threads
-
-Row = tuple[str, str, str]  # name, value, reason or remark
 
 LIBRARIES = ("bertfast", "torch", "transformers", "triton")
 
@@ -27,8 +26,6 @@ def run(model: str | None) -> None:
     console = Console()
     console.print(_table("versions", versions()), _table("CPU", cpu()), _table("GPU", gpu()), _table("kernels", kernels()))
     if model is not None:
-        from bertfast.cli.info_model import model_rows
-
         with console.status(f"loading {model}"):
             rows = list(model_rows(model))
         console.print(_table("model", rows))

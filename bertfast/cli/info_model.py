@@ -1,7 +1,7 @@
 """bertfast info --model: whether a model takes the fast path, on which device and dtype, and why."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -9,11 +9,10 @@ from bertfast import ops
 from bertfast.ops.activations import fused_config_name
 from bertfast.runtime.devices import DTYPES
 
-if TYPE_CHECKING:
-    from bertfast.cli.info import Row
+Row = tuple[str, str, str]  # name, value, reason or remark
 
 
-def model_rows(folder: str) -> Iterator["Row"]:
+def model_rows(folder: str) -> Iterator[Row]:
     """The table of `bertfast info --model folder`. Raises ValueError where the folder cannot be read."""
     from bertfast.quantization.schemes import scheme_of
 
@@ -44,7 +43,7 @@ def _load(folder: str) -> Any:
     return getattr(bertfast, name).from_pretrained(settings.model_dir).eval()
 
 
-def _path_rows(model: Any, scheme: str | None) -> Iterator["Row"]:
+def _path_rows(model: Any, scheme: str | None) -> Iterator[Row]:
     """A row for each device and dtype; one for a quantized model."""
     from bertfast.engine.eligibility import why_reference
 
@@ -62,14 +61,14 @@ def _path_rows(model: Any, scheme: str | None) -> Iterator["Row"]:
                 yield f"{device} {name}", "fast path, reference ops", "this build has no kernels for this dtype"
 
 
-def _cuda_graph_row(model: Any) -> "Row":
+def _cuda_graph_row(model: Any) -> Row:
     from bertfast.engine.cuda_graph_eligibility import why_eager_trial
 
     reason = why_eager_trial(model.to("cuda", torch.float16))
     return "CUDA graphs", "not used" if reason else "captured and replayed", reason or "one per bucket of shapes"
 
 
-def activation_rows(hidden_act: str) -> Iterator["Row"]:
+def activation_rows(hidden_act: str) -> Iterator[Row]:
     """A row where the kernels do not fuse the activation of that name in a config."""
     if fused_config_name(hidden_act) is None:
         yield "activation", hidden_act, "not fused into the kernels: computed by transformers' function"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -15,9 +14,6 @@ from bertfast.engine.cached_layout import LayoutCache
 from bertfast.engine.cuda_graph_cache import GraphOwner
 from bertfast.engine.guard import Guard
 from bertfast.engine.plan_cache import PlanCache
-
-if TYPE_CHECKING:
-    from bertfast.generation.cuda_decoder import CudaDecoder
 
 
 class ModelState:
@@ -28,7 +24,7 @@ class ModelState:
         self.plans = PlanCache(self.guard.addresses())
         self.layouts = LayoutCache()
         self.cuda_graphs = GraphOwner()
-        self.idle_decoder: CudaDecoder | None = None  # of the last generation on a GPU, for the next one
+        self.idle_decoder: object | None = None  # the CudaDecoder of the last generation on a GPU, for the next one
 
 
 _states: weakref.WeakKeyDictionary[nn.Module, ModelState] = weakref.WeakKeyDictionary()

@@ -165,7 +165,7 @@ def acquire(model: Any, rows: int, capacity: int, make: Callable[[int, int], Dec
     state = state_of(model)
     with cuda_graph_cache.lock:
         idle, state.idle_decoder = state.idle_decoder, None
-    if idle is not None and idle.rows >= rows and idle.capacity >= capacity:
+    if isinstance(idle, CudaDecoder) and idle.rows >= rows and idle.capacity >= capacity:
         idle.model, idle.model_state = model, state
         idle.cache.table = _C.SlotTable(idle.rows, idle.capacity)
         return idle
