@@ -63,7 +63,7 @@ def compute(model: Any, state: ModelState, base: type, head: Head, arguments: Ar
 def cached_layout_or_graph(model: Any, state: ModelState, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], ForwardCall | None]:
     """The tensors of a call that returns nothing else, in transformers' shapes; and the call, or None where a cached layout served it,
     which has no padding."""
-    key = shape_cache.layout_key(inputs, model.base_model.config)
+    key = shape_cache.layout_key(inputs, model.base_model)
     layout = shape_cache.lookup(state, key)
     if layout is not None:
         tensors = layout(inputs)

@@ -25,8 +25,9 @@ PATCHED_INPUTS = ("input_ids", "token_type_ids", "position_ids")  # arguments wh
 DISABLING_INPUTS = ("inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "head_mask")  # change the rows or what they see
 
 
-def layout_key(inputs: Mapping[str, Any], config: Any) -> Key | None:
-    """What calls of one layout have in common; None for a call with padding or with inputs other than contiguous int64 ones."""
+def layout_key(inputs: Mapping[str, Any], base: Any) -> Key | None:
+    """What calls of one layout have in common; None for a call with padding, with inputs other than contiguous int64 ones, or whose default
+    positions depend on its ids. base: the model without a head."""
     ids = inputs.get("input_ids")
     if not is_contiguous_int64(ids) or ids.dim() != 2:
         return None
@@ -34,7 +35,10 @@ def layout_key(inputs: Mapping[str, Any], config: Any) -> Key | None:
     types, positions, mask = inputs.get("token_type_ids"), inputs.get("position_ids"), inputs.get("attention_mask")
     if types is not None and not (is_contiguous_int64(types) and types.shape == shape):
         return None
-    if positions is not None and not (is_contiguous_int64(positions) and positions.shape == shape):
+    if positions is None:
+        if not base.family.positions_from_shape:
+            return None
+    elif not (is_contiguous_int64(positions) and positions.shape == shape):
         return None
     if mask is not None and not (isinstance(mask, Tensor) and mask.is_cpu and mask.shape == shape and mask_is_full(mask)):
         return None
@@ -44,7 +48,7 @@ def layout_key(inputs: Mapping[str, Any], config: Any) -> Key | None:
     for name in DISABLING_INPUTS:
         if inputs.get(name) is not None:
             return None
-    return (*shape, types is None, positions is None, is_causal(config))
+    return (*shape, types is None, positions is None, is_causal(base.config))
 
 
 def is_contiguous_int64(t: Any) -> TypeGuard[Tensor]:

@@ -31,6 +31,7 @@ class Family:
     heads: Mapping[str, Head]  # by class name
     modules: Mapping[str, tuple[type, ...]]  # attribute name -> classes that the graph computes in place of
     positions: PositionRule  # default position_ids
+    positions_from_shape: bool  # whether they depend on the input's shape alone, so that a cached layout holds them
     embed: Callable[[Any, GraphInputs, Ops], Tensor]  # base -> [R, H]
     layers: Callable[[Any], list[LayerModules]]  # of base
     lm_logits: Callable[[Any, Tensor, Ops], Tensor]  # a model with a language-model head: [R, H] -> [R, V]
@@ -46,6 +47,7 @@ BERT = Family(
     heads=HEADS,
     modules=bert.MODULES,
     positions=column_positions,
+    positions_from_shape=True,
     embed=bert.embed,
     layers=bert.layers,
     lm_logits=bert.lm_logits,

@@ -1,5 +1,7 @@
 """Calls of a cached layout: not laid out again, with the same bits; and all that must disable the cached layout."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import BertConfig
@@ -11,6 +13,7 @@ from bertfast.batch import layout
 from bertfast.batch.masks import MASK_KINDS
 from bertfast.engine import cached_layout, call, cpu_plans, outputs, shape_cache
 from bertfast.engine.model_state import state_of
+from bertfast.graph.family import BERT
 from bertfast.graph.heads import HEADS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -282,3 +285,20 @@ def test_an_output_is_what_its_class_makes(name):
         assert type(torch.utils._pytree.tree_unflatten(flat, spec)) is cls
         ours[present[0]] = flat[0] + 1
         assert getattr(ours, present[0]) is ours[present[0]]
+
+
+def test_positions_that_depend_on_ids_are_laid_out_every_time(laid_out, monkeypatch):
+    def after_zeros(model, inputs, dropped):  # counts the ids that are not 0, as RoBERTa's rule counts tokens that are not padding
+        positions = inputs.ids.ne(0).cumsum(dim=1).reshape(-1)
+        return positions if dropped is None else positions.index_select(0, dropped.indices)
+
+    family = replace(BERT, positions=after_zeros, positions_from_shape=False)
+    monkeypatch.setattr(modeling.FastBertMixin, "family", family)
+    model = make("BertModel")
+    for seed in range(3):
+        given = inputs("BertModel", seed, position_ids=None)
+        given["input_ids"][:, seed] = 0
+        expected = anew(model, **{**given, "position_ids": given["input_ids"].ne(0).cumsum(dim=1)})
+        with torch.no_grad():
+            assert_same(model(**given), expected)
+    assert len(laid_out) == 6
