@@ -19,6 +19,7 @@ from bertfast.batch.packed import GraphInputs, PackedBatch
 from bertfast.engine import cpu_plans, cuda_buffers, cuda_capture, cuda_graph_cache, cuda_graph_eligibility, cuda_graphs
 from bertfast.engine.cuda_buffers import Bucket, CapturedOutput, bucket_of
 from bertfast.graph.heads import HeadOutput
+from bertfast.ops.cuda import rows as cuda_rows
 
 pytestmark = pytest.mark.usefixtures("cuda_path")
 
@@ -341,7 +342,8 @@ def test_the_host_waits_for_the_device_once_at_most(mask, monkeypatch, device):
             device = torch.device("meta")
 
         monkeypatch.setattr(batch_inputs, "read_mask", lambda given, device: real(given.as_subclass(Elsewhere), device))
-    monkeypatch.setattr(cuda, "raise_out_of_range", lambda device: None)  # looks at pinned memory of the host
+    for module in (cuda, cuda_rows):  # it reads pinned memory of the host
+        monkeypatch.setattr(module, "raise_out_of_range", lambda device: None)
     ours, _ = pair("BertForTokenClassification", torch.float16, device)
     given = padded(5, 3, device=device)
     where = {"none": None, "host": given["attention_mask"].cpu(), "device": given["attention_mask"]}[mask]
