@@ -14,3 +14,7 @@
 Only bertfast.__main__ and the console script import this package. app.py, options.py and errors.py import neither torch nor
 transformers, so that --help answers at once; each command imports its module when it runs.
 """
+
+from bertfast.cli.app import main  # where console scripts of earlier installs look for it
+
+__all__ = ["main"]
