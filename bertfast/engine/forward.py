@@ -12,6 +12,7 @@ from bertfast.engine import cpu_plans, eligibility, shape_cache
 from bertfast.engine.call import Arguments, ForwardCall
 from bertfast.engine.model_state import ModelState, current_state
 from bertfast.engine.outputs import make_output, output_options
+from bertfast.engine.padding_policy import fill_padding, fills_padding
 from bertfast.engine.recompute import differentiable
 from bertfast.graph.heads import Head, HeadOutput
 
@@ -36,7 +37,12 @@ def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
     if reason is not eligibility.INSIDE_REFERENCE:
         eligibility.warn_once(type(model).__name__, f"transformers' own forward is used: {reason}")
     with eligibility.force_reference():  # for the model inside a head as well: its padding may count here
-        return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is a model class
+        if reason is eligibility.INSIDE_REFERENCE or not fills_padding(model, head, arguments):
+            return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is a model class
+        returned = output_options(arguments, model.config)
+        out = base.forward(model, **{**arguments, "return_dict": True})  # type: ignore[attr-defined]  # as above
+    out = fill_padding(model, head, arguments["attention_mask"], out)
+    return out if returned.return_dict else out.to_tuple()
 
 
 def compute(model: Any, state: ModelState, base: type, head: Head, arguments: Arguments, cached: bool) -> Any:
