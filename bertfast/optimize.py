@@ -57,7 +57,7 @@ def optimize(module: M, *, keep_padding: bool | None = None, batch_invariant: bo
     report = Report()
     root = root_of(module)
     if keep_padding is None:
-        keep_padding = PADDING_OF_TASK.get(getattr(module, "task", None))
+        keep_padding = PADDING_OF_TASK.get(str(getattr(module, "task", None)))
     if quantization is not None:
         check_quantization(root, quantization)
     covered: set[int] = set()  # modules inside a BERT already decided on

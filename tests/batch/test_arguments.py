@@ -169,7 +169,7 @@ class TestOutputs:
         assert_agree(actual, expected, None if kind == "whole row" else arguments.get("attention_mask"))
 
     def test_padding_comes_back_blank(self, head: str) -> None:
-        """With keep_padding=False: zeros, and -1e4 where an argmax over the row follows; and only where nothing asks for those positions."""
+        """With keep_padding=False: zeros, and -1e4 where an argmax over the row follows; only where nothing asks for those positions."""
         _, fast = builders.pair(head)
         fast.keep_padding = False
         arguments = builders.batch(head, fast, B, S, "right")
