@@ -76,10 +76,9 @@ def serialized(device: torch.device) -> Iterator[None]:
     Never take the lock of bertfast.engine.model_state within: a finalizer of graphs may run under that one.
     """
     with lock:
-        if device.type != "cuda":
+        if (stream := stream_of(device)) is None:
             yield
             return
-        stream = torch.cuda.current_stream(device)
         if device in _last_use:
             stream.wait_event(_last_use[device])
         try:
