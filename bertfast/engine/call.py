@@ -1,13 +1,13 @@
 """One forward on the model graph: inputs read and laid out, computed by a set of ops, outputs in transformers' shapes."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.attention import Attention, probabilities_of
+from bertfast.batch.inputs import Arguments, CheckedArguments
 from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
@@ -15,20 +15,20 @@ from bertfast.cache.store import open_cache
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
 from bertfast.ops import Ops, reference
-
-Arguments = dict[str, Any]
+from bertfast.runtime.model_types import Model
 
 
 class ForwardCall:
     """Shape letters: R rows, H hidden, B sequences, S columns."""
 
     def __init__(
-        self, model: Any, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
+        self, model: Model, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
         cached: bool = False,
     ) -> None:  # fmt: skip
         """inputs: the caller's arguments, choices flattened. hidden, attentions: collect them. differentiable: on the reference ops under
         autograd. cached: with a KV cache. ValueError, naming the argument, for inputs that make no sense."""
-        self.model, self.head, self.inputs = model, head, inputs
+        self.model, self.head = model, head
+        self.inputs: CheckedArguments = inputs
         self.base = model.base_model
         self.O: Ops = reference if differentiable else ops
         self.hidden: list[Tensor] | None = [] if hidden else None  # [R, H] after the embeddings and each layer
@@ -83,14 +83,14 @@ class ForwardCall:
         return tuple(map(self.batch.unpack_probabilities, probabilities_of(attention)))
 
 
-def padding_affects_loss(head: Head, inputs: Mapping[str, Any]) -> bool:
+def padding_affects_loss(head: Head, inputs: Arguments) -> bool:
     """Whether the loss reads logits at padding, which then have to be transformers'."""
     if head.span_labels and all(inputs.get(name) is not None for name in head.span_labels):
         return True
     mask = inputs.get("attention_mask")
     for name in head.token_labels:
         labels = inputs.get(name)
-        if labels is not None and mask is not None and mask.dim() == 2 and labels.shape == mask.shape:
+        if isinstance(labels, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2 and labels.shape == mask.shape:
             padded, counts = mask.eq(0), labels.ne(-100)
             if (padded & counts).any() or (head.shifted and (padded[:, :-1] & counts[:, 1:]).any()):
                 return True
