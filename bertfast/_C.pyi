@@ -1,8 +1,8 @@
 # ruff: noqa: N999 (the name of the compiled module)
 """What csrc/bindings registers. Addresses are data_ptr()s, 0 for an absent argument; sizes count elements."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import TypeAlias
 
 BUILT_FROM: dict[str, str]  # SHA-256 of each file of csrc/, by its path in the repository: see runtime/native.py
 ACTIVATIONS: dict[str, int]  # the `activation` argument of linear, by its name in config.hidden_act
@@ -107,12 +107,12 @@ class Watch:
 
     def __init__(
         self,
-        members: list[tuple[dict[str, Any], str, object]],
-        absent: list[tuple[dict[str, Any], str]],
-        sizes: list[tuple[Any, int]],
-        classes: list[tuple[object, type]],
-        attributes: list[tuple[type, str, object]],
-        falsy: list[tuple[dict[str, Any], str]],
+        members: Sequence[tuple[Mapping[str, object], str, object]],
+        absent: Sequence[tuple[Mapping[str, object], str]],
+        sizes: Sequence[tuple[Sized, int]],
+        classes: Sequence[tuple[object, type]],
+        attributes: Sequence[tuple[type, str, object]],
+        falsy: Sequence[tuple[Mapping[str, object], str]],
     ) -> None: ...
     def holds(self) -> bool: ...
     def quiet(self) -> bool: ...
@@ -120,7 +120,7 @@ class Watch:
 class Pointers:
     """The addresses, lengths and contiguity of a model's parameters."""
 
-    def __init__(self, parameters: list[tuple[dict[str, Any], str]], exchange: object = None) -> None: ...
+    def __init__(self, parameters: Sequence[tuple[Mapping[str, object], str]], exchange: object = None) -> None: ...
     def hold(self) -> bool: ...
     def addresses(self) -> list[int]: ...
     def exchanged(self) -> int: ...

@@ -86,7 +86,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        value: Any = version("bertfast")
+        value: object = version("bertfast")
     elif name in _HOME:
         module, attribute = _HOME[name]
         value = getattr(import_module(module), attribute)

@@ -5,10 +5,11 @@ model.safetensors. The other files of the folder (tokenizer, pooling, licence) a
 """
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from bertfast import checkpoints
 from bertfast.graph.family import FAMILIES
 from bertfast.optimize import optimize
 from bertfast.quantization import schemes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _WEIGHTS = (".h5", ".msgpack", ".safetensors", ".bin", ".ckpt", ".onnx", ".ot", ".pt", ".pth", ".index.json", ".gguf")
 _ALIASES = {"BertForCausalLM": "BertLMHeadModel"}
@@ -77,7 +81,9 @@ def convert(
     return Converted(name, checkpoint.format, parameters, copied, tuple(sorted(info["unexpected_keys"])), difference, cosine)
 
 
-def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | None) -> tuple[Any, dict[str, Any], str]:
+def _load(
+    source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | None
+) -> tuple["PreTrainedModel", dict[str, Collection[str]], str]:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source)
@@ -92,10 +98,9 @@ def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | 
     cls = getattr(transformers, name, None)
     if not name.startswith("Bert") or not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
         raise ValueError(f"architecture: {named!r} is not a BERT class of transformers; name one, such as BertModel")
-    loaded: Any = checkpoints.load_foreign(
+    model, info = checkpoints.load_foreign(
         cls.from_pretrained, family, source, checkpoint, config=config, output_loading_info=True, dtype="auto"
     )
-    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing and name == "BertModel" and all(key.startswith("pooler.") for key in missing):
         # A bare model saved without pooler, such as a sentence encoder.
@@ -111,7 +116,7 @@ def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | 
     return model, info, name
 
 
-def _infer_class(checkpoint: checkpoints.Checkpoint, config: Any) -> str:
+def _infer_class(checkpoint: checkpoints.Checkpoint, config: "PreTrainedConfig") -> str:
     """The class whose heads these weights have. Raises ValueError for a classifier, which may be of tokens or of texts."""
     weights = checkpoints.read_weights(checkpoint)
     has = {name.split(".")[0] if not name.startswith("cls.") else name[: name.index(".", 4)] for name in weights}
@@ -124,13 +129,13 @@ def _infer_class(checkpoint: checkpoints.Checkpoint, config: Any) -> str:
     return "BertModel"
 
 
-def _options(model: Any) -> dict[str, Any]:
+def _options(model: "PreTrainedModel") -> dict[str, bool]:
     options = {"add_pooling_layer": False} if type(model).__name__ == "BertModel" and model.pooler is None else {}
     return options if schemes.scheme_of(model) is None else {**options, "keep_padding": True}
 
 
 @torch.no_grad()
-def _outputs(model: Any) -> list[Tensor]:
+def _outputs(model: "PreTrainedModel") -> list[Tensor]:
     """Outputs for fixed token ids, one row padded. Converts the model to float32."""
     config = model.config
     length = min(16, config.max_position_embeddings)

@@ -10,13 +10,15 @@ bertfast.engine.padding_policy.
 
 import functools
 import inspect
-from typing import Any, ClassVar
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
-from transformers import GenerationMixin
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert import modeling_bert as theirs
-from transformers.utils import output_capturing
+from transformers.utils import ModelOutput, output_capturing
 
 from bertfast.engine.forward import forward as run_forward
 from bertfast.generation import beam_search, loop
@@ -24,6 +26,9 @@ from bertfast.generation.eligibility import check_length
 from bertfast.graph.family import BERT, Family
 from bertfast.quantization import loading, schemes
 from bertfast.quantization.int8_layers import Int8Table
+from bertfast.runtime.model_types import Model
+
+C = TypeVar("C", bound="type[FastBertMixin]")
 
 NOTE = """
 In bertfast: forward runs on fused kernels in eval mode and is transformers' own otherwise (the log says why, once). from_pretrained also
@@ -31,17 +36,17 @@ takes keep_padding, batch_invariant and quantization ("int8" or "fp8").
 """
 
 
-def overrides_forward(cls: Any) -> Any:
+def overrides_forward(cls: C) -> C:
     """Gives the class a forward with its base's signature and docstring, and the base's class docstring followed by NOTE and its own."""
-    base: Any = next(c for c in cls.__mro__[1:] if c.__module__ == cls.family.modeling.__name__)
+    base: type[PreTrainedModel] = next(c for c in cls.__mro__[1:] if c.__module__ == cls.family.modeling.__name__)
     own = "" if cls.__doc__ is None else f"{inspect.cleandoc(cls.__doc__)}\n"
-    cls.__doc__ = f"{inspect.cleandoc(base.__doc__)}\n{NOTE}{own}"
+    cls.__doc__ = f"{inspect.cleandoc(base.__doc__ or '')}\n{NOTE}{own}"
     head = cls.family.heads[base.__name__]
     names = tuple(inspect.signature(base.forward).parameters)[1:]
     names = names[: next(i for i, name in enumerate((*names, "kwargs")) if name == "kwargs")]
 
     @functools.wraps(base.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Model, *args: object, **kwargs: object) -> ModelOutput | tuple[object, ...]:
         if torch.compiler.is_compiling():  # before anything that a compiler cannot trace
             return base.forward(self, *args, **kwargs)
         if not args:
@@ -70,9 +75,10 @@ class FastBertMixin:
     family: ClassVar[Family] = BERT
     keep_padding: bool | None = None
     batch_invariant: bool = False
-    config: Any
+    config: PreTrainedConfig
+    forward: ClassVar[Callable[..., ModelOutput | tuple[object, ...]]]
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         kind = getattr(config, "position_embedding_type", None)
         if kind not in (None, "absolute"):  # transformers 5 accepts others and computes absolute ones
             raise ValueError(
@@ -84,7 +90,7 @@ class FastBertMixin:
             convert_class(module)
         loading.prepare(self)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastBertMixin":
         schemes.check_conversion(self, fn)
         return super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
 
@@ -94,15 +100,15 @@ class FastBertMixin:
         else:
             super()._init_weights(module)  # type: ignore[misc]  # the transformers class's
 
-    def tie_weights(self, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
+    def tie_weights(self, missing_keys: set[str] | None = None, **kwargs: object) -> None:
         super().tie_weights(missing_keys=missing_keys, **kwargs)  # type: ignore[misc]  # as above
         if missing_keys:
             loading.tie(self, missing_keys)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any,
-        keep_padding: bool | None = None, batch_invariant: bool = False, quantization: str | None = None, **kwargs: Any,
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: object,
+        keep_padding: bool | None = None, batch_invariant: bool = False, quantization: str | None = None, **kwargs: object,
     ) -> Any:  # fmt: skip
         """transformers' from_pretrained; also reads folders written by TensorFlow's and Flax's BERTs, and quantized ones.
 
@@ -137,13 +143,15 @@ class BertLMHeadModel(FastBertMixin, theirs.BertLMHeadModel, GenerationMixin):
     """generate() is GenerationMixin's: greedy decoding and sampling run in bertfast's loop, beam search over its steps, where
     bertfast.generation.eligibility allows; otherwise transformers' loops call this forward."""
 
-    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+    def _sample(self, *args: Any, **kwargs: Any) -> ModelOutput | Tensor:
         return loop.sample_or_reference(self, BertLMHeadModel, GenerationMixin._sample, *args, **kwargs)
 
-    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+    def _beam_search(self, *args: Any, **kwargs: Any) -> ModelOutput | Tensor:
         return beam_search.beam_search_or_reference(self, BertLMHeadModel, GenerationMixin._beam_search, *args, **kwargs)
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, object], *args: object, **kwargs: object
+    ) -> bool:
         check_length(self, generation_config, model_kwargs)
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
@@ -181,7 +189,7 @@ class BertForQuestionAnswering(FastBertMixin, theirs.BertForQuestionAnswering):
     """start_logits and end_logits are -1e4 at padding, unless start_positions and end_positions are given."""
 
 
-FAST_CLASS: dict[type, type] = {
+FAST_CLASS: dict[type, type[FastBertMixin]] = {
     getattr(cls.family.modeling, cls.__name__): cls
     for cls in (
         BertModel, BertForPreTraining, BertLMHeadModel, BertForMaskedLM, BertForNextSentencePrediction,

@@ -6,7 +6,7 @@ Only the class changes: same objects, same parameters in the same storage, anoth
 import logging
 import weakref
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
@@ -16,12 +16,16 @@ from bertfast.modeling import FAST_CLASS, REFERENCE_CLASS, convert_class, set_cl
 from bertfast.ops.derivative import RELOAD_HINT
 from bertfast.quantization import schemes as quantizing
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
 logger = logging.getLogger("bertfast")
+M = TypeVar("M")
 
 # What transformers' pipelines read at padding. Token classification skips special tokens, which padding counts as; fill-mask reads the
 # masked positions; feature extraction returns every position.
 PADDING_OF_TASK = {"feature-extraction": True, "token-classification": False, "ner": False, "question-answering": False, "fill-mask": False}
-M = TypeVar("M", bound=Any)
 
 
 @dataclass(slots=True)
@@ -120,7 +124,7 @@ def restore(module: M) -> M:
     return module
 
 
-def report(module: Any) -> Report:
+def report(module: object) -> Report:
     """What the last optimize of this module replaced and left. Raises ValueError for a module that was never passed to optimize."""
     found = _reports.get(root_of(module))
     if found is None:
@@ -128,7 +132,7 @@ def report(module: Any) -> Report:
     return found
 
 
-def root_of(module: Any) -> nn.Module:
+def root_of(module: object) -> nn.Module:
     for candidate in (module, getattr(module, "model", None)):
         if isinstance(candidate, nn.Module):
             return candidate
@@ -140,7 +144,7 @@ def is_of_a_family(module: nn.Module) -> bool:
     return isinstance(module, tuple(family.pretrained for family in FAMILIES.values()))
 
 
-def why_not_convertible(m: Any) -> str | None:
+def why_not_convertible(m: "PreTrainedModel") -> str | None:
     """Why a BERT keeps its class; None where ours can take its place."""
     if type(m) in REFERENCE_CLASS:
         return None
@@ -163,9 +167,8 @@ def register() -> None:
     """
     import transformers
 
-    classes: list[Any] = [c for c in vars(transformers.models.auto.modeling_auto).values() if isinstance(c, type)]
-    fast_class: dict[Any, Any] = FAST_CLASS
-    for original, ours in fast_class.items():
+    classes: list[type[_BaseAutoModelClass]] = [c for c in vars(transformers.models.auto.modeling_auto).values() if isinstance(c, type)]
+    for original, ours in FAST_CLASS.items():
         config = ours.family.config
         for auto in classes:
             mapping = getattr(auto, "_model_mapping", None)

@@ -3,10 +3,13 @@
 Shape letters: B batch, S padded length, L layers, N heads.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def describe(value: object) -> str:
@@ -39,7 +42,7 @@ def read_ids(ids: object, name: str, B: int, S: int, device: torch.device) -> Te
     return ids.to(torch.int64).contiguous()
 
 
-def read_head_mask(head_mask: object, config: Any, device: torch.device, dtype: torch.dtype) -> list[Tensor] | None:
+def read_head_mask(head_mask: object, config: "PreTrainedConfig", device: torch.device, dtype: torch.dtype) -> list[Tensor] | None:
     """[N] for all layers or [L, N], as transformers documented until 4.x -> L tensors [1, N, 1, 1]."""
     if head_mask is None:
         return None

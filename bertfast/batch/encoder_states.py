@@ -4,7 +4,7 @@ Shape letters: B batch, S length of the decoder's input, Se length of the encode
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from bertfast.batch.checks import check_device, check_embedding_dtype, describe
 from bertfast.batch.masks import PackedMask, read_attention_mask, read_mask
 from bertfast.runtime.config_access import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class CrossInputs:
 
 
 def read_cross_inputs(
-    states: object, mask: object, B: int, S: int, config: Any, device: torch.device, dtype: torch.dtype
+    states: object, mask: object, B: int, S: int, config: "PreTrainedConfig", device: torch.device, dtype: torch.dtype
 ) -> CrossInputs | None:
     """encoder_hidden_states [B, Se, H] and encoder_attention_mask; None where there are no states, or (as in transformers) no decoder.
 

@@ -14,8 +14,10 @@ from bertfast.batch.checks import check_device, check_embedding_dtype, describe,
 from bertfast.batch.encoder_states import CrossInputs, read_cross_inputs
 from bertfast.batch.masks import PackedMask, read_attention_mask, read_mask
 from bertfast.runtime.config_access import is_causal, setting
+from bertfast.runtime.model_types import BaseModel
 
-Arguments = Mapping[str, Any]
+Arguments = Mapping[str, object]  # of a forward, as the caller passed them
+CheckedArguments = Mapping[str, Any]  # the same for code that need not check: read_inputs has, or torch's loss functions do
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Inputs:
         return None if self.mask is None else self.mask.ne(0).to(self.device)
 
 
-def read_inputs(arguments: Arguments, model: Any, past: int = 0, static_lengths: Collection[int] = ()) -> Inputs:
+def read_inputs(arguments: Arguments, model: BaseModel, past: int = 0, static_lengths: Collection[int] = ()) -> Inputs:
     """Reads and checks what transformers' BertModel.forward documents.
 
     model: the model without a head. past: columns that a cache holds already. static_lengths: the lengths of static cache layers.
@@ -98,7 +100,7 @@ def read_tokens(arguments: Arguments, weight: Tensor) -> tuple[Tensor | None, Te
     return None, embeds.reshape(-1, H).contiguous(), embeds.shape[0], embeds.shape[1]
 
 
-def fit_mask(mask: Any, past: int, keys: int, static_lengths: Collection[int]) -> tuple[Any, int]:
+def fit_mask(mask: object, past: int, keys: int, static_lengths: Collection[int]) -> tuple[object, int]:
     """The mask, and how many key columns it must have. With a cache, a 2-D mask may be longer, and a 4-D one span a static cache."""
     if not isinstance(mask, Tensor):
         return mask, keys

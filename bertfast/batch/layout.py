@@ -6,8 +6,6 @@ calls with and without a KV cache.
 Shape letters: B batch, S new columns, P cached columns, K = P + S, R rows, Re rows of the encoder, H hidden, Se encoder length.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from bertfast import ops
@@ -18,11 +16,12 @@ from bertfast.batch.inputs import Arguments, Inputs, read_inputs
 from bertfast.batch.masks import PackedMask, causal_mask, finite_mask
 from bertfast.batch.packed import GraphInputs, OutputNeeds, PackedBatch
 from bertfast.batch.padding import Padding, choose_padding, padding_facts
+from bertfast.runtime.model_types import BaseModel
 
 OwnAttention = MaskedAttention | VarlenAttention  # the kinds without a cache
 
 
-def make_batch(arguments: Arguments, model: Any, needs: OutputNeeds) -> PackedBatch:
+def make_batch(arguments: Arguments, model: BaseModel, needs: OutputNeeds) -> PackedBatch:
     """The batch of a call without a cache. model: the one without a head.
 
     Raises ValueError, naming the argument, where a shape, dtype or combination makes no sense.
@@ -35,7 +34,7 @@ def make_batch(arguments: Arguments, model: Any, needs: OutputNeeds) -> PackedBa
     return batch
 
 
-def lay_out(inputs: Inputs, model: Any, needs: OutputNeeds) -> tuple[PackedBatch, OwnAttention]:
+def lay_out(inputs: Inputs, model: BaseModel, needs: OutputNeeds) -> tuple[PackedBatch, OwnAttention]:
     """The rows, and how they attend to the columns up to their own, cached ones included. Cross-attention is the caller's to add."""
     B, S, device = inputs.batch, inputs.columns, inputs.device
     facts = padding_facts(inputs, needs)
@@ -51,7 +50,7 @@ def lay_out(inputs: Inputs, model: Any, needs: OutputNeeds) -> tuple[PackedBatch
             pad_mask = ~real[:, inputs.past :]
     else:
         attention = varlen_attention(inputs, dropped, model)
-    ids = column_indices(1, B * S, device).view(B, S) if inputs.ids is None else inputs.ids  # of the embedding of each cell
+    ids = column_indices(1, B * S, device).view(B, S) if inputs.ids is None else inputs.ids  # else rows of inputs_embeds
     types, positions = inputs.token_type_ids, inputs.position_ids
     rows = GraphInputs(
         pack_ids(ids, indices), inputs.words, None if types is None else pack_ids(types, indices),
@@ -79,7 +78,7 @@ def masked_attention(inputs: Inputs, real: Tensor | None, keep_probabilities: bo
     return MaskedAttention(inputs.batch, visible, inputs.head_masks, keep_probabilities)
 
 
-def varlen_attention(inputs: Inputs, dropped: PackedMask | None, model: Any) -> VarlenAttention:
+def varlen_attention(inputs: Inputs, dropped: PackedMask | None, model: BaseModel) -> VarlenAttention:
     B, S, causal, keys = inputs.batch, inputs.columns, inputs.causal, inputs.packed_keys
     # int8's own error is coarser than bfloat16. A decoder is not rounded: its steps on a cache must agree with a whole forward.
     rounded = not causal and getattr(model.embeddings.word_embeddings, "bfloat16_attention", False)

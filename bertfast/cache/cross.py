@@ -4,10 +4,11 @@ Shape letters: B batch, N heads, D head size, H = N * D, Se length of the encode
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import EncoderDecoderCache
 
 from bertfast import ops
 from bertfast.batch.attention import Attention, MaskedAttention
@@ -20,8 +21,13 @@ from bertfast.cache.layers import keys_values_of
 from bertfast.cache.objects import convert_layers
 from bertfast.cache.store import CachePositions, CallCache
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def add_cross_attention(batch: PackedBatch, inputs: Inputs, cross: CrossInputs, own: OwnAttention, call: CallCache, config: Any) -> None:
+
+def add_cross_attention(
+    batch: PackedBatch, inputs: Inputs, cross: CrossInputs, own: OwnAttention, call: CallCache, config: "PreTrainedConfig"
+) -> None:
     """Adds cross-attention over the encoder's states, or over what the cache keeps of them. own: the self-attention without a cache."""
     rows, attention = batch.rows, cross_attention(inputs, cross, own)
     cache = None
@@ -52,8 +58,8 @@ def over_cached_states(batch: PackedBatch, cross: CrossInputs, attention: OwnAtt
 class CrossCache:
     """Cross-attention's keys and values (a CrossKV): computed from the encoder's states once, then read from the cache."""
 
-    def __init__(self, cache: Any, config: Any, cross: CrossInputs, batch: int, packed: bool) -> None:
-        """cache: transformers' EncoderDecoderCache. packed: the encoder's padding is not computed."""
+    def __init__(self, cache: EncoderDecoderCache, config: "PreTrainedConfig", cross: CrossInputs, batch: int, packed: bool) -> None:
+        """packed: the encoder's padding is not computed."""
         self.cache = cache
         self.layers = convert_layers(cache.cross_attention_cache, config.num_hidden_layers)
         self.layer = 0  # the next one

@@ -3,8 +3,6 @@
 Shape letters: R rows of a call, A running sequences, L layers, N heads, C positions of a cache row, D head size, H = N * D.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
@@ -12,13 +10,14 @@ from transformers.cache_utils import DynamicCache
 from bertfast.cache.layers import GrowingLayer
 from bertfast.cache.store import WriteLayer
 from bertfast.ops import Ops
+from bertfast.runtime.model_types import BaseModel
 from bertfast.runtime.native import _C
 
 
 class DecodeCache:
     """Fixed buffers [rows, N, C, D] for the keys and values of each layer, and a table of which cache row holds which sequence."""
 
-    def __init__(self, base: Any, rows: int, positions: int) -> None:
+    def __init__(self, base: BaseModel, rows: int, positions: int) -> None:
         """base: the model without a head. positions: C."""
         weight = base.embeddings.position_embeddings.weight
         config, heads = base.config, base.config.num_attention_heads

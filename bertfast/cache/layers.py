@@ -6,11 +6,9 @@ from outside it is a DynamicLayer, so a DynamicCache that a caller or generate()
 Shape letters: B batch, N heads, P filled positions, C positions of capacity, D head size.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no types
@@ -20,7 +18,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
     moves to new buffers.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         self._buffers: list[Tensor | None] = [None, None]
         self._lengths = [0, 0]
         self._written = 0  # positions that were ever written; above _lengths after a crop
@@ -92,7 +90,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
     def extend(self, count: int) -> None:
         self._lengths = [length + count for length in self._lengths]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """transformers' interface: appends [B, N, new, D] each, returns [B, N, P, D] each."""
         count, length = key_states.shape[2], self._lengths[0]
         if key_states.requires_grad or value_states.requires_grad:  # autograd cannot follow a write in place
@@ -151,17 +149,17 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
         return other
 
 
-def peek(layer: Any) -> list[Tensor]:
+def peek(layer: CacheLayerMixin) -> list[Tensor]:
     """The tensors a layer keeps its keys and values in, spare capacity included. A GrowingLayer does not count as seen."""
     states = layer._buffers if type(layer) is GrowingLayer else (layer.keys, layer.values)
     return [t for t in states if t is not None]
 
 
-def keys_values_of(layer: Any) -> tuple[Tensor, Tensor]:
+def keys_values_of(layer: CacheLayerMixin) -> tuple[Tensor, Tensor]:
     """Keys and values of a layer that was written, [B, N, any, D] each, for a caller that drops them when its call ends."""
     return layer.borrow() if type(layer) is GrowingLayer else (layer.keys, layer.values)
 
 
-def shape_of(layer: Any) -> tuple[int, ...] | None:
+def shape_of(layer: CacheLayerMixin) -> tuple[int, ...] | None:
     """[B, N, any, D]; None where it was never written."""
     return next((tuple(t.shape) for t in peek(layer) if t.dim() == 4), None)

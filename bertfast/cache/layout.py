@@ -6,7 +6,7 @@ into the cache first, then attends to the visible positions: see bertfast.cache.
 Shape letters: B batch, S new columns, P cached columns, K = P + S, R rows, N heads, D head size.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +20,13 @@ from bertfast.cache.cross import add_cross_attention
 from bertfast.cache.layers import shape_of
 from bertfast.cache.objects import CACHE_FIELD
 from bertfast.cache.store import CacheWriter, CallCache
+from bertfast.runtime.model_types import BaseModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
-def make_cached_batch(arguments: Arguments, model: Any, needs: OutputNeeds, call: CallCache) -> tuple[PackedBatch, CacheWriter]:
+def make_cached_batch(arguments: Arguments, model: BaseModel, needs: OutputNeeds, call: CallCache) -> tuple[PackedBatch, CacheWriter]:
     """bertfast.batch.layout.make_batch for a call that reads or writes a cache. The writer's `finish` ends the call.
 
     Raises ValueError, before the cache is written, where the mask or the cache does not fit the input.
@@ -37,7 +41,7 @@ def make_cached_batch(arguments: Arguments, model: Any, needs: OutputNeeds, call
     return batch, store
 
 
-def check_fit(call: CallCache, inputs: Inputs, config: Any) -> None:
+def check_fit(call: CallCache, inputs: Inputs, config: "PreTrainedConfig") -> None:
     """ValueError where the cache is another model's or another batch's, or has too little room."""
     N, D = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     for layer in call.layers:

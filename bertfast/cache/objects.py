@@ -3,16 +3,20 @@
 A DynamicCache keeps its identity: its layers alone are replaced (bertfast.cache.layers).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, StaticCache, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, EncoderDecoderCache, StaticCache, StaticLayer
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from bertfast.batch.inputs import Arguments
 from bertfast.cache.layers import GrowingLayer, peek
 from bertfast.runtime.config_access import is_causal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # transformers 5.24 renamed past_key_values to cache, in signatures and outputs: both are read, the installed version's is returned.
 CACHE_FIELD = next(name for name in ("cache", "past_key_values") if name in {f.name for f in fields(CausalLMOutputWithCrossAttentions)})
@@ -21,7 +25,7 @@ CACHE_NAMES = ("cache", "past_key_values")
 LegacyCache = tuple[tuple[Tensor, ...], ...]  # one tuple a layer: keys and values, then those of cross-attention where there are any
 
 
-def why_unsupported(cache: Any, config: Any) -> str | None:
+def why_unsupported(cache: Cache, config: "PreTrainedConfig") -> str | None:
     """Why a call with this cache takes the reference path; None where the fast path can use it."""
     if not is_causal(config):
         return "a cache was passed to a model that is not a causal decoder"
@@ -39,7 +43,7 @@ def why_unsupported(cache: Any, config: Any) -> str | None:
     return None
 
 
-def from_legacy(cache: Any) -> Cache:
+def from_legacy(cache: object) -> Cache:
     """A legacy tuple of tuples as a cache object; a Cache unchanged. ValueError for anything else."""
     if isinstance(cache, Cache):
         return cache
@@ -61,17 +65,17 @@ def to_legacy(cache: Cache) -> LegacyCache:
     return tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
-def given_cache(arguments: Mapping[str, Any]) -> Any:
-    """The cache that the caller passed, under either name; None where there is none. ValueError where both are given."""
+def given_cache(arguments: Arguments) -> Any:
+    """The cache that the caller passed, unchecked, under either name; None where there is none. ValueError where both are given."""
     given = [arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None]
     if len(given) > 1:
         raise ValueError("cache and past_key_values: got both, expected one; they are the new and the old name of the same argument")
     return given[0] if given else None
 
 
-def convert_layers(cache: Cache, count: int) -> Sequence[Any]:
+def convert_layers(cache: Cache, count: int) -> Sequence[CacheLayerMixin]:
     """The cache's first `count` layers; those of a DynamicCache are replaced in place by GrowingLayers that continue them."""
-    layers: list[Any] = cache.layers
+    layers: list[CacheLayerMixin] = cache.layers
     if isinstance(cache, DynamicCache):
         for i in range(count):
             if i == len(layers):

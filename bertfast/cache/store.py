@@ -5,9 +5,10 @@ Shape letters: B batch, S new columns, P cached columns, R rows, N heads, D head
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from bertfast import ops
 from bertfast.batch.by_size import column_indices, sequence_indices
@@ -17,13 +18,16 @@ from bertfast.cache import objects
 from bertfast.cache.layers import GrowingLayer
 from bertfast.ops import Ops
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 
 @dataclass(slots=True)
 class CallCache:
     """The cache of one call: the layers it writes, and what the caller gets back."""
 
-    cache: Any  # transformers' object: the caller's own, or a new one
-    layers: Sequence[Any]  # GrowingLayer or transformers' StaticLayer, one for each layer of the model
+    cache: Cache  # the caller's own, or a new one
+    layers: Sequence[CacheLayerMixin]  # GrowingLayer or transformers' StaticLayer, one for each layer of the model
     past: int  # P
     returned: bool
     legacy: bool  # the caller passed a tuple of tuples and gets one back
@@ -31,13 +35,13 @@ class CallCache:
     def static_lengths(self) -> set[int]:
         return {layer.get_max_length() for layer in self.layers} - {-1}
 
-    def output(self) -> Any:
+    def output(self) -> Cache | objects.LegacyCache | None:
         if not self.returned:
             return None
         return objects.to_legacy(self.cache) if self.legacy else self.cache
 
 
-def open_cache(arguments: Arguments, config: Any) -> CallCache:
+def open_cache(arguments: Arguments, config: "PreTrainedConfig") -> CallCache:
     """The cache that the call reads and writes. ValueError where what was passed is no cache, or not one of this model."""
     given = objects.given_cache(arguments)
     use_cache = arguments.get("use_cache")

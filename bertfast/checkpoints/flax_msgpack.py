@@ -10,19 +10,20 @@ costs 60 times the bytes that it takes in the file.
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bertfast.checkpoints.errors import DamagedCheckpoint, damaged, missing_reader
 from bertfast.checkpoints.tensors import from_numpy
 
-Array: TypeAlias = "np.ndarray[Any, Any] | Tensor"  # bfloat16, which NumPy lacks, is a Tensor
+Array: TypeAlias = npt.NDArray[np.generic] | Tensor  # bfloat16, which NumPy lacks, is a Tensor
 
 _ARRAY, _SCALAR = 1, 3  # ext types
 _CHUNKED = "__msgpack_chunked_array__"
@@ -63,7 +64,7 @@ class _Reader:
         )  # fmt: skip
         self.errors = (ValueError, msgpack.UnpackException)
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> dict[str, object]:
         try:
             tree = self.value(0)
         except DamagedCheckpoint:
@@ -76,7 +77,7 @@ class _Reader:
             raise damaged(self.path, f"{len(self.data) - self.unpacker.tell()} bytes follow the tree of parameters")
         return tree
 
-    def value(self, depth: int) -> Any:
+    def value(self, depth: int) -> object:
         if not self.at_map():
             return self.unpacker.unpack()
         if depth == _MAX_DEPTH:
@@ -124,11 +125,11 @@ class _Reader:
         return from_numpy(array).view(torch.bfloat16) if dtype == "bfloat16" else array
 
 
-def _is_shape(value: Iterable[Any] | None) -> bool:
+def _is_shape(value: Sequence[object] | None) -> TypeGuard[Sequence[int]]:
     return value is not None and all(type(n) is int and 0 <= n < 1 << 48 for n in value)
 
 
-def _leaves(tree: dict[str, Any], prefix: str, path: Path) -> Iterator[tuple[str, Tensor]]:
+def _leaves(tree: dict[str, object], prefix: str, path: Path) -> Iterator[tuple[str, Tensor]]:
     for name in list(tree):
         value = tree.pop(name)  # the caller may free each tensor before the next
         if isinstance(value, dict) and _CHUNKED in value:
@@ -141,12 +142,11 @@ def _leaves(tree: dict[str, Any], prefix: str, path: Path) -> Iterator[tuple[str
             raise damaged(path, f"{prefix}{name} is {str(value)[:80]!r}, expected an array")
 
 
-def _join(name: str, parts: dict[str, Any], path: Path) -> Array:
+def _join(name: str, parts: dict[str, object], path: Path) -> Array:
     """The array that Flax split: {"shape": {"0": rows, ...}, "chunks": {"0": array, ...}}."""
     shape, chunks = _numbered_list(parts.get("shape")), _numbered_list(parts.get("chunks"))
     if not _is_shape(shape) or not chunks or not (_all(chunks, np.ndarray) or _all(chunks, Tensor)):
         raise damaged(path, f"the chunks of {name} are not a shape and arrays")
-    assert shape is not None, "_is_shape"
     if len({chunk.dtype for chunk in chunks}) > 1 or math.prod(shape) != sum(math.prod(chunk.shape) for chunk in chunks):
         raise damaged(path, f"the chunks of {name} do not add up to its shape {tuple(shape)}")
     flat = [chunk.reshape(-1) for chunk in chunks]
@@ -154,12 +154,12 @@ def _join(name: str, parts: dict[str, Any], path: Path) -> Array:
     return joined.reshape(tuple(shape))
 
 
-def _numbered_list(numbered: Any) -> list[Any] | None:
+def _numbered_list(numbered: object) -> list[Any] | None:
     """The list that Flax wrote as {"0": ..., "1": ...}."""
     if not isinstance(numbered, dict) or set(numbered) != {str(i) for i in range(len(numbered))}:
         return None
     return [numbered[str(i)] for i in range(len(numbered))]
 
 
-def _all(values: list[Any], kind: type) -> bool:
+def _all(values: Sequence[object], kind: type) -> bool:
     return all(isinstance(value, kind) for value in values)

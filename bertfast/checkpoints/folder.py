@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from bertfast.checkpoints.errors import damaged
 from bertfast.checkpoints.tensors import safetensors_header
@@ -97,7 +97,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if path.stat().st_size > _MAX_INDEX:
         raise damaged(path, f"an index of {path.stat().st_size} bytes")
     try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"))
+        index: object = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"not JSON: {error}") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None

@@ -9,7 +9,13 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from h5py import Dataset, Group
 
 _MAX_NAMES = 100_000
 _SLACK = 1 << 16  # bytes allowed for attributes and headers of a tiny file
@@ -30,7 +36,7 @@ def main(path: str, out: BinaryIO) -> None:
             for name, dataset in datasets(h5py, f, os.path.getsize(path)):
                 array, budget = values(dataset, name, budget)
                 write_line(out, name=name, shape=array.shape, dtype=array.dtype.str)
-                out.write(memoryview(array.reshape(-1)).cast("B") if array.size else b"")
+                out.write(array.reshape(-1).data.cast("B") if array.size else b"")
                 del array  # one at a time
     except DamageError as error:
         write_line(out, error=str(error))
@@ -58,12 +64,12 @@ def limit_memory(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
-def write_line(out: BinaryIO, **what: Any) -> None:
+def write_line(out: BinaryIO, **what: object) -> None:
     out.write(json.dumps(what).encode() + b"\n")
     out.flush()
 
 
-def datasets(h5py: Any, f: Any, size: int) -> Iterator[tuple[str, Any]]:
+def datasets(h5py: ModuleType, f: "Group", size: int) -> Iterator[tuple[str, "Dataset"]]:
     root = f["model_weights"] if "layer_names" not in f.attrs and "model_weights" in f else f  # the layout of Model.save
     for layer in names(root, "layer_names", size):
         group = member(h5py, root, layer)
@@ -77,7 +83,7 @@ def datasets(h5py: Any, f: Any, size: int) -> Iterator[tuple[str, Any]]:
             yield name.partition("/")[2] or name, dataset
 
 
-def names(group: Any, attribute: str, size: int) -> list[str]:
+def names(group: "Group", attribute: str, size: int) -> list[str]:
     """The names in an attribute, which may be split into numbered parts."""
     if attribute in group.attrs:
         parts = [listed(group, attribute, size)]
@@ -90,7 +96,7 @@ def names(group: Any, attribute: str, size: int) -> list[str]:
     return [name if isinstance(name, str) else name.decode("utf-8") for part in parts for name in part]
 
 
-def listed(group: Any, attribute: str, size: int) -> list[Any]:
+def listed(group: "Group", attribute: str, size: int) -> list[str | bytes]:
     """An attribute that is a list of names; its claimed size is checked before it is read."""
     claim = group.attrs.get_id(attribute)
     count = math.prod(claim.shape or ())
@@ -102,7 +108,7 @@ def listed(group: Any, attribute: str, size: int) -> list[Any]:
     return found
 
 
-def member(h5py: Any, group: Any, name: str) -> Any:
+def member(h5py: ModuleType, group: "Group", name: str) -> "Group | Dataset":
     """The member `name`, resolved level by level: a soft or external link could lead to any file of this machine."""
     found = group
     for level in filter(None, name.split("/")):
@@ -115,7 +121,7 @@ def member(h5py: Any, group: Any, name: str) -> Any:
     return found
 
 
-def values(dataset: Any, name: str, budget: int) -> tuple[Any, int]:
+def values(dataset: "Dataset", name: str, budget: int) -> "tuple[npt.NDArray[np.generic], int]":
     if dataset.dtype.kind != "f":
         raise DamageError(f"{name} holds {dataset.dtype}, expected floating point numbers")
     if dataset.external or dataset.is_virtual:

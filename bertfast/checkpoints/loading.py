@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from bertfast.checkpoints.errors import DamagedCheckpoint, damaged
 from bertfast.checkpoints.folder import Checkpoint, Origin, detect
 from bertfast.checkpoints.tensors import read_safetensors, to_pytorch_layout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 Weights = dict[str, Tensor]
 
 
@@ -22,7 +25,7 @@ class LoadedFamily(Protocol):
     """What loading asks of a bertfast.graph.family.Family."""
 
     @property
-    def config(self) -> Any: ...
+    def config(self) -> "type[PreTrainedConfig]": ...
 
     @property
     def checkpoint_aliases(self) -> Mapping[str, str]: ...
@@ -81,7 +84,7 @@ def _read_pickle(path: Path) -> Weights:
     return weights
 
 
-def folder_of(path: Any, kwargs: dict[str, Any]) -> Path:
+def folder_of(path: str | PathLike[str], kwargs: dict[str, Any]) -> Path:
     """The folder of a from_pretrained call; pops `subfolder` from kwargs. Raises OSError where there is no such local folder."""
     folder = Path(path) / (kwargs.pop("subfolder", None) or "")
     if not folder.is_dir():
@@ -89,7 +92,7 @@ def folder_of(path: Any, kwargs: dict[str, Any]) -> Path:
     return folder
 
 
-def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: Any, *args: Any, **kwargs: Any) -> Any:
+def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: object, *args: object, **kwargs: Any) -> Any:
     """`load(path, *args, **kwargs)` for a folder of any format.
 
     load: transformers' from_pretrained of a class. The keyword from_tf=True or from_flax=True chooses that library's checkpoint.
@@ -126,9 +129,9 @@ def load_foreign(
     family: LoadedFamily,
     folder: str | PathLike[str],
     checkpoint: Checkpoint,
-    *args: Any,
-    adjust: Callable[[Any, Weights], None] | None = None,
-    **kwargs: Any,
+    *args: object,
+    adjust: "Callable[[PreTrainedConfig, Weights], None] | None" = None,
+    **kwargs: object,
 ) -> Any:
     """`load(folder, *args, **kwargs)` as if transformers read this format.
 
@@ -164,7 +167,7 @@ def load_foreign(
     return (model, info) if with_info else model
 
 
-def _load_generation_config(model: Any, folder: str | PathLike[str], kwargs: dict[str, Any]) -> None:
+def _load_generation_config(model: "PreTrainedModel", folder: str | PathLike[str], kwargs: dict[str, object]) -> None:
     if kwargs.get("generation_config") is None and model.can_generate() and (Path(folder) / "generation_config.json").is_file():
         from transformers import GenerationConfig
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise damaged(path, str(error)) from error
 
 
-def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
+def from_numpy(array: npt.NDArray[np.generic]) -> Tensor:
     """A tensor on the array's memory; a copy where the array is read-only or not contiguous."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))

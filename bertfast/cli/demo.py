@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
 
 PAIRS = 9  # timed runs of each library
 QUERIES = ("When does the train leave?", "My software keeps crashing.", "Which animals live in the wild?", "How do I bake bread at home?")
@@ -72,7 +75,7 @@ def demo_sentences() -> list[str]:
     return (files("bertfast") / "data" / "sentences.txt").read_text(encoding="utf-8").splitlines()
 
 
-def time_alternating(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[list[float], list[float]]:
+def time_alternating(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:
     """Seconds of PAIRS runs of each function, alternating so that a load on the machine hits both. The caller has warmed them up."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(PAIRS):
@@ -89,7 +92,7 @@ def most_similar(vector: npt.NDArray[np.float32], vectors: npt.NDArray[np.float3
     return [(int(row), float(cosines[row])) for row in np.argsort(-cosines)[:count]]
 
 
-def device_name(device: Any) -> str:
+def device_name(device: "torch.device") -> str:
     import torch
 
     from bertfast.cli.info import cpu_name

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import typer
 
@@ -12,7 +11,7 @@ debug = False  # set by --debug: let the exception through, with its traceback
 USER_ERRORS = (ValueError, TypeError, OSError, MemoryError, ImportError)  # their messages stand alone
 
 
-def exit_code(command: Callable[[], Any]) -> int:
+def exit_code(command: Callable[[], object]) -> int:
     """Run `command`. Returns 0; 2 for a wrong command line; 130 for Ctrl-C; 1 for any other failure."""
     try:
         result = command()

@@ -4,11 +4,17 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from bertfast.cli.token_printer import TokenPrinter
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from bertfast import BertLMHeadModel
 
 
 def run(
@@ -54,7 +60,7 @@ def run(
         raise ValueError("the prompt is empty: expected at least one token")
 
     printer = TokenPrinter(tokenizer)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty, "num_beams": num_beams}
+    options: dict[str, object] = {"max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty, "num_beams": num_beams}
     if temperature:
         options.update(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p)
         torch.manual_seed(torch.seed() if seed is None else seed)
@@ -76,7 +82,7 @@ def run(
     console.print(f"{len(new):,} tokens in {seconds:.2f} s, {len(new) / seconds:,.1f} tokens/s", highlight=False)
 
 
-def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str | None = None) -> Any:
+def load_decoder(folder: Path, dtype: "torch.dtype", console: Console, quantization: str | None = None) -> "BertLMHeadModel":
     """The BertLMHeadModel in `folder`, in eval mode. Raises ValueError where it lacks weights."""
     import transformers
 
@@ -102,21 +108,20 @@ def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str |
     return model.eval()
 
 
-def load_prompt_tokenizer(folder: Path) -> Any:
+def load_prompt_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in `folder`. Raises ValueError, pointing to --ids, where there is none."""
     from transformers import AutoTokenizer
 
     try:
-        if not any(
-            (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")
-        ):  # transformers would build one with an empty vocabulary
+        # transformers would build a tokenizer with an empty vocabulary.
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
             raise OSError("neither tokenizer.json nor vocab.txt")
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--model: {folder} has no tokenizer that can be loaded; pass token ids with --ids") from error
 
 
-def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """[CLS] and the text, without [SEP]."""
     first = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
     return [*first, *tokenizer(text, add_special_tokens=False)["input_ids"]]

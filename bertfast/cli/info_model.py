@@ -1,13 +1,16 @@
 """bertfast info --model: whether a model takes the fast path, on which device and dtype, and why."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from bertfast import ops
 from bertfast.ops.activations import fused_config_name
 from bertfast.runtime.devices import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Row = tuple[str, str, str]  # name, value, reason or remark
 
@@ -30,7 +33,7 @@ def model_rows(folder: str) -> Iterator[Row]:
     yield "padding", "an encoder's hidden states are zero there", "keep_padding=True computes them as transformers does"
 
 
-def _load(folder: str) -> Any:
+def _load(folder: str) -> "PreTrainedModel":
     import transformers
 
     import bertfast
@@ -43,7 +46,7 @@ def _load(folder: str) -> Any:
     return getattr(bertfast, name).from_pretrained(settings.model_dir).eval()
 
 
-def _path_rows(model: Any, scheme: str | None) -> Iterator[Row]:
+def _path_rows(model: "PreTrainedModel", scheme: str | None) -> Iterator[Row]:
     """A row for each device and dtype; one for a quantized model."""
     from bertfast.engine.eligibility import why_reference
 
@@ -61,7 +64,7 @@ def _path_rows(model: Any, scheme: str | None) -> Iterator[Row]:
                 yield f"{device} {name}", "fast path, reference ops", "this build has no kernels for this dtype"
 
 
-def _cuda_graph_row(model: Any) -> Row:
+def _cuda_graph_row(model: "PreTrainedModel") -> Row:
     from bertfast.engine.cuda_graph_eligibility import why_eager_trial
 
     reason = why_eager_trial(model.to("cuda", torch.float16))

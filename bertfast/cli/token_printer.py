@@ -1,7 +1,11 @@
 """Tokens printed as they are generated."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 class TokenPrinter:
@@ -10,13 +14,13 @@ class TokenPrinter:
     tokenizer: decodes the tokens; None prints ids.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
         self.tokenizer = tokenizer
         self.prompt_is_next = True  # generate() passes the prompt first
         self.tokens: list[int] = []
         self.printed = 0  # characters
 
-    def put(self, value: Any) -> None:
+    def put(self, value: "torch.Tensor") -> None:
         if self.prompt_is_next:
             self.prompt_is_next = False
         else:
@@ -32,6 +36,7 @@ class TokenPrinter:
         self.write(text[self.printed : text.rfind(" ") + 1])
 
     def text(self) -> str:
+        assert self.tokenizer is not None, "ids are printed without it"
         text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 

@@ -8,12 +8,20 @@ import sys
 from collections.abc import Iterable
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # public, not in their __all__
+
+if TYPE_CHECKING:
+    import jax
+    import tensorflow as tf
+
+Array: TypeAlias = "npt.NDArray[np.generic] | Tensor | tf.Tensor | jax.Array"  # what callers pass, and get back
 
 
 class ArrayType(Enum):
@@ -25,7 +33,7 @@ class ArrayType(Enum):
     JAX = "jax"
 
 
-def array_type_of(values: Iterable[Any]) -> ArrayType:
+def array_type_of(values: Iterable[object]) -> ArrayType:
     """The array type of a call's outputs: that of its first argument that is an array but not NumPy's, else NumPy."""
     for value in values:
         if value is None or type(value) is np.ndarray or type(value) is bool:
@@ -39,20 +47,20 @@ def array_type_of(values: Iterable[Any]) -> ArrayType:
     return ArrayType.NUMPY
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     return isinstance(value, (np.ndarray, np.generic, Tensor)) or is_tf(value) or is_jax(value)
 
 
-def is_tf(value: Any) -> bool:
+def is_tf(value: object) -> "TypeGuard[tf.Tensor]":
     return type(value).__module__.startswith(("tensorflow.", "keras."))
 
 
-def is_jax(value: Any) -> bool:
+def is_jax(value: object) -> "TypeGuard[jax.Array]":
     return type(value).__module__.startswith(("jax.", "jaxlib"))
 
 
-def to_torch(value: Any, name: str) -> Tensor:
-    """The value as a tensor, sharing its memory where possible. Raises TypeError, naming `name`, for what is no array of numbers."""
+def to_torch(value: object, name: str) -> Tensor:
+    """The value as a tensor, sharing its memory where possible. Raises TypeError, naming `name`, for anything but an array of numbers."""
     if isinstance(value, Tensor):
         return value
     if is_tf(value) or is_jax(value):
@@ -64,7 +72,7 @@ def to_torch(value: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an array of numbers ({error})") from error
 
 
-def jax_to_numpy(value: Any, device: torch.device) -> Any:
+def jax_to_numpy(value: object, device: torch.device) -> object:
     """JAX ids or masks as NumPy arrays where the model is on the CPU; any other value as it is.
 
     They are small and converted anyway, and JAX's DLPack export takes longer (TensorFlow's does not). int32 becomes int64, which
@@ -76,7 +84,7 @@ def jax_to_numpy(value: Any, device: torch.device) -> Any:
     return array.astype(np.int64) if array.dtype.type is np.int32 else array
 
 
-def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
+def from_numpy(array: npt.NDArray[np.generic]) -> Tensor:
     """A tensor on the array's memory; a copy of read-only memory, since torch has no read-only tensors."""
     dtype, flags = array.dtype, array.flags
     if dtype.kind in "fi" and dtype.isnative and flags.c_contiguous:
@@ -92,7 +100,7 @@ def from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
     return torch.from_numpy(array)
 
 
-def to_numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":
+def to_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
     """The tensor as a NumPy array on the same memory (copied from another device).
 
     bfloat16 becomes ml_dtypes' bfloat16 where that is installed, else float32 with the same values.
@@ -105,7 +113,7 @@ def to_numpy(tensor: Tensor) -> "np.ndarray[Any, Any]":
     return tensor.float().numpy() if bfloat16 is None else tensor.view(torch.int16).numpy().view(bfloat16)
 
 
-def numpy_bfloat16() -> Any | None:
+def numpy_bfloat16() -> "np.dtype[np.generic] | None":
     """ml_dtypes' bfloat16 as a NumPy dtype, or None where it is not installed."""
     try:
         import ml_dtypes
@@ -114,7 +122,7 @@ def numpy_bfloat16() -> Any | None:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def from_torch(tensor: Tensor, array_type: ArrayType) -> Any:
+def from_torch(tensor: Tensor, array_type: ArrayType) -> Array:
     """The tensor as an array of this type, sharing its memory where possible."""
     if array_type is ArrayType.NUMPY:
         return to_numpy(tensor)
@@ -124,13 +132,13 @@ def from_torch(tensor: Tensor, array_type: ArrayType) -> Any:
         tensor = tensor.detach()
     if array_type is ArrayType.TORCH:
         return tensor
-    tf: Any = sys.modules["tensorflow"]
+    tf = sys.modules["tensorflow"]
     if tensor.numel() == 0:
         return tf.constant(to_numpy(tensor))
     return tf.experimental.dlpack.from_dlpack(to_dlpack(tensor.contiguous()))
 
 
-def _to_jax(tensor: Tensor, jax: Any) -> Any:
+def _to_jax(tensor: Tensor, jax: ModuleType) -> "jax.Array":
     if not tensor.is_cpu and tensor.numel() > 1:
         return jax.dlpack.from_dlpack(tensor.detach().contiguous())
     array = to_numpy(tensor)
@@ -146,20 +154,20 @@ def _to_jax(tensor: Tensor, jax: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _cpu_sharding(device: Any) -> Any:
+def _cpu_sharding(device: "jax.Device") -> "jax.sharding.Sharding":
     """One object for all calls: JAX caches by identity."""
     return sys.modules["jax"].sharding.SingleDeviceSharding(device)
 
 
-def tree_from_torch(value: Any, array_type: ArrayType) -> Any:
+def tree_from_torch(value: Tensor | tuple[Tensor, ...] | None, array_type: ArrayType) -> "Array | tuple[Array, ...] | None":
     """from_torch for a tensor, a tuple of them, or None."""
     if isinstance(value, tuple):
         return tuple(from_torch(item, array_type) for item in value)
     return from_torch(value, array_type) if isinstance(value, Tensor) else value
 
 
-def torch_dtype(dtype: Any, name: str = "dtype") -> torch.dtype:
-    """The torch dtype of a torch, NumPy, JAX or TensorFlow dtype, or of its name. Raises TypeError for what is no floating point dtype."""
+def torch_dtype(dtype: object, name: str = "dtype") -> torch.dtype:
+    """The torch dtype of a torch, NumPy, JAX or TensorFlow dtype, or its name. Raises TypeError for a dtype that is not floating point."""
     if not isinstance(dtype, torch.dtype):
         label = dtype if isinstance(dtype, str) else _dtype_name(dtype)
         found = getattr(torch, label, None)
@@ -181,7 +189,7 @@ def _dtype_name(dtype: Any) -> str:
         return str(dtype)
 
 
-def _from_framework(value: Any) -> Tensor:
+def _from_framework(value: "tf.Tensor | jax.Array") -> Tensor:
     try:
         return from_dlpack(value)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):

@@ -5,9 +5,13 @@ attributes that only 4.37 declared are listed here, so that they can be overridd
 """
 
 import copy
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING
 
 from bertfast.runtime.config_access import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Attributes of a 4.37 config, which transformers 5 may not declare.
 _LEGACY = frozenset(
@@ -22,7 +26,9 @@ _LEGACY = frozenset(
 )
 
 
-def read_config(given: Any, folder: Any, overrides: dict[str, Any]) -> Any:
+def read_config(
+    given: "PreTrainedConfig | str | PathLike[str] | None", folder: str | PathLike[str], overrides: dict[str, object]
+) -> "PreTrainedConfig":
     """The config of a from_pretrained call: `given` (a config or a path), else the folder's, with `overrides` applied.
 
     Pops config attributes from `overrides`; the rest is for from_pretrained.
@@ -36,7 +42,7 @@ def read_config(given: Any, folder: Any, overrides: dict[str, Any]) -> Any:
     return config
 
 
-def engine_config(config: Any, activation: str, **changes: Any) -> Any:
+def engine_config(config: "PreTrainedConfig", activation: str, **changes: object) -> "PreTrainedConfig":
     """The torch class's config: the output flags, which the compat class handles itself, are off. changes: attributes to set."""
     copied = copy.deepcopy(config)
     for name in ("output_attentions", "output_hidden_states"):
@@ -51,7 +57,7 @@ def engine_config(config: Any, activation: str, **changes: Any) -> Any:
     return copied
 
 
-def flag(argument: bool | None, config: Any, name: str, default: bool = False) -> bool:
+def flag(argument: bool | None, config: "PreTrainedConfig", name: str, default: bool = False) -> bool:
     """An output flag: the call's argument, else the config's."""
     value = setting(config, name, default) if argument is None else argument
     return default if value is None else bool(value)

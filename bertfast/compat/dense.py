@@ -8,7 +8,7 @@ Shape letters: B batch, S padded length, H hidden, Se encoder length.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from bertfast import ops
 from bertfast.batch.attention import MaskedAttention, ProbabilityDropout
 from bertfast.batch.packed import GraphInputs, PackedBatch
 from bertfast.ops import reference
+
+if TYPE_CHECKING:
+    from transformers.models.bert.modeling_bert import BertEmbeddings
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class DroppingOps:
 
 def padded_batch(
     shape: tuple[int, int],
-    embeddings: Any,
+    embeddings: "BertEmbeddings",
     input_ids: Tensor | None,  # [B, S]; None with words
     words: Tensor | None,  # [B * S, H]: word vectors, where there are no ids
     token_type_ids: Tensor | None,  # [B, S]
@@ -94,7 +97,7 @@ def flat(ids: Tensor) -> Tensor:
     return ids.reshape(-1).to(torch.int64).contiguous()
 
 
-def gather_words(embeddings: Any, shape: tuple[int, int], *lookups: tuple[Tensor, int]) -> tuple[list[Tensor], Tensor]:
+def gather_words(embeddings: "BertEmbeddings", shape: tuple[int, int], *lookups: tuple[Tensor, int]) -> tuple[list[Tensor], Tensor]:
     """Lookups with the semantics of JAX's gather: a negative id counts from the end, an id outside the table gives NaN.
 
     lookups: (ids that broadcast to [B, S], rows of their table), the word ids first. Returns ids inside their tables, and the word

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from bertfast.graph.encoder import encode
 from bertfast.graph.heads import HEADS, HeadInputs
 from bertfast.ops import Ops
 
+if TYPE_CHECKING:
+    from transformers import BertModel, PreTrainedModel
+
 
 @dataclass(slots=True)
 class EngineOutput:
@@ -36,19 +39,19 @@ class Engine:
     """A torch model of bertfast in eval mode, without gradients."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module: Any = module.eval().requires_grad_(False)
-        self.bert: Any = getattr(module, "bert", module)
+        self.module: PreTrainedModel = module.eval().requires_grad_(False)
+        self.bert: BertModel = getattr(module, "bert", module)
         self.head = HEADS[type(module).__name__]
         self.device = self.bert.embeddings.word_embeddings.weight.device
         self.dtype = self.bert.embeddings.word_embeddings.weight.dtype
 
-    def plain(self, arguments: dict[str, Any], keep_padding: bool, hidden_states: bool) -> EngineOutput:
+    def plain(self, arguments: dict[str, Tensor], keep_padding: bool, hidden_states: bool) -> EngineOutput:
         """A call that has the same meaning on the torch class. keep_padding: compute padded positions too."""
         if keep_padding:
             pooled = self.head.pooled and self.bert.pooler is not None
             return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
-        # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
-        # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
+        # The module's own forward, without the checks for hooks, autocast and transforms: only a caller of the module can set those.
+        # The guard is asked, since a plan depends on the weights' addresses.
         state = current_state(self.module)
         if state.guard.why_reference() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)

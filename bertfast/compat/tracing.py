@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 
 from bertfast.compat.arrays import is_jax, is_tf
 
 
-def refuse_tracing(caller: str, values: Collection[Any]) -> None:
+def refuse_tracing(caller: str, values: Collection[object]) -> None:
     """Raises ValueError inside tf.function or a JAX transform: the call would run once, while tracing, and its results become constants."""
     tf, jax = sys.modules.get("tensorflow"), sys.modules.get("jax._src.core")
     if tf is None and jax is None:
@@ -31,7 +30,7 @@ def refuse_tracing(caller: str, values: Collection[Any]) -> None:
         raise ValueError(f"{caller}: got a symbolic Keras or TensorFlow tensor, which has no values; call the model on eager tensors")
 
 
-def is_traced(value: Any) -> bool:
+def is_traced(value: object) -> bool:
     """Whether this is a JAX tracer, the placeholder of an array during tracing."""
     if not is_jax(value):
         return False

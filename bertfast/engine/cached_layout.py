@@ -4,13 +4,12 @@ Shape letters: B batch, S length.
 """
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from bertfast.batch.inputs import CheckedArguments
 from bertfast.engine.plan_inputs import PlanInputs
 from bertfast.runtime.native import _C
 
@@ -28,7 +27,7 @@ class CachedLayout:
     outputs: list[tuple[str, Tensor]]  # shape and dtype of each, padded where its rows are those of the batch; no values
     inputs: PlanInputs  # owns the memory at the other addresses
 
-    def __call__(self, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    def __call__(self, arguments: CheckedArguments) -> dict[str, Tensor]:
         """The outputs in their padded shapes."""
         addresses = self.addresses.copy()
         for name, slot in self.patched:

@@ -1,13 +1,13 @@
 """One forward on the model graph: inputs read and laid out, computed by a set of ops, outputs in transformers' shapes."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertfast import ops
 from bertfast.batch.attention import Attention, probabilities_of
+from bertfast.batch.inputs import Arguments, CheckedArguments
 from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
@@ -16,20 +16,20 @@ from bertfast.engine.padding_policy import computes_padding
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
 from bertfast.ops import Ops, reference
-
-Arguments = dict[str, Any]
+from bertfast.runtime.model_types import Model
 
 
 class ForwardCall:
     """Shape letters: R rows, H hidden, B sequences, S columns."""
 
     def __init__(
-        self, model: Any, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
+        self, model: Model, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
         cached: bool = False,
     ) -> None:  # fmt: skip
         """inputs: the caller's arguments, choices flattened. hidden, attentions: collect them. differentiable: on the reference ops under
         autograd. cached: with a KV cache. ValueError, naming the argument, for inputs that make no sense."""
-        self.model, self.head, self.inputs = model, head, inputs
+        self.model, self.head = model, head
+        self.inputs: CheckedArguments = inputs
         self.base = model.base_model
         self.O: Ops = reference if differentiable else ops
         self.hidden: list[Tensor] | None = [] if hidden else None  # [R, H] after the embeddings and each layer

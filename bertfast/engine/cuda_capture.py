@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,23 +17,23 @@ def capture(run: Callable[[], dict[str, HeadOutput]], device: torch.device) -> t
     Returns the replay and the outputs that each replay rewrites. RuntimeError where CUDA cannot capture it; the stream stays usable.
     """
     graph = torch.cuda.CUDAGraph()
-    where = {"pool": _pool(device), "stream": _side_stream(device)}
-    with torch.cuda.device(device), torch.cuda.graph(graph, **where, capture_error_mode="thread_local"):
+    pool, stream = _pool(device), _side_stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         logits = run()
     return graph.replay, logits
 
 
-_pools: dict[torch.device, Any] = {}
+_pools: dict[torch.device, "torch.cuda._POOL_HANDLE"] = {}
 
 
-def _pool(device: torch.device) -> Any:
+def _pool(device: torch.device) -> "torch.cuda._POOL_HANDLE":
     if device not in _pools:
         _pools[device] = torch.cuda.graph_pool_handle()
     return _pools[device]
 
 
 @cache
-def _side_stream(device: torch.device) -> Any:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """torch's default is one stream for the process, of the device that was current first."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 

@@ -1,4 +1,4 @@
-"""The CUDA graphs of all models: an LRU cache, who owns which, and whose turn it is.
+"""The CUDA graphs of all models: an LRU cache, the owners of its entries, and the lock that serializes replays.
 
 All graphs of a device share one memory pool, so no two may be in flight: a lock serializes threads, an event serializes streams.
 """
@@ -9,7 +9,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -48,7 +47,7 @@ class GraphCache:
 
 cache = GraphCache(MAX_GRAPHS)
 lock = threading.RLock()  # a finalizer may run while the lock is held
-_last_use: dict[torch.device, Any] = {}  # the event after the last use of a device's pool
+_last_use: dict[torch.device, torch.cuda.Event] = {}  # the event after the last use of a device's pool
 _numbers = itertools.count()
 
 
@@ -65,7 +64,7 @@ def _drop(owner: int) -> None:
         cache.drop(owner)
 
 
-def stream_of(device: torch.device) -> Any:
+def stream_of(device: torch.device) -> torch.cuda.Stream | None:
     """The caller's stream; None where there are no streams."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
@@ -77,10 +76,9 @@ def serialized(device: torch.device) -> Iterator[None]:
     Never take the lock of bertfast.engine.model_state within: a finalizer of graphs may run under that one.
     """
     with lock:
-        if device.type != "cuda":
+        if (stream := stream_of(device)) is None:
             yield
             return
-        stream = stream_of(device)
         if device in _last_use:
             stream.wait_event(_last_use[device])
         try:

@@ -2,12 +2,12 @@
 
 import os
 from collections import Counter
-from typing import Any
 
 import torch
 
 from bertfast import ops
 from bertfast.engine.call import ForwardCall
+from bertfast.runtime.model_types import BaseModel, Model
 
 MAX_ROWS = 8192  # above, each kernel runs longer than the next takes to launch
 
@@ -23,7 +23,7 @@ def eager_reasons() -> dict[str, int]:
     return dict(_reasons)
 
 
-def why_eager_trial(model: Any) -> str | None:
+def why_eager_trial(model: Model) -> str | None:
     """Calls a model on a GPU with a small batch: None where a CUDA graph was replayed, else why it ran eagerly."""
     before = eager_reasons()
     base = model.base_model
@@ -54,7 +54,7 @@ def why_eager(call: ForwardCall) -> str | None:
     return None
 
 
-def why_model_eager(base: Any) -> str | None:
+def why_model_eager(base: BaseModel) -> str | None:
     """Why no call of this model can be captured now; None where one may. base: the model without a head."""
     config, weight = base.config, base.embeddings.position_embeddings.weight
     if not ops.has_kernels(weight.device, weight.dtype):
@@ -68,7 +68,7 @@ def why_model_eager(base: Any) -> str | None:
     return None
 
 
-def kernel_settings(model: Any) -> tuple[object, ...]:
+def kernel_settings(model: Model) -> tuple[object, ...]:
     """What else decides which kernels run: torch's switches and the model's own."""
     matmul = torch.backends.cuda.matmul
     return (

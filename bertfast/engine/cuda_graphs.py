@@ -8,7 +8,6 @@ reaches no output. Weights changed in place are seen; weights that move are capt
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -31,14 +30,14 @@ class CapturedForward:
     batch: StaticBatch
     replay: Replay
     outputs: Outputs
-    stream: Any  # where the buffers were allocated; None where there are no streams
+    stream: torch.cuda.Stream | None  # where the buffers were allocated; None where there are no streams
 
     def run(self, call: ForwardCall) -> dict[str, HeadOutput]:
         from bertfast.ops import cuda  # imports triton, which a machine without a GPU may not have
 
         device = call.batch.rows.input_ids.device
-        cuda.raise_out_of_range(device)  # what an earlier replay met: no op of a replay passes the host
-        if (stream := cuda_graph_cache.stream_of(device)) != self.stream:
+        cuda.raise_out_of_range(device)  # of an earlier replay: a replayed op cannot raise
+        if (stream := cuda_graph_cache.stream_of(device)) is not None and stream != self.stream:
             for buffer in self.batch.buffers():  # freed only once this stream is done with them
                 buffer.record_stream(stream)
         cuda_buffers.stage(call.batch, self.batch)

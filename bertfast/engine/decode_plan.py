@@ -4,7 +4,6 @@ Shape letters: A sequences in the step, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,13 @@ from bertfast.engine.plan_inputs import PlanInputs, RowCount
 from bertfast.engine.recorder import Recorder
 from bertfast.graph.heads import HeadOutput
 from bertfast.ops import Ops
+from bertfast.runtime.model_types import Model
 
 
 class DecodeStepPlan:
     """A step reads one token of each sequence against a KV cache that stays where it is."""
 
-    def __init__(self, model: Any, cache: Sequence[Tensor], run_ops: Callable[[Ops], Tensor]) -> None:
+    def __init__(self, model: Model, cache: Sequence[Tensor], run_ops: Callable[[Ops], Tensor]) -> None:
         """cache: the buffers of keys and values. run_ops: the step by the ops it is given -> [A, V]."""
         self.model, self.run_ops = model, run_ops
         self.cache_addresses = frozenset(t.data_ptr() for t in cache)

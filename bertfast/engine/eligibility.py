@@ -1,27 +1,32 @@
 """Fast path or reference path: which forward a call takes, and why.
 
-The fast path covers inference on the modules as transformers builds them. What a caller put inside the model (hooks, adapters,
-parametrizations, patched forwards) and what runs the model as a program (autocast, compilers, tracers, torch.func) gets transformers'
-forward, and the reason is logged once. Nothing is decided by catching an error.
+The fast path covers inference on the modules as transformers builds them. transformers' forward runs where the model has hooks, adapters,
+parametrizations or patched forwards inside, and under autocast, compilers, tracers and torch.func; the reason is logged once. Nothing is
+decided by catching an error.
 """
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from bertfast.batch.inputs import Arguments
 from bertfast.cache import objects as kv_cache
 from bertfast.engine.guard import Guard
 from bertfast.engine.model_state import current_state
 from bertfast.engine.outputs import FIELDS
 from bertfast.graph.heads import Head
 from bertfast.runtime.config_access import setting
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger("bertfast")
 
@@ -63,13 +68,13 @@ def force_reference() -> Iterator[None]:
         _local.reference_only = before
 
 
-def why_reference(model: nn.Module, arguments: Mapping[str, Any]) -> str | None:
+def why_reference(model: nn.Module, arguments: Arguments) -> str | None:
     """Why this call takes transformers' forward; None where the fast path covers it."""
     reason = why_call_reference(arguments)
     return current_state(model).guard.why_reference() if reason is None else reason
 
 
-def why_call_reference(arguments: Mapping[str, Any]) -> str | None:
+def why_call_reference(arguments: Arguments) -> str | None:
     """The part of why_reference that does not depend on the model."""
     if getattr(_local, "reference_only", False):
         return INSIDE_REFERENCE
@@ -91,7 +96,7 @@ def why_call_reference(arguments: Mapping[str, Any]) -> str | None:
     return None
 
 
-def wants_cache(config: Any, head: Head, arguments: Mapping[str, Any]) -> bool:
+def wants_cache(config: "PreTrainedConfig", head: Head, arguments: Arguments) -> bool:
     """Whether the call reads or writes a KV cache."""
     if kv_cache.given_cache(arguments) is not None:
         return True
@@ -103,7 +108,7 @@ def wants_cache(config: Any, head: Head, arguments: Mapping[str, Any]) -> bool:
     return bool(setting(config, "use_cache") if use_cache is None else use_cache)
 
 
-def why_reference_with_cache(model: Any, guard: Guard, arguments: Mapping[str, Any]) -> str | None:
+def why_reference_with_cache(model: Model, guard: Guard, arguments: Arguments) -> str | None:
     """Why a call with a KV cache takes transformers' forward; None where the fast path covers it.
 
     Under grad mode the fast path stays: its keys and values carry no gradient, and a backward that needs one raises. Hidden states and

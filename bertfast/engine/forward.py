@@ -2,22 +2,28 @@
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bertfast import ops
+from bertfast.batch.inputs import Arguments
 from bertfast.engine import cpu_plans, eligibility, shape_cache
-from bertfast.engine.call import Arguments, ForwardCall
+from bertfast.engine.call import ForwardCall
 from bertfast.engine.model_state import ModelState, current_state
 from bertfast.engine.outputs import make_output, output_options
-from bertfast.engine.padding_policy import fill_padding, fills_padding
+from bertfast.engine.padding_policy import fill_padding, mask_to_fill
 from bertfast.engine.recompute import differentiable
 from bertfast.graph.heads import Head, HeadOutput
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 
-def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
+def forward(model: Model, base: type["PreTrainedModel"], head: Head, arguments: dict[str, object]) -> "ModelOutput | tuple[object, ...]":
     """What base.forward(model, **arguments) returns, on the fast path where that covers the call. base: the transformers class."""
     reason, cached = eligibility.why_call_reference(arguments), False
     if reason is None:
@@ -37,15 +43,18 @@ def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
     if reason is not eligibility.INSIDE_REFERENCE:
         eligibility.warn_once(type(model).__name__, f"transformers' own forward is used: {reason}")
     with eligibility.force_reference():  # for the model inside a head as well: its padding may count here
-        if reason is eligibility.INSIDE_REFERENCE or not fills_padding(model, head, arguments):
-            return base.forward(model, **arguments)  # type: ignore[attr-defined]  # base is a model class
+        mask = None if reason is eligibility.INSIDE_REFERENCE else mask_to_fill(model, head, arguments)
+        if mask is None:
+            return base.forward(model, **arguments)
         returned = output_options(arguments, model.config)
-        out = base.forward(model, **{**arguments, "return_dict": True})  # type: ignore[attr-defined]  # as above
-    out = fill_padding(model, head, arguments["attention_mask"], out)
+        out = base.forward(model, **{**arguments, "return_dict": True})
+    out = fill_padding(model, head, mask, out)
     return out if returned.return_dict else out.to_tuple()
 
 
-def compute(model: Any, state: ModelState, base: type, head: Head, arguments: Arguments, cached: bool) -> Any:
+def compute(
+    model: Model, state: ModelState, base: type["PreTrainedModel"], head: Head, arguments: Arguments, cached: bool
+) -> "ModelOutput | tuple[object, ...]":
     """The call on the fast path. cached: it reads or writes a KV cache."""
     options = output_options(arguments, model.config)
     inputs = flatten_choices(arguments) if head.choices else arguments
@@ -66,7 +75,7 @@ def compute(model: Any, state: ModelState, base: type, head: Head, arguments: Ar
     return make_output(model, head, call, tensors, loss, options)
 
 
-def cached_layout_or_graph(model: Any, state: ModelState, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], ForwardCall | None]:
+def cached_layout_or_graph(model: Model, state: ModelState, head: Head, inputs: Arguments) -> tuple[dict[str, Tensor], ForwardCall | None]:
     """The tensors of a call that returns nothing else, in transformers' shapes; and the call, or None where a cached layout served it,
     which has no padding."""
     key = shape_cache.layout_key(inputs, model.base_model)
@@ -109,8 +118,8 @@ def flatten_choices(arguments: Arguments) -> Arguments:
         raise ValueError(f"input_ids: got {got}, expected a tensor [batch, choices, length] (or inputs_embeds with one more dimension)")
     flat = dict(arguments, num_choices=given.shape[1])
     for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
-        if flat.get(name) is not None:
-            flat[name] = flat[name].reshape(-1, flat[name].shape[-1])
-    if embeds is not None:
+        if isinstance(t := flat.get(name), Tensor):
+            flat[name] = t.reshape(-1, t.shape[-1])
+    if isinstance(embeds, Tensor):
         flat["inputs_embeds"] = embeds.reshape(-1, *embeds.shape[-2:])
     return flat

@@ -15,7 +15,7 @@ class _Recomputed(torch.autograd.Function):
         return tuple(run())
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[object, ...], output: object) -> None:
         ctx.recompute = inputs[1]
         ctx.save_for_backward(*inputs[2:])  # raises in backward if a weight was changed in between
         ctx.set_materialize_grads(False)
@@ -43,14 +43,13 @@ class _Recomputed(torch.autograd.Function):
 
 def recomputed(run: Run, recompute: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """run()'s outputs as functions of `inputs`, with the derivative of recompute(). inputs: every tensor a gradient may be asked for."""
-    out: tuple[Tensor, ...] = autograd_apply()(run, recompute, *inputs)
-    return out
+    return autograd_apply()(run, recompute, *inputs)
 
 
-def autograd_apply() -> Callable[..., Any]:
+def autograd_apply() -> Callable[..., tuple[Tensor, ...]]:
     """_Recomputed.apply without its checks where no torch.func transform is active: it inspects the signature and each input, which for
     the 100 parameters of a MiniLM costs more than the rest of the node."""
     if torch._C._are_functorch_transforms_active():
         return _Recomputed.apply
-    lower: Callable[..., Any] = super(torch.autograd.Function, _Recomputed).apply
+    lower: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Recomputed).apply
     return lower

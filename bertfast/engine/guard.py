@@ -1,14 +1,18 @@
-"""What the fast path takes for granted about a module tree, and whether it still holds."""
+"""What the fast path assumes about a module tree, and whether it still holds."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from bertfast.batch.inputs import Arguments
 from bertfast.engine.module_audit import HOOKS, why_unsupported
 from bertfast.quantization.layer import QuantizedLayer
 from bertfast.runtime.config_access import setting
 from bertfast.runtime.native import _C
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TRAINING = "training mode is on (dropout is part of the forward); call model.eval()"
 
@@ -19,14 +23,14 @@ class Guard:
     Walking 200 modules takes longer than a small forward, so C++ compares pointers instead.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         inner = [m for m in model.modules() if m is not model]
         everything = [model, *inner]
         self._implementation = setting(model.config, "_attn_implementation")
         self._reason = why_unsupported(model, inner)
         parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
         quantized = [(m._buffers, name) for m in everything if isinstance(m, QuantizedLayer) for name in m._buffers]
-        self._differentiable = list(dict.fromkeys(d[name] for d, name in parameters))
+        self._differentiable = list(dict.fromkeys(p for m in everything for p in m._parameters.values() if p is not None))
         self._watch = _C.Watch(
             members=[
                 *((d, name, value) for m in everything for d in (m._modules, m._parameters) for name, value in d.items()),
@@ -43,10 +47,10 @@ class Guard:
             attributes=[(kind, "forward", kind.forward) for kind in {type(m) for m in inner}],
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
-        watched = [*parameters, *quantized] if self._reason is None else []
+        watched: list[tuple[Mapping[str, object], str]] = [*parameters, *quantized] if self._reason is None else []
         self._pointers = _C.Pointers(watched, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # not in every torch
 
-    def holds(self, model: Any) -> bool:
+    def holds(self, model: "PreTrainedModel") -> bool:
         """Whether the tree is as it was, hooks and weight addresses included. Modes are not part of this: see why_reference."""
         return self._watch.holds() and self._pointers.hold() and setting(model.config, "_attn_implementation") == self._implementation
 
@@ -60,11 +64,11 @@ class Guard:
         """Of the parameters, and of the integers and scales of quantized layers."""
         return frozenset(self._pointers.addresses())
 
-    def differentiable_inputs(self, arguments: Mapping[str, Any]) -> list[Tensor]:
+    def differentiable_inputs(self, arguments: Arguments) -> list[Tensor]:
         """Every tensor that a gradient may be asked for: parameters, each once, and embeddings or states that the caller passes."""
         given = (arguments.get(name) for name in ("inputs_embeds", "encoder_hidden_states"))
-        return [*self._differentiable, *(t for t in given if t is not None)]
+        return [*self._differentiable, *(t for t in given if isinstance(t, Tensor))]
 
-    def wants_gradient(self, arguments: Mapping[str, Any]) -> bool:
+    def wants_gradient(self, arguments: Arguments) -> bool:
         given = (arguments.get(name) for name in ("inputs_embeds", "encoder_hidden_states", "head_mask"))
-        return any(p.requires_grad for p in self._differentiable) or any(t is not None and t.requires_grad for t in given)
+        return any(p.requires_grad for p in self._differentiable) or any(isinstance(t, Tensor) and t.requires_grad for t in given)

@@ -1,12 +1,15 @@
 """What about a model's modules and parameters rules out the fast path."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from bertfast.graph.family import Family, family_of
 from bertfast.quantization.fp8_layers import Fp8LayerNorm, Fp8Linear
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION_IMPLEMENTATIONS = {
     "eager",
@@ -21,7 +24,7 @@ ATTENTION_IMPLEMENTATIONS = {
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def why_unsupported(model: Any, inner: list[nn.Module]) -> str | None:
+def why_unsupported(model: "PreTrainedModel", inner: list[nn.Module]) -> str | None:
     """Why this module tree takes transformers' forward, whatever it is called with; None where the fast path covers it.
 
     inner: every module of the tree but the model itself.
@@ -65,7 +68,7 @@ _NEVER_QUANTIZED = ("position_embeddings", "token_type_embeddings")
 _KNOWN_MODULES = ("torch.nn.modules.", "transformers.activations", "bertfast.")
 
 
-def why_submodule_unsupported(family: Family, name: str, m: Any) -> str | None:
+def why_submodule_unsupported(family: Family, name: str, m: nn.Module) -> str | None:
     """Why a submodule's own forward has to run; None where the graph computes it. name: in its parent."""
     kind = type(m)
     what = f"the {kind.__name__} called {name}"
@@ -87,6 +90,6 @@ def why_submodule_unsupported(family: Family, name: str, m: Any) -> str | None:
     return None
 
 
-def is_output_capture(hook: Any) -> bool:
+def is_output_capture(hook: object) -> bool:
     """transformers leaves its hooks that collect hidden states installed; outside its own forward they do nothing."""
     return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"

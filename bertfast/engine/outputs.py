@@ -3,14 +3,20 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from bertfast.batch.inputs import CheckedArguments
 from bertfast.cache import objects as kv_cache
 from bertfast.engine.call import ForwardCall
 from bertfast.graph.heads import HEADS, Head
 from bertfast.runtime.config_access import setting
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+    from transformers.utils import ModelOutput
 
 FIELDS = {head.output: tuple(field.name for field in fields(head.output)) for head in HEADS.values()}  # in order
 
@@ -19,12 +25,12 @@ FIELDS = {head.output: tuple(field.name for field in fields(head.output)) for he
 class OutputOptions:
     """What a call returns beyond its tensors; the config's values where the caller says nothing."""
 
-    hidden_states: Any  # bool; with transformers 5.23 and later also an index or a list of indices
+    hidden_states: bool | int | Sequence[int]  # with transformers 5.23 and later also an index or a list of indices
     attentions: bool
     return_dict: bool
 
 
-def output_options(arguments: Mapping[str, Any], config: Any) -> OutputOptions:
+def output_options(arguments: CheckedArguments, config: "PreTrainedConfig") -> OutputOptions:
     hidden = arguments["output_hidden_states"] if "output_hidden_states" in arguments else setting(config, "output_hidden_states", False)
     attentions = arguments["output_attentions"] if "output_attentions" in arguments else setting(config, "output_attentions", False)
     asked = arguments.get("return_dict")
@@ -32,11 +38,11 @@ def output_options(arguments: Mapping[str, Any], config: Any) -> OutputOptions:
 
 
 def make_output(
-    model: Any, head: Head, call: ForwardCall | None, tensors: Mapping[str, Tensor], loss: Tensor | None, options: OutputOptions
-) -> Any:
+    model: Model, head: Head, call: ForwardCall | None, tensors: Mapping[str, Tensor], loss: Tensor | None, options: OutputOptions
+) -> "ModelOutput | tuple[object, ...]":
     """The head's ModelOutput, or its tuple. call: given where hidden states, attentions or a cache are returned."""
-    cache: dict[str, Any] = {} if call is None or call.cache is None else {kv_cache.CACHE_FIELD: call.cache.output()}
-    collected: dict[str, Any] = {}
+    cache: dict[str, object] = {} if call is None or call.cache is None else {kv_cache.CACHE_FIELD: call.cache.output()}
+    collected: dict[str, tuple[Tensor | None, ...]] = {}
     if options.hidden_states and call is not None:
         collected["hidden_states"] = select_hidden(call.hidden_states(), options.hidden_states)
     if options.attentions and call is not None:
@@ -55,7 +61,7 @@ def make_output(
     return out if options.return_dict else out.to_tuple()
 
 
-def fast_model_output(cls: Any, values: Mapping[str, Any]) -> Any:
+def fast_model_output(cls: type[OrderedDict[str, object]], values: Mapping[str, object]) -> "ModelOutput":
     """cls(**values), a ModelOutput, without its __setattr__, which goes through all fields for each of them."""
     names = FIELDS[cls]
     out = cls.__new__(cls)

@@ -6,16 +6,16 @@ Both paths follow the rule, so a model answers alike with and without hooks, ada
 Shape letters: B batch, S columns.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
+from transformers.utils import ModelOutput
 
+from bertfast.batch.inputs import Arguments
 from bertfast.graph.heads import Head, select_columns
 from bertfast.runtime.config_access import is_causal
+from bertfast.runtime.model_types import Model
 
 
-def computes_padding(model: Any, head: Head, inputs: Mapping[str, Any], hidden: bool) -> bool:
+def computes_padding(model: Model, head: Head, inputs: Arguments, hidden: bool) -> bool:
     """Whether padded positions of this call get transformers' values. hidden: hidden states are returned."""
     if model.keep_padding or padding_affects_loss(head, inputs):
         return True
@@ -28,41 +28,43 @@ def computes_padding(model: Any, head: Head, inputs: Mapping[str, Any], hidden: 
     return model.keep_padding is None and (head.token_logits or is_causal(model.config))
 
 
-def padding_affects_loss(head: Head, inputs: Mapping[str, Any]) -> bool:
+def padding_affects_loss(head: Head, inputs: Arguments) -> bool:
     """Whether the loss reads logits at padding."""
     if head.span_labels and all(inputs.get(name) is not None for name in head.span_labels):
         return True
     mask = inputs.get("attention_mask")
     for name in head.token_labels:
         labels = inputs.get(name)
-        if labels is not None and mask is not None and mask.dim() == 2 and labels.shape == mask.shape:
+        if isinstance(labels, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2 and labels.shape == mask.shape:
             padded, counts = mask.eq(0), labels.ne(-100)
             if (padded & counts).any() or (head.shifted and (padded[:, :-1] & counts[:, 1:]).any()):
                 return True
     return False
 
 
-def padding_selected(inputs: Mapping[str, Any]) -> bool:
+def padding_selected(inputs: Arguments) -> bool:
     """Whether logits_to_keep selects a padded column."""
-    mask, tokens = inputs.get("attention_mask"), inputs.get("input_ids")
+    mask, tokens, keep = inputs.get("attention_mask"), inputs.get("input_ids"), inputs.get("logits_to_keep")
     tokens = inputs.get("inputs_embeds") if tokens is None else tokens
     if not isinstance(mask, Tensor) or mask.dim() != 2 or not isinstance(tokens, Tensor) or tokens.dim() < 2:
         return False
+    if not isinstance(keep, int | Tensor):
+        return False
     new = mask[:, -tokens.shape[1] :]
-    return not bool(select_columns(new[..., None], inputs["logits_to_keep"]).all())
+    return not bool(select_columns(new[..., None], keep).all())
 
 
-def fills_padding(model: Any, head: Head, arguments: Mapping[str, Any]) -> bool:
-    """Whether transformers' forward of this call gets the fast path's fill at padding, where it has any."""
+def mask_to_fill(model: Model, head: Head, arguments: Arguments) -> Tensor | None:
+    """The attention_mask where transformers' forward of this call gets the fast path's fill at padding; else None."""
     mask = arguments.get("attention_mask")
     if model.keep_padding or not isinstance(mask, Tensor) or mask.dim() != (3 if head.choices else 2):
-        return False
+        return None
     if model.keep_padding is None:
-        return not (head.token_logits or is_causal(model.config))
-    return not any(arguments.get(name) is not None for name in (*head.token_labels, *head.span_labels, "logits_to_keep"))
+        return None if head.token_logits or is_causal(model.config) else mask
+    return None if any(arguments.get(name) is not None for name in (*head.token_labels, *head.span_labels, "logits_to_keep")) else mask
 
 
-def fill_padding(model: Any, head: Head, mask: Tensor, out: Any) -> Any:
+def fill_padding(model: Model, head: Head, mask: Tensor, out: ModelOutput) -> ModelOutput:
     """A ModelOutput of transformers' forward with the fast path's fill at padding. Only tensors decide, so that tracers pass."""
     padded = mask.reshape(-1, mask.shape[-1]).eq(0)
     # As bertfast.batch.padding has it: a row without a token, or a pooled column 0 that is padding, and all is computed.

@@ -5,7 +5,6 @@ Sizes are row counts, whose values each replay passes, so one plan serves every 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,10 @@ from bertfast.engine.arena import NO_REF, Buffer, Ref, assign_offsets
 from bertfast.engine.plan_inputs import SLOT_COUNTS, SLOT_OF, PlanInputs, RowCount
 from bertfast.graph.heads import HeadOutput
 from bertfast.runtime.native import _C
+
+# An operand as the Recorder gives it: a tensor, the parts of a linear op, sizes and strides, or a number.
+Part = tuple[Tensor | int | None, ...]
+Operand = Tensor | list[Part] | tuple[int, ...] | float | None
 
 
 class CannotRecordError(Exception):
@@ -42,18 +45,18 @@ class PlanBuilder:
     inputs: PlanInputs
     weights: frozenset[int]  # addresses that stay valid while the plan does
     buffers: dict[int, Buffer] = field(default_factory=dict)  # by storage address
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # method of _C.Plan, operands
+    calls: list[tuple[str, dict[str, Operand]]] = field(default_factory=list)  # method of _C.Plan, operands
     alive: list[Tensor] = field(default_factory=list)  # keeps storage addresses unique
     int8_rows: dict[int | None, Tensor] = field(default_factory=dict)  # a result's quantized rows, by its storage address
     trouble: str | None = None  # why no plan can hold this forward
 
-    def add(self, op: str, out: Tensor, row_count: int, columns: int, /, **operands: Any) -> None:
+    def add(self, op: str, out: Tensor, row_count: int, columns: int, /, **operands: Operand) -> None:
         index = len(self.calls)
         self.add_without_result(op, **operands, out=out)
         self.buffers[storage(out)] = Buffer(row_count, columns, index, index)
         self.alive.append(out)
 
-    def add_without_result(self, op: str, /, **operands: Any) -> None:
+    def add_without_result(self, op: str, /, **operands: Operand) -> None:
         index = len(self.calls)
         for operand in operands.values():
             for t in operand if isinstance(operand, list) else [operand]:
@@ -104,14 +107,15 @@ class PlanBuilder:
     def _drop_float_results(self) -> None:
         """int8_linear writes no floats where every reader takes the quantized rows."""
         for op, operands in self.calls:
-            if op != "int8_linear" or operands["quantized"] is None:
+            out = operands.get("out")
+            if op != "int8_linear" or operands["quantized"] is None or not isinstance(out, Tensor):
                 continue
-            address = storage(operands["out"])
+            address = storage(out)
             if (buffer := self.buffers[address]).last == buffer.first and buffer.ref == NO_REF:
                 operands["out"] = None
                 del self.buffers[address]
 
-    def _resolved(self, value: Any) -> Any:
+    def _resolved(self, value: Operand) -> object:
         if isinstance(value, list):
             return [tuple(self._ref(t) if t is None or isinstance(t, Tensor) else t for t in part) for part in value]
         return self._ref(value) if value is None or isinstance(value, Tensor) else value

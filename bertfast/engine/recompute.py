@@ -1,13 +1,18 @@
 """A fast forward under grad mode: its backward recomputes transformers' forward and differentiates that."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from bertfast.batch.inputs import Arguments
 from bertfast.engine import eligibility, gradients
-from bertfast.engine.call import Arguments, ForwardCall
+from bertfast.engine.call import ForwardCall
 from bertfast.engine.guard import Guard
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What the recomputed forward does without: its outputs are logits alone, and the loss is taken outside.
 NOT_RECOMPUTED = frozenset(
@@ -19,7 +24,7 @@ NOT_RECOMPUTED = frozenset(
 
 
 def differentiable(
-    model: Any, base: Any, guard: Guard, arguments: Arguments, inputs: Arguments, call: ForwardCall | None,
+    model: Model, base: type["PreTrainedModel"], guard: Guard, arguments: Arguments, inputs: Arguments, call: ForwardCall | None,
     compute: Callable[[], tuple[dict[str, Tensor], ForwardCall | None]],
 ) -> dict[str, Tensor]:  # fmt: skip
     """compute()'s tensors as the outputs of one autograd node.

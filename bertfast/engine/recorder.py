@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.engine.arena import Buffer
-from bertfast.engine.plan_builder import PlanBuilder, storage
+from bertfast.engine.plan_builder import Operand, PlanBuilder, storage
 from bertfast.engine.plan_inputs import RowCount
 from bertfast.ops import OPS, Fp8Rows, Fp8Weight, Int8Weight, Rows
 from bertfast.ops.cpu import activation_code
@@ -145,7 +145,8 @@ class Recorder(PlanBuilder):
         rows, columns = self.rows_of(x), _C.int8_row_bytes(x.shape[1]) // 4
         out = x.new_empty(x.shape[0], columns)
         maker, operands = self.calls[buffer.first] if buffer is not None and whole else ("", {})
-        if buffer is not None and maker in QUANTIZING_OPS and len(operands.get("parts", [0])) == 1:
+        parts = operands.get("parts")
+        if buffer is not None and maker in QUANTIZING_OPS and (not isinstance(parts, list) or len(parts) == 1):
             operands["quantized"] = out
             self.buffers[storage(out)] = Buffer(rows, columns, buffer.first, buffer.first)
             self.alive.append(out)
@@ -171,7 +172,7 @@ class Recorder(PlanBuilder):
     def _unrecorded(self, name: str) -> Callable[..., Any]:
         """An op that plans do not hold: computed, and no plan is made."""
 
-        def compute(*args: Any, **kwargs: Any) -> Any:
+        def compute(*args: object, **kwargs: object) -> object:
             self.trouble = self.trouble or f"the op {name}, which plans do not hold"
             return getattr(ops, name)(*args, **kwargs)
 
@@ -185,7 +186,7 @@ class Recorder(PlanBuilder):
             return self._unrecorded(name)
 
 
-def strides(keys: Tensor, values: Tensor) -> dict[str, Any]:
+def strides(keys: Tensor, values: Tensor) -> dict[str, Operand]:
     """The operands that describe a KV cache."""
     key_strides, value_strides = keys.stride()[:3], values.stride()[:3]
     return {"keys": keys, "key_strides": key_strides, "values": values, "value_strides": value_strides, "shape": tuple(keys.shape)}

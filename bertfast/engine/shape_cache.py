@@ -5,13 +5,13 @@ first such call leaves its layout; later ones put their own addresses in. At sma
 outside the kernels.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from bertfast.batch.inputs import Arguments
 from bertfast.batch.masks import mask_is_full
 from bertfast.engine import cpu_plans
 from bertfast.engine.cached_layout import CachedLayout, Key
@@ -20,12 +20,13 @@ from bertfast.engine.model_state import ModelState
 from bertfast.engine.plan_builder import RecordedPlan
 from bertfast.engine.plan_inputs import SLOT_OF, plan_inputs, row_counts
 from bertfast.runtime.config_access import is_causal
+from bertfast.runtime.model_types import BaseModel
 
 PATCHED_INPUTS = ("input_ids", "token_type_ids", "position_ids")  # arguments whose address is put in per call
 DISABLING_INPUTS = ("inputs_embeds", "encoder_hidden_states", "encoder_attention_mask", "head_mask")  # change the rows or what they see
 
 
-def layout_key(inputs: Mapping[str, Any], base: Any) -> Key | None:
+def layout_key(inputs: Arguments, base: BaseModel) -> Key | None:
     """What calls of one layout have in common; None for a call with padding, with inputs other than contiguous int64 ones, or whose default
     positions depend on its ids. base: the model without a head."""
     ids = inputs.get("input_ids")
@@ -51,7 +52,7 @@ def layout_key(inputs: Mapping[str, Any], base: Any) -> Key | None:
     return (*shape, types is None, positions is None, is_causal(base.config))
 
 
-def is_contiguous_int64(t: Any) -> TypeGuard[Tensor]:
+def is_contiguous_int64(t: object) -> TypeGuard[Tensor]:
     return isinstance(t, Tensor) and t.dtype is torch.int64 and t.is_cpu and t.is_contiguous()
 
 

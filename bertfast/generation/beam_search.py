@@ -9,50 +9,56 @@ Shape letters: B prompts, K beams of each, A = B * K sequences, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutput
 
 from bertfast.cache import objects as kv_cache
 from bertfast.generation.decode_batch import DecodeBatch, invariant_tiles
 from bertfast.generation.eligibility import why_reference_loop
 from bertfast.generation.prompts import pack_prompts, unique_prompts
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+    from transformers.generation.utils import GenerateBeamOutput
 
 
 class BeamSearchModel:
     """The model as `_beam_search` sees it. Every other attribute is the model's own."""
 
-    def __init__(self, model: Any, batch: DecodeBatch, beams: int) -> None:
+    def __init__(self, model: Model, batch: DecodeBatch, beams: int) -> None:
         self.model, self.batch, self.beams = model, batch, beams
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
-    def _prefill(self, *args: Any, **kwargs: Any) -> CausalLMOutput:
+    def _prefill(self, *args: object, **kwargs: object) -> CausalLMOutput:
         """The logits of the prompts' last tokens, [A, 1, V]."""
         logits = self.batch.read_prompts()
         self.batch.reorder([prompt for prompt in range(len(logits)) for _ in range(self.beams)])
         return CausalLMOutput(logits=logits.repeat_interleave(self.beams, dim=0)[:, None])
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: object) -> dict[str, Tensor]:
         return {"tokens": input_ids[:, -1].contiguous()}
 
     def __call__(self, tokens: Tensor, return_dict: bool = True) -> CausalLMOutput:  # [A] -> logits [A, 1, V]
         return CausalLMOutput(logits=self.batch.step(tokens)[:, None])
 
-    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: Any, **kwargs: Any) -> Any:
+    def _update_model_kwargs_for_generation(self, outputs: object, model_kwargs: dict[str, object], **kwargs: object) -> dict[str, object]:
         return model_kwargs  # masks and positions, which no step reads
 
-    def _reorder_cache(self, cache: Any, parents: Tensor) -> Any:  # [A]
+    def _reorder_cache(self, cache: Cache, parents: Tensor) -> Cache:  # [A]
         self.batch.reorder(parents.tolist())
         return cache
 
 
 def beam_search_or_reference(
-    model: Any, own: type, reference: Callable[..., Any], input_ids: Tensor, logits_processor: Any, stopping_criteria: Any,
-    generation_config: Any, synced_gpus: bool = False, **model_kwargs: Any,
-) -> Any:  # fmt: skip
+    model: Model, own: type["PreTrainedModel"], reference: Callable[..., Any], input_ids: Tensor, logits_processor: "LogitsProcessorList",
+    stopping_criteria: "StoppingCriteriaList", generation_config: "GenerationConfig", synced_gpus: bool = False, **model_kwargs: object,
+) -> "GenerateBeamOutput | Tensor":  # fmt: skip
     """`_beam_search` of the class `own`: `reference`, over our steps where they cover the call, else over the model's forward."""
     rest = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus)
     beams, packed = generation_config.num_beams, None

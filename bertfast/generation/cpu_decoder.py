@@ -3,8 +3,6 @@
 Shape letters: A sequences in a step, V vocabulary.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from bertfast.batch.packed import GraphInputs
@@ -14,12 +12,13 @@ from bertfast.engine.decode_plan import DecodeStepPlan
 from bertfast.engine.plan_inputs import PlanInputs
 from bertfast.graph.encoder import encode
 from bertfast.ops import Ops
+from bertfast.runtime.model_types import Model
 
 
 class CpuDecoder:
     keeps_cache = False  # beyond the generation
 
-    def __init__(self, model: Any, cache: DecodeCache) -> None:
+    def __init__(self, model: Model, cache: DecodeCache) -> None:
         self.model, self.cache = model, cache
         self.plan = DecodeStepPlan(model, [*cache.keys, *cache.values], self.run_ops)
 

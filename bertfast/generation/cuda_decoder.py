@@ -33,6 +33,7 @@ from bertfast.engine.cuda_graph_eligibility import count_reason, kernel_settings
 from bertfast.engine.model_state import ModelState, current_state, state_of
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import HeadOutput
+from bertfast.runtime.model_types import Model
 from bertfast.runtime.native import _C
 
 logger = logging.getLogger("bertfast")
@@ -47,7 +48,7 @@ class CapturedStep:
     logits: Tensor  # [A, V], rewritten by every replay
 
 
-def is_supported(model: Any) -> bool:
+def is_supported(model: Model) -> bool:
     """Whether steps of this model are captured. On a GPU a reason against it is counted for `bertfast info`."""
     weight = model.base_model.embeddings.position_embeddings.weight
     if not on_gpu(weight):
@@ -67,7 +68,7 @@ class CudaDecoder:
 
     keeps_cache = True  # for the next generation
 
-    def __init__(self, model: Any, state: ModelState, cache: DecodeCache, rows: int, capacity: int) -> None:
+    def __init__(self, model: Model, state: ModelState, cache: DecodeCache, rows: int, capacity: int) -> None:
         """cache: [rows, N, capacity, D] a layer; capacity: tokens a row holds."""
         self.model: Any = model  # None while the decoder is idle, as is model_state
         self.model_state: ModelState | None = state
@@ -104,7 +105,7 @@ class CudaDecoder:
 
         if (state := current_state(self.model)) is not self.model_state:  # a weight has moved
             self.model_state, self.graphs = state, GraphOwner()
-        cuda.raise_out_of_range(self.device)  # what an earlier replay met: no op of a replay passes the host
+        cuda.raise_out_of_range(self.device)  # of an earlier replay: a replayed op cannot raise
         with cuda_graph_cache.serialized(self.device):
             self.state[TOKENS, : self.count].copy_(tokens)
             key: GraphKey = (self.graphs.number, self.count, self.has_types, *kernel_settings(self.model))
@@ -159,7 +160,7 @@ class CudaDecoder:
             state.idle_decoder = self
 
 
-def acquire(model: Any, rows: int, capacity: int, make: Callable[[int, int], DecodeCache]) -> CudaDecoder:
+def acquire(model: Model, rows: int, capacity: int, make: Callable[[int, int], DecodeCache]) -> CudaDecoder:
     """A decoder over at least `rows` cache rows of `capacity` tokens, its own until released: the idle one where it is large enough, else
     a new one over make(rows, capacity)."""
     state = state_of(model)

@@ -4,7 +4,6 @@ Shape letters: B prompts, S prompt columns, A unfinished sequences, V vocabulary
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,13 @@ from bertfast.generation import cuda_decoder
 from bertfast.generation.cpu_decoder import CpuDecoder
 from bertfast.generation.cuda_decoder import CudaDecoder
 from bertfast.graph.encoder import encode
+from bertfast.runtime.model_types import Model
 
 
 class DecodeBatch:
     """One row for each unfinished sequence, and its row of the KV cache."""
 
-    def __init__(self, model: Any, batch: PackedBatch, max_length: int, beams: int = 1) -> None:
+    def __init__(self, model: Model, batch: PackedBatch, max_length: int, beams: int = 1) -> None:
         """batch: of `pack_prompts`. max_length: of a sequence, padding included. beams: sequences that `reorder` may make of a prompt."""
         self.model, self.batch = model, batch
         base, S = model.base_model, batch.columns
@@ -69,7 +69,7 @@ class DecodeBatch:
         return self.decoder(tokens)
 
     def drop_finished(self, unfinished: list[bool]) -> None:
-        """Frees the cache rows of finished sequences, but for as many as the decoder's step size has room for. unfinished: [B]."""
+        """Frees the cache rows of finished sequences, except those that fill up the decoder's step size. unfinished: [B]."""
         going = [i for i, member in enumerate(self.member_list) if unfinished[member]]
         ended = [i for i, member in enumerate(self.member_list) if not unfinished[member]]
         staying = sorted([*going, *ended][: self.decoder.size_for(len(going))])
@@ -97,6 +97,6 @@ class DecodeBatch:
         self.decoder.release()
 
 
-def invariant_tiles(model: Any) -> AbstractContextManager[None]:
+def invariant_tiles(model: Model) -> AbstractContextManager[None]:
     """Within: fixed tiles, where the model asks for batch_invariant."""
     return ops.batch_invariant(model.base_model.embeddings.position_embeddings.weight) if model.batch_invariant else nullcontext()

@@ -1,14 +1,19 @@
 """Which generate() calls our loops cover, and which lengths a model can generate."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin, logits_process
 
+from bertfast.batch.inputs import CheckedArguments
 from bertfast.cache import objects as kv_cache
 from bertfast.engine import eligibility
 from bertfast.runtime.config_access import is_causal
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
 
 # Processors that treat each row by itself, so that finished rows may leave their batch.
 ROW_BY_ROW = frozenset(
@@ -21,7 +26,7 @@ ROW_BY_ROW = frozenset(
 ) | {logits_process.InfNanRemoveLogitsProcessor, logits_process.LogitNormalization}  # fmt: skip
 
 
-def is_row_by_row(processor: Any, B: int) -> bool:
+def is_row_by_row(processor: logits_process.LogitsProcessor, B: int) -> bool:
     return type(processor) in ROW_BY_ROW and not any(isinstance(t, Tensor) and t.dim() and len(t) == B for t in vars(processor).values())
 
 
@@ -32,7 +37,7 @@ LOOP_ARGUMENTS = frozenset(("attention_mask", "position_ids", "token_type_ids", 
 BYPASSED_HOOKS = ("_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 
 
-def check_length(model: Any, generation_config: Any, arguments: Any) -> None:
+def check_length(model: Model, generation_config: "GenerationConfig", arguments: CheckedArguments) -> None:
     """ValueError, before anything runs, where a sequence would need more positions than the model has or more than its cache holds.
 
     The last token is returned but never read, so it needs neither.
@@ -58,12 +63,19 @@ def check_length(model: Any, generation_config: Any, arguments: Any) -> None:
         )
 
 
-def why_reference_loop(model: Any, own: type, input_ids: Tensor, config: Any, synced_gpus: bool, arguments: Any) -> str | None:
+def why_reference_loop(
+    model: Model,
+    own: type["PreTrainedModel"],
+    input_ids: Tensor,
+    config: "GenerationConfig",
+    synced_gpus: bool,
+    arguments: CheckedArguments,
+) -> str | None:
     """Why a generate() call takes transformers' loop; None where ours covers it. own: our class; config: the generation config."""
     reason = eligibility.why_reference(model, {})
     if reason is not None:
         return reason
-    if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:  # type: ignore[attr-defined]  # own: a model's class
+    if type(model).forward is not own.forward or model._forward_hooks or model._forward_pre_hooks:
         return "the model has hooks, or a subclass's forward"
     if any(getattr(type(model), name) is not getattr(GenerationMixin, name) or name in vars(model) for name in BYPASSED_HOOKS):
         return f"the model overrides one of {', '.join(BYPASSED_HOOKS)}"
@@ -79,7 +91,7 @@ def why_reference_loop(model: Any, own: type, input_ids: Tensor, config: Any, sy
     return why_cache_or_prompt(model, input_ids, config, arguments)
 
 
-def why_cache_or_prompt(model: Any, input_ids: Tensor, config: Any, arguments: Any) -> str | None:
+def why_cache_or_prompt(model: Model, input_ids: Tensor, config: "GenerationConfig", arguments: CheckedArguments) -> str | None:
     cache = kv_cache.given_cache(arguments)
     if type(cache) is not DynamicCache or cache.get_seq_length() or getattr(cache, "_is_user_defined", False) or cache.offloading:
         return "the caller passed a cache"

@@ -1,7 +1,5 @@
 """Which sequences of a generation have finished, as the host knows it."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ class FinishedTracker:
         """unfinished: [B] bool. each_step: wait for the flags of every step, as on a CPU."""
         self.each_step = each_step or unfinished.device.type != "cuda"
         self.host = torch.ones(unfinished.shape, dtype=torch.bool, pin_memory=unfinished.device.type == "cuda")
-        self.event: Any = None
+        self.event: torch.cuda.Event | None = None
         self.steps = 0
 
     def poll(self, unfinished: Tensor) -> list[bool]:
@@ -27,6 +25,6 @@ class FinishedTracker:
             self.incoming = unfinished.to("cpu", non_blocking=True)
             self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             self.event.record()
-        if self.event is not None and self.event.query():
+        if self.event is not None and self.event.query():  # type: ignore[no-untyped-call]  # torch's own
             self.host, self.event = self.incoming, None
         return self.host.tolist()

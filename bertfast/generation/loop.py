@@ -10,7 +10,7 @@ Shape letters: B batch, A unfinished sequences, S prompt columns, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,9 +23,17 @@ from bertfast.generation.eligibility import is_row_by_row, why_reference_loop
 from bertfast.generation.finished import FinishedTracker
 from bertfast.generation.prompts import pack_prompts
 from bertfast.generation.sampling import next_tokens
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+    from transformers.generation.streamers import BaseStreamer
 
 
-def run_loop(model: Any, input_ids: Tensor, processors: Any, criteria: Any, config: Any, streamer: Any, packed: PackedBatch) -> Any:
+def run_loop(
+    model: Model, input_ids: Tensor, processors: "LogitsProcessorList", criteria: "StoppingCriteriaList", config: "GenerationConfig",
+    streamer: "BaseStreamer | None", packed: PackedBatch,
+) -> GenerateDecoderOnlyOutput | Tensor:  # fmt: skip
     """GenerationMixin._sample: the tokens it would choose, [B, up to max_length], or its output object. packed: of `pack_prompts`."""
     B, device = input_ids.shape[0], input_ids.device
     returned: dict[str, list[Tensor] | None] = {
@@ -88,9 +96,10 @@ def output_of(sequences: Tensor, returned: dict[str, tuple[Tensor, ...] | None],
 
 
 def sample_or_reference(
-    model: Any, own: type, reference: Callable[..., Any], input_ids: Tensor, logits_processor: Any, stopping_criteria: Any,
-    generation_config: Any, synced_gpus: bool = False, streamer: Any = None, **model_kwargs: Any,
-) -> Any:  # fmt: skip
+    model: Model, own: type["PreTrainedModel"], reference: Callable[..., GenerateDecoderOnlyOutput | Tensor], input_ids: Tensor,
+    logits_processor: "LogitsProcessorList", stopping_criteria: "StoppingCriteriaList", generation_config: "GenerationConfig",
+    synced_gpus: bool = False, streamer: "BaseStreamer | None" = None, **model_kwargs: object,
+) -> GenerateDecoderOnlyOutput | Tensor:  # fmt: skip
     """`_sample` of the class `own`: our loop where it covers the call, else `reference`."""
     reason = why_reference_loop(model, own, input_ids, generation_config, synced_gpus, model_kwargs)
     packed = pack_prompts(model, input_ids, model_kwargs) if reason is None else None

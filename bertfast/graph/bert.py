@@ -1,7 +1,5 @@
 """BERT's module tree, as the graph reads it. Source: transformers.models.bert.modeling_bert."""
 
-from typing import Any
-
 from torch import Tensor, nn
 from transformers.models.bert import modeling_bert
 
@@ -12,7 +10,7 @@ from bertfast.graph.projections import affine, embedding_table
 from bertfast.ops import Ops
 
 
-def embed(base: Any, inputs: GraphInputs, O: Ops) -> Tensor:  # -> [R, H]
+def embed(base: modeling_bert.BertModel, inputs: GraphInputs, O: Ops) -> Tensor:  # -> [R, H]
     """LayerNorm(word + token type + position)."""
     embeddings = base.embeddings
     return embedding_table(
@@ -23,7 +21,7 @@ def embed(base: Any, inputs: GraphInputs, O: Ops) -> Tensor:  # -> [R, H]
     )  # fmt: skip
 
 
-def layers(base: Any) -> list[LayerModules]:
+def layers(base: modeling_bert.BertModel) -> list[LayerModules]:
     return [
         LayerModules(
             attention(layer.attention), attention(layer.crossattention) if hasattr(layer, "crossattention") else None,
@@ -33,12 +31,12 @@ def layers(base: Any) -> list[LayerModules]:
     ]  # fmt: skip
 
 
-def attention(module: Any) -> AttentionModules:  # BertAttention
+def attention(module: modeling_bert.BertAttention) -> AttentionModules:
     inner, output = module.self, module.output
     return AttentionModules(inner.query, inner.key, inner.value, inner.num_attention_heads, output.dense, output.LayerNorm)
 
 
-def lm_logits(model: Any, x: Tensor, O: Ops) -> Tensor:  # [R, H] -> [R, V]
+def lm_logits(model: modeling_bert.BertPreTrainedModel, x: Tensor, O: Ops) -> Tensor:  # [R, H] -> [R, V]
     return lm_head_logits(model.cls.predictions, x, O)
 
 

@@ -7,8 +7,6 @@ which. `O` is the set of ops: bertfast.ops (kernels where there are any), bertfa
 Source: BertModel of transformers; Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from bertfast import ops
@@ -18,10 +16,11 @@ from bertfast.graph.layers import AttentionModules, LayerModules
 from bertfast.graph.projections import activated_linear, linear, project_add_norm
 from bertfast.ops import Ops, Rows
 from bertfast.ops.fp8 import unquantized
+from bertfast.runtime.model_types import BaseModel
 
 
 def encode(
-    base: Any, inputs: GraphInputs, O: Ops = ops, hidden_states: list[Tensor] | None = None, first_rows: Tensor | None = None
+    base: BaseModel, inputs: GraphInputs, O: Ops = ops, hidden_states: list[Tensor] | None = None, first_rows: Tensor | None = None
 ) -> Tensor:
     """[R, H] after the last layer; or, with first_rows [B], those rows alone: [B, H].
 

@@ -6,7 +6,7 @@ Engine, batch, cache, generation and quantization know families by these entries
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import BertConfig
@@ -18,6 +18,10 @@ from bertfast.graph import bert
 from bertfast.graph.heads import HEADS, Head
 from bertfast.graph.layers import LayerModules
 from bertfast.ops import Ops
+from bertfast.runtime.model_types import BaseModel, Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +29,16 @@ class Family:
     """Shape letters: R rows, H hidden, V vocabulary. `base`: the model without a head (model.base_model)."""
 
     model_type: str  # of its config
-    config: type
+    config: type["PreTrainedConfig"]
     modeling: ModuleType  # of transformers: where the classes of `heads` are
-    pretrained: type  # their base class there
+    pretrained: type["PreTrainedModel"]  # their base class there
     heads: Mapping[str, Head]  # by class name
     modules: Mapping[str, tuple[type, ...]]  # attribute name -> classes that the graph computes in place of
     positions: PositionRule  # default position_ids
     positions_from_shape: bool  # whether they depend on the input's shape alone, so that a cached layout holds them
-    embed: Callable[[Any, GraphInputs, Ops], Tensor]  # base -> [R, H]
-    layers: Callable[[Any], list[LayerModules]]  # of base
-    lm_logits: Callable[[Any, Tensor, Ops], Tensor]  # a model with a language-model head: [R, H] -> [R, V]
+    embed: Callable[[BaseModel, GraphInputs, Ops], Tensor]  # base -> [R, H]
+    layers: Callable[[BaseModel], list[LayerModules]]  # of base
+    lm_logits: Callable[[Model, Tensor, Ops], Tensor]  # a model with a language-model head: [R, H] -> [R, V]
     quantizable: Callable[[str], bool]  # module name -> whether int8 replaces it
     checkpoint_aliases: Mapping[str, str]  # parameter -> its second name, which TensorFlow and Flax files lack and transformers needs
 
@@ -58,7 +62,7 @@ BERT = Family(
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: "PreTrainedConfig") -> Family:
     """The family of a config, by its model_type. ValueError where it is none that bertfast has."""
     family = FAMILIES.get(config.model_type)
     if family is None:

@@ -8,7 +8,7 @@ Shape letters: R rows, B batch, S padded length, H hidden, V vocabulary.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,14 +22,19 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
+from transformers.models.bert import modeling_bert
 
-from bertfast.batch.inputs import Arguments
+from bertfast.batch.inputs import CheckedArguments
 from bertfast.batch.packed import PackedBatch
 from bertfast.graph import losses
+from bertfast.graph.layers import LinearLayer
 from bertfast.graph.projections import activated_linear, affine, linear
 from bertfast.ops import Ops
 from bertfast.ops.fp8 import unquantized
+from bertfast.runtime.model_types import Model
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
 
 PADDED_SPAN_LOGIT = -1e4  # start and end logits of padding: never the argmax of a row
 
@@ -40,7 +45,7 @@ class HeadInputs:
 
     rows: Tensor  # [R, H]; with only_first [B, H]: the first row of each sequence
     batch: PackedBatch
-    arguments: Arguments
+    arguments: CheckedArguments
     O: Ops
     only_first: bool
 
@@ -54,14 +59,14 @@ class HeadOutput:
     pad_mask: Tensor | None = None  # if not cells: bool over the leading dimensions of value, True at padding
 
 
-Compute = Callable[[Any, HeadInputs], dict[str, HeadOutput]]
-Finish = Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]]
+Compute = Callable[[Model, HeadInputs], dict[str, HeadOutput]]
+Finish = Callable[[dict[str, Tensor], CheckedArguments], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     compute: Compute
-    output: type  # the ModelOutput it fills
+    output: type["ModelOutput"]
     loss: losses.Loss = losses.no_loss
     pooled: bool = False  # reads column 0 through the pooler
     only_first: bool = False  # reads nothing else
@@ -74,34 +79,34 @@ class Head:
     choices: bool = False  # inputs are [B, choices, S]
 
 
-def pooled_output(model: Any, inputs: HeadInputs) -> Tensor:  # -> [B, H]
+def pooled_output(model: modeling_bert.BertModel, inputs: HeadInputs) -> Tensor:  # -> [B, H]
     first = inputs.rows if inputs.only_first else inputs.O.pack(inputs.rows, inputs.batch.first_rows)
     return unquantized(activated_linear(model.pooler.dense, model.pooler.activation, first, inputs.O))
 
 
-def token_logits(module: Any, inputs: HeadInputs, fill: float = 0.0) -> HeadOutput:
+def token_logits(module: LinearLayer, inputs: HeadInputs, fill: float = 0.0) -> HeadOutput:
     return HeadOutput(inputs.batch.unpack(linear(inputs.rows, [module], inputs.O), inputs.O, fill), cells=True)
 
 
-def lm_head_logits(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
+def lm_head_logits(head: modeling_bert.BertLMPredictionHead, x: Tensor, O: Ops) -> Tensor:  # [R, H] -> [R, V]
     transform = head.transform
     hidden = unquantized(activated_linear(transform.dense, transform.transform_act_fn, x, O))
     return linear(O.add_layer_norm(hidden, None, *affine(transform.LayerNorm)), [head.decoder], O)
 
 
-def encoder_outputs(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def encoder_outputs(model: modeling_bert.BertModel, inputs: HeadInputs) -> dict[str, HeadOutput]:
     out = {"last_hidden_state": HeadOutput(inputs.batch.unpack(inputs.rows, inputs.O), cells=True)}
     if model.pooler is not None:
         out["pooler_output"] = HeadOutput(pooled_output(model, inputs))
     return out
 
 
-def masked_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def masked_lm(model: Model, inputs: HeadInputs) -> dict[str, HeadOutput]:
     logits = model.family.lm_logits(model, inputs.rows, inputs.O)
     return {"logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True)}
 
 
-def causal_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def causal_lm(model: Model, inputs: HeadInputs) -> dict[str, HeadOutput]:
     keep = inputs.arguments.get("logits_to_keep", 0)
     if isinstance(keep, int) and keep == 0:
         return masked_lm(model, inputs)
@@ -114,7 +119,7 @@ def causal_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
     return {"logits": HeadOutput(logits.masked_fill(padding[..., None], 0.0), pad_mask=padding)}
 
 
-def select_columns(x: Tensor, keep: Any) -> Tensor:
+def select_columns(x: Tensor, keep: int | Tensor) -> Tensor:
     """The columns of x [B, S, C] that logits_to_keep selects.
 
     keep: how many of the last ones; indices [k] for every sequence, or [B, k]; or a [B, S] bool mask, whose result is flat.
@@ -126,7 +131,7 @@ def select_columns(x: Tensor, keep: Any) -> Tensor:
     return x[:, keep]
 
 
-def pretraining(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def pretraining(model: modeling_bert.BertForPreTraining, inputs: HeadInputs) -> dict[str, HeadOutput]:
     logits = model.family.lm_logits(model, inputs.rows, inputs.O)
     return {
         "prediction_logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True),
@@ -134,31 +139,31 @@ def pretraining(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
     }
 
 
-def next_sentence(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def next_sentence(model: modeling_bert.BertForNextSentencePrediction, inputs: HeadInputs) -> dict[str, HeadOutput]:
     return {"logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.cls.seq_relationship], inputs.O))}
 
 
-def sequence_classification(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def sequence_classification(model: modeling_bert.BertForSequenceClassification, inputs: HeadInputs) -> dict[str, HeadOutput]:
     return {"logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.classifier], inputs.O))}
 
 
-def multiple_choice(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def multiple_choice(model: modeling_bert.BertForMultipleChoice, inputs: HeadInputs) -> dict[str, HeadOutput]:
     return {"logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.classifier], inputs.O))}
 
 
-def reshape_choices(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]
+def reshape_choices(outputs: dict[str, Tensor], arguments: CheckedArguments) -> dict[str, Tensor]:  # [B * choices, 1] -> [B, choices]
     return {"logits": outputs["logits"].view(-1, arguments["num_choices"])}
 
 
-def token_classification(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def token_classification(model: modeling_bert.BertForTokenClassification, inputs: HeadInputs) -> dict[str, HeadOutput]:
     return {"logits": token_logits(model.classifier, inputs)}
 
 
-def question_answering(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
+def question_answering(model: modeling_bert.BertForQuestionAnswering, inputs: HeadInputs) -> dict[str, HeadOutput]:
     return {"logits": token_logits(model.qa_outputs, inputs, PADDED_SPAN_LOGIT)}
 
 
-def split_span_logits(outputs: dict[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:  # [B, S, 2] -> [B, S] twice
+def split_span_logits(outputs: dict[str, Tensor], arguments: CheckedArguments) -> dict[str, Tensor]:  # [B, S, 2] -> [B, S] twice
     logits = outputs["logits"]
     if logits.shape[-1] != 2:
         raise ValueError(f"config.num_labels: got {logits.shape[-1]}, expected 2 (start and end) for question answering")
@@ -174,7 +179,7 @@ HEADS: dict[str, Head] = {
         encoder_outputs, BaseModelOutputWithPoolingAndCrossAttentions, pooled=True, position_fill={"last_hidden_state": 0.0}
     ),
     "BertForPreTraining": Head(
-        pretraining, BertForPreTrainingOutput, losses.pretraining, pooled=True,
+        pretraining, modeling_bert.BertForPreTrainingOutput, losses.pretraining, pooled=True,
         token_logits=True, position_fill={"prediction_logits": 0.0}, token_labels=("labels",),
     ),
     "BertLMHeadModel": Head(

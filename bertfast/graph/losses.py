@@ -5,21 +5,23 @@ Source: the class of the same name in transformers' modeling_bert.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertfast.batch.inputs import CheckedArguments
+from bertfast.runtime.model_types import Model
+
 Tensors = Mapping[str, Tensor]
-Loss = Callable[[Any, Tensors, Mapping[str, Any]], Tensor | None]
+Loss = Callable[[Model, Tensors, CheckedArguments], Tensor | None]
 
 
-def no_loss(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def no_loss(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     return None
 
 
-def pretraining(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def pretraining(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     labels, next_sentence = arguments.get("labels"), arguments.get("next_sentence_label")
     if labels is None or next_sentence is None:
         return None
@@ -27,28 +29,27 @@ def pretraining(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Te
     return masked_lm + F.cross_entropy(logits["seq_relationship_logits"].view(-1, 2), next_sentence.view(-1))
 
 
-def causal_lm(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def causal_lm(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     labels = arguments.get("labels")
     if labels is None:
         return None
     extra = {k: v for k, v in arguments.items() if k in ("num_items_in_batch", "shift_labels", "ignore_index")}
-    loss: Tensor = model.loss_function(logits=logits["logits"], labels=labels, vocab_size=model.config.vocab_size, **extra)
-    return loss
+    return model.loss_function(logits=logits["logits"], labels=labels, vocab_size=model.config.vocab_size, **extra)
 
 
-def masked_lm(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def masked_lm(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), model.config.vocab_size)
 
 
-def next_sentence(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def next_sentence(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), 2)
 
 
-def token_classification(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def token_classification(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), model.num_labels)
 
 
-def multiple_choice(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def multiple_choice(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     return cross_entropy(logits["logits"], arguments.get("labels"), logits["logits"].shape[-1])
 
 
@@ -56,7 +57,7 @@ def cross_entropy(logits: Tensor, labels: Tensor | None, classes: int) -> Tensor
     return None if labels is None else F.cross_entropy(logits.view(-1, classes), labels.view(-1))
 
 
-def sequence_classification(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def sequence_classification(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     """Regression, single or multi label: by config.problem_type or, if that is None, by the labels; then config.problem_type is set."""
     labels, values = arguments.get("labels"), logits["logits"]
     if labels is None:
@@ -76,7 +77,7 @@ def sequence_classification(model: Any, logits: Tensors, arguments: Mapping[str,
     return F.binary_cross_entropy_with_logits(values, labels)
 
 
-def question_answering(model: Any, logits: Tensors, arguments: Mapping[str, Any]) -> Tensor | None:
+def question_answering(model: Model, logits: Tensors, arguments: CheckedArguments) -> Tensor | None:
     """The mean of the cross entropies of start and end; positions outside the input are ignored."""
     start, end = arguments.get("start_positions"), arguments.get("end_positions")
     if start is None or end is None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ def activated(x: Tensor, activation: str | None) -> Tensor:
     return x if activation is None else ACTIVATIONS[activation].reference(x)
 
 
-def fused_name(module: Any) -> str | None:
+def fused_name(module: object) -> str | None:
     """The contract's name for an activation module; None where linear cannot fuse it. By class, not by config: an activation that was
     replaced in the module tree is called as it stands."""
     return _name_of(type(module))
@@ -65,5 +64,5 @@ def fused_config_name(hidden_act: str) -> str | None:
     return _name_of(entry[0] if isinstance(entry, tuple) else entry)
 
 
-def _name_of(kind: Any) -> str | None:
+def _name_of(kind: type | None) -> str | None:
     return None if kind is None else _BY_CLASS.get(f"{kind.__module__}.{kind.__qualname__}")

@@ -1,7 +1,7 @@
 """Ops that round to int8 or float8 have no derivative: their backward raises."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,15 +21,15 @@ def without_derivative(scheme: str, run: Callable[[], Result], *inputs: Tensor |
 
 class _NoDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(scheme: str, run: Callable[[], Any], *inputs: Tensor | None) -> Any:
+    def forward(scheme: str, run: Callable[[], Result], *inputs: Tensor | None) -> Result:
         return run()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[object, ...], output: object) -> None:
         ctx.scheme = inputs[0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise RuntimeError(
             f"backward through an {ctx.scheme} layer: rounding has no derivative, so a quantized model cannot be trained. "
             f"To train, {RELOAD_HINT}"

@@ -10,7 +10,7 @@ Shape letters: K inputs and F outputs of a linear layer.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from bertfast.quantization import fp8_support
 from bertfast.quantization.fp8_layers import Fp8LayerNorm, Fp8Linear
 from bertfast.quantization.layer import QuantizedLayer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MULTIPLE = 16  # of which the scaled product takes K and F
 
 # Where quantization="fp8" was measured slower than bfloat16, and so is refused: {(device name, hidden size): the figures}.
@@ -30,15 +33,15 @@ MULTIPLE = 16  # of which the scaled product takes K and F
 FP8_LOSES: dict[tuple[str, int], str] = {}
 
 
-def encoder_layers(model: Any) -> list[LayerModules]:
+def encoder_layers(model: "PreTrainedModel") -> list[LayerModules]:
     return family_of(model.config).layers(model.base_model)
 
 
-def projections(attention: AttentionModules | None) -> list[Any]:
+def projections(attention: AttentionModules | None) -> list[nn.Linear]:
     return [] if attention is None else [attention.query, attention.key, attention.value]
 
 
-def why_not_quantizable(model: Any) -> str | None:
+def why_not_quantizable(model: "PreTrainedModel") -> str | None:
     """Why fp8 cannot quantize a model; None where it can."""
     if any(isinstance(m, QuantizedLayer) for m in model.modules()):
         return f"it is quantized already; {RELOAD_HINT}, then quantize that"
@@ -66,7 +69,7 @@ def why_not_quantizable(model: Any) -> str | None:
 
 
 @torch.no_grad()
-def quantize(model: Any) -> None:
+def quantize(model: "PreTrainedModel") -> None:
     """Replaces the layers in place, for a model that why_not_quantizable accepts. Their float weights are dropped."""
     layers = encoder_layers(model)
     while layers:  # the float weights of one layer are freed before the next is quantized
@@ -88,7 +91,7 @@ def _quantized(layer: LayerModules) -> Iterator[tuple[nn.Module, Fp8Linear]]:
     own, cross = projections(layer.attention), projections(layer.cross)
     for together in (own, cross[:1], cross[1:]):  # in cross-attention queries and keys read different rows
         yield from _side_by_side(together)
-    down: Any = layer.down
+    down = layer.down
     grouped = down.in_features % GROUP_SIZE == 0 and down.in_features > GROUP_SIZE
     by_group = grouped and fp8_support.groups_supported(down.weight.device, down.weight.dtype)
     up = Fp8Linear(layer.up, quantize_fp8_weight(layer.up.weight))
@@ -97,7 +100,7 @@ def _quantized(layer: LayerModules) -> Iterator[tuple[nn.Module, Fp8Linear]]:
     yield down, Fp8Linear(down, quantize_fp8_weight(down.weight, "group" if by_group else "row"))
 
 
-def _side_by_side(layers: list[Any]) -> Iterator[tuple[nn.Module, Fp8Linear]]:
+def _side_by_side(layers: list[nn.Linear]) -> Iterator[tuple[nn.Module, Fp8Linear]]:
     """Quantized with weights, scales and biases in one buffer each, so that one product computes all of them."""
     if not layers:
         return

@@ -4,7 +4,6 @@ Shape letters: K inputs and F outputs of a linear layer.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ class Fp8Linear(QuantizedLayer):
 
     scheme = "fp8"
 
-    def __init__(self, layer: Any, weight: Fp8Weight) -> None:
+    def __init__(self, layer: nn.Linear, weight: Fp8Weight) -> None:
         super().__init__()
         self.in_features, self.out_features, self.dtype = layer.in_features, layer.out_features, layer.weight.dtype
         self.register_buffer("weight_fp8", weight.values)
@@ -51,7 +50,7 @@ class Fp8Linear(QuantizedLayer):
         if reason is not None:
             raise RuntimeError(f"a model in fp8 cannot move to {probe.device}: {reason}. For another device, {RELOAD_HINT}")
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         raise RuntimeError(
             "a model in fp8 is not saved: it is quantized for its GPU at every load, which takes a moment. "
             'Save the float model, and load it with quantization="fp8"'

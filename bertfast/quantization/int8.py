@@ -6,7 +6,7 @@ LayerNorm, pooler, the transform before a decoder (one H x H matrix) and classif
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,8 +14,11 @@ from torch import nn
 from bertfast.graph.family import family_of
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear, Int8Table
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def quantizable_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
+
+def quantizable_layers(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Linear | nn.Embedding | Int8Table]]:
     """The layers that int8 replaces, by name; a layer under two names comes twice."""
     quantizable = family_of(model.config).quantizable
     for name, module in model.named_modules(remove_duplicate=False):
@@ -23,7 +26,7 @@ def quantizable_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def why_not_quantizable(model: Any) -> str | None:
+def why_not_quantizable(model: "PreTrainedModel") -> str | None:
     """Why int8 cannot quantize a model; None where it can."""
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
@@ -38,7 +41,7 @@ def why_not_quantizable(model: Any) -> str | None:
     return None
 
 
-def quantize(model: Any) -> None:
+def quantize(model: "PreTrainedModel") -> None:
     """Replaces the layers in place, for a model that why_not_quantizable accepts. ValueError, naming the layer, for weights that are not
     finite."""
     words = {id(layer.weight): name for name, layer in quantizable_layers(model) if type(layer) is nn.Embedding}
@@ -47,7 +50,7 @@ def quantize(model: Any) -> None:
     }
     tied = {id(model.get_submodule(name)) for name in ties}
 
-    def quantized(layer: Any) -> Int8Table:
+    def quantized(layer: nn.Linear | nn.Embedding) -> Int8Table:
         if isinstance(layer, nn.Embedding):
             return Int8Embedding.of(layer)
         return Int8Linear.zeros_like(layer) if id(layer) in tied else Int8Linear.of(layer)
@@ -57,10 +60,10 @@ def quantize(model: Any) -> None:
         model.get_submodule(decoder).tie(model.get_submodule(embedding))
 
 
-def put_empty_layers(model: Any) -> None:
+def put_empty_layers(model: "PreTrainedModel") -> None:
     """Replaces the layers by int8 ones of zeros, for a state dict to be loaded into."""
 
-    def empty(layer: Any) -> Int8Table:
+    def empty(layer: nn.Linear | nn.Embedding) -> Int8Table:
         if isinstance(layer, nn.Embedding):
             return Int8Embedding(layer.num_embeddings, layer.embedding_dim, layer.padding_idx)
         return Int8Linear.zeros_like(layer)
@@ -68,7 +71,7 @@ def put_empty_layers(model: Any) -> None:
     replace(model, empty)
 
 
-def replace(model: Any, quantized: Callable[[Any], Int8Table]) -> None:
+def replace(model: "PreTrainedModel", quantized: Callable[[nn.Linear | nn.Embedding], Int8Table]) -> None:
     done: dict[nn.Module, Int8Table] = {}
     for name, layer in list(quantizable_layers(model)):
         if isinstance(layer, Int8Table):

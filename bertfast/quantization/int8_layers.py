@@ -10,8 +10,7 @@ in buffers, in the panels that the kernels read. Files and state dicts hold them
 Shape letters: K inputs and F outputs of a linear layer, or columns and rows of an embedding table; K' = K rounded up to 64, R rows.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -105,12 +104,12 @@ class Int8Table(QuantizedLayer):
     def dequantized(self) -> Tensor:  # [F, K] float32
         return dequantize(*self.rows(), self._shape[1])
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed:
             destination[prefix + "weight_int8"], destination[prefix + "weight_scales"] = self.rows()
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
         weight = self.kernel_weight if self.packed else None
         self.unpack()
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -132,7 +131,7 @@ class Int8Linear(Int8Table):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, layer: Any) -> "Int8Linear":
+    def of(cls, layer: nn.Linear) -> "Int8Linear":
         """`layer` (float32) in int8; the bias is shared."""
         made = cls.zeros_like(layer)
         made.fill(layer.weight)
@@ -140,7 +139,7 @@ class Int8Linear(Int8Table):
         return made.train(layer.training)
 
     @classmethod
-    def zeros_like(cls, layer: Any) -> "Int8Linear":
+    def zeros_like(cls, layer: nn.Linear) -> "Int8Linear":
         """Zeros of the shape of `layer`, whose bias is shared: in a language-model head it is tied to another one."""
         made = cls(layer.in_features, layer.out_features, bias=False)
         made.bias = layer.bias
@@ -156,13 +155,13 @@ class Int8Linear(Int8Table):
         self._set_panels(words.kernel_weight)
         self.tied = True
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         if self.tied:
             nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
         else:
             super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
         if self.tied:
             nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
         else:
@@ -199,7 +198,7 @@ class Int8Embedding(Int8Table):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, embedding: Any) -> "Int8Embedding":
+    def of(cls, embedding: nn.Embedding) -> "Int8Embedding":
         """`embedding` (float32) in int8."""
         layer = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx)
         layer.fill(embedding.weight)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from bertfast.checkpoints.loading import LoadedFamily
 from bertfast.quantization import fp8_support, int8
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear, Int8Table
 from bertfast.quantization.schemes import check_scheme, config_entry, forget_ties, quantize, scheme_in_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _local = threading.local()
 
@@ -30,7 +33,7 @@ def building_quantized() -> Iterator[None]:
         _local.building = False
 
 
-def prepare(model: Any) -> None:
+def prepare(model: "PreTrainedModel") -> None:
     """Gives a model that was just built its quantized layers, if it is being loaded from a quantized folder. ValueError for the config of
     such a folder used in any other way."""
     if getattr(_local, "building", False):
@@ -53,7 +56,7 @@ def initialize(layer: Int8Table, std: float) -> None:
     layer.fill(torch.empty(*shape).normal_(0.0, std))
 
 
-def tie(model: Any, missing: set[str]) -> None:
+def tie(model: "PreTrainedModel", missing: set[str]) -> None:
     """Ties a decoder that a checkpoint lacks to the word embeddings, and removes it from `missing`."""
     if not getattr(model.config, "tie_word_embeddings", True):
         return
@@ -67,7 +70,9 @@ def tie(model: Any, missing: set[str]) -> None:
         missing -= keys
 
 
-def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: Any, *args: Any, quantization: str | None, **kwargs: Any) -> Any:
+def from_pretrained(
+    load: Callable[..., Any], family: LoadedFamily, path: str | PathLike[str] | None, *args: object, quantization: str | None, **kwargs: Any
+) -> Any:
     """checkpoints.from_pretrained, which also loads quantized folders, and quantizes models of others.
 
     load: a class's `from_pretrained` of transformers. ValueError where folder, quantization and dtype contradict each other.
@@ -103,7 +108,7 @@ def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: Any, *
     return (model, info) if with_info else model
 
 
-def _load_fp8(load: Callable[..., Any], family: LoadedFamily, path: Any, *args: Any, **kwargs: Any) -> Any:
+def _load_fp8(load: Callable[..., Any], family: LoadedFamily, path: str | PathLike[str] | None, *args: object, **kwargs: Any) -> Any:
     """Loads the float model in bfloat16 (or float16 if asked for), moves it to the GPU (device_map, else the current one), quantizes it."""
     device = torch.device(kwargs.pop("device_map", None) or "cuda")
     why = fp8_support.why_device_unsupported(device) if device.type != "cuda" or torch.cuda.is_available() else "torch sees no GPU"
@@ -120,7 +125,7 @@ def _load_fp8(load: Callable[..., Any], family: LoadedFamily, path: Any, *args: 
     return loaded
 
 
-def _stored_scheme(path: Any, kwargs: dict[str, Any]) -> str | None:
+def _stored_scheme(path: str | PathLike[str] | None, kwargs: dict[str, Any]) -> str | None:
     """The scheme of the model in a local folder."""
     if not isinstance(path, (str, PathLike)):
         return None
@@ -132,7 +137,7 @@ def _stored_scheme(path: Any, kwargs: dict[str, Any]) -> str | None:
     return scheme_in_config(config, str(file)) if isinstance(config, dict) else None
 
 
-def _check_int8_arguments(kwargs: dict[str, Any]) -> None:
+def _check_int8_arguments(kwargs: dict[str, object]) -> None:
     for name in ("dtype", "torch_dtype"):
         dtype = kwargs.pop(name, None)
         if dtype not in (None, "auto", "float32", torch.float32):
@@ -143,7 +148,9 @@ def _check_int8_arguments(kwargs: dict[str, Any]) -> None:
             raise ValueError(f"{name}={value!r}: int8 runs on CPUs and does not take it; leave {name} out")
 
 
-def _float_config(family: LoadedFamily, path: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _float_config(
+    family: LoadedFamily, path: str | PathLike[str] | None, kwargs: dict[str, Any]
+) -> tuple["PreTrainedConfig", dict[str, object]]:
     """The config of a quantized folder without its quantization_config, for transformers; and the remaining keywords."""
     from transformers import PreTrainedConfig
 

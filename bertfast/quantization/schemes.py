@@ -12,7 +12,7 @@ There is no `quant_method`: transformers would skip an unknown method and load r
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -20,12 +20,15 @@ from bertfast.ops.derivative import RELOAD_HINT
 from bertfast.quantization import fp8, int8
 from bertfast.quantization.layer import QuantizedLayer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 SCHEMES = ("int8", "fp8")
 SAVED = ("int8",)  # the others are made at every load
 VERSION = 3  # of the tensors in a file; 2 had a scale for every 64 inputs, 1 another form for word embeddings too
 
 
-def check_scheme(name: Any) -> None:
+def check_scheme(name: object) -> None:
     """ValueError unless `name` is one of SCHEMES."""
     if name not in SCHEMES:
         raise ValueError(f"quantization: got {name!r}, expected {' or '.join(map(repr, SCHEMES))}, or None for the weights as they are")
@@ -43,12 +46,12 @@ def scheme_of(module: nn.Module) -> str | None:
     return next((m.scheme for m in module.modules() if isinstance(m, QuantizedLayer)), None)
 
 
-def config_entry(scheme: str) -> dict[str, Any]:
+def config_entry(scheme: str) -> dict[str, str | int]:
     """`quantization_config` of a quantized model."""
     return {"library": "bertfast", "scheme": scheme, "version": VERSION}
 
 
-def scheme_in_config(config: Any, where: str) -> str | None:
+def scheme_in_config(config: "PreTrainedConfig | dict[str, object]", where: str) -> str | None:
     """The scheme that a config names (an object, or the dict of its file). ValueError for another scheme or version than this one reads."""
     found = config.get("quantization_config") if isinstance(config, dict) else getattr(config, "quantization_config", None)
     if not isinstance(found, dict) or found.get("library") != "bertfast":
@@ -62,7 +65,7 @@ def scheme_in_config(config: Any, where: str) -> str | None:
     return str(scheme)
 
 
-def why_not_quantizable(model: Any, scheme: str) -> str | None:
+def why_not_quantizable(model: "PreTrainedModel", scheme: str) -> str | None:
     """Why a model, with or without a head, cannot be quantized; None where it can."""
     if scheme == "fp8":
         return fp8.why_not_quantizable(model)
@@ -72,7 +75,7 @@ def why_not_quantizable(model: Any, scheme: str) -> str | None:
     return int8.why_not_quantizable(model)
 
 
-def quantize(model: Any, scheme: str = "int8") -> None:
+def quantize(model: "PreTrainedModel", scheme: str = "int8") -> None:
     """Quantizes a model in place, layer by layer. ValueError, before anything is changed, where it cannot be."""
     check_scheme(scheme)
     reason = why_not_quantizable(model, scheme)
@@ -86,7 +89,7 @@ def quantize(model: Any, scheme: str = "int8") -> None:
     model.config.quantization_config = config_entry(scheme)
 
 
-def check_conversion(model: Any, fn: Callable[[Tensor], Tensor]) -> None:
+def check_conversion(model: "PreTrainedModel", fn: Callable[[Tensor], Tensor]) -> None:
     """RuntimeError, before any tensor of the model is changed, where its scheme has no such dtype or device: see QuantizedLayer."""
     first = next((m for m in model.modules() if isinstance(m, QuantizedLayer)), None)
     if first is not None:

@@ -5,6 +5,7 @@
     huge_pages.py     huge_pages
     devices.py        devices and dtypes as users name them
     config_access.py  reading a transformers config at low cost
+    model_types.py    models as types
 
 Any package may import it; it imports torch and _C alone.
 """

@@ -53,7 +53,7 @@ def _read(path: Path) -> str:
 def _available() -> bool:
     if sys.platform != "linux" or _read(_SETTINGS / "hpage_pmd_size").strip() != str(_FRAME):
         return False
-    # MADV_COLLAPSE ignores these settings; who has switched huge pages off has a reason.
+    # MADV_COLLAPSE ignores these settings; respect a system where huge pages are switched off.
     return not any("[never]" in _read(_SETTINGS / name) for name in ("enabled", "hugepages-2048kB/enabled"))
 
 

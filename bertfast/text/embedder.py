@@ -9,7 +9,7 @@ A folder saved by sentence-transformers defines its pooling, normalization and m
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from bertfast.text.model_loading import load_model
 from bertfast.text.sentence_transformers_folder import SentenceSettings, read_settings
 from bertfast.text.token_budget import plan_batches
 from bertfast.text.tokenization import load_tokenizer, tokenize, tokenized_chunks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Embeddings = npt.NDArray[np.float32]  # [texts, dim]
 ProgressCallback = Callable[[int], None]  # receives the number of texts that were just finished
@@ -41,7 +44,9 @@ class Embedder:
     Attributes: dim, the width of a vector (hidden_size times the number of poolings); max_seq_length, in tokens.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, settings: SentenceSettings, *, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", settings: SentenceSettings, *, max_tokens: int = MAX_TOKENS
+    ) -> None:
         positions = model.config.max_position_embeddings
         if max_tokens < 1:
             raise ValueError(f"max_tokens: got {max_tokens}, expected at least 1")

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -36,7 +36,7 @@ def load_model(folder: Path, dtype: torch.dtype, quantization: str | None) -> "B
     return loaded
 
 
-def first_names(names: Iterable[Any], count: int = 3) -> str:
+def first_names(names: Iterable[object], count: int = 3) -> str:
     """The first `count` names in sorted order, and how many more there are."""
     ordered = sorted(map(str, names))
     more = f" and {len(ordered) - count} more" if len(ordered) > count else ""

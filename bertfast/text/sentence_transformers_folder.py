@@ -11,7 +11,9 @@ A folder without modules.json is a plain model: mean pooling, no normalization, 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound="dict[str, Any] | list[object]")  # a JSON object or array
 
 _OLDER_POOLING_KEYS = {  # in the order of concatenation
     "pooling_mode_cls_token": "cls",
@@ -97,7 +99,7 @@ def _require_config(model_dir: Path) -> None:
         raise ValueError(f"{found}, bertfast runs {' or '.join(map(repr, FAMILIES))}")
 
 
-def _read_json(path: Path, kind: type) -> Any:
+def _read_json(path: Path, kind: type[T]) -> T | None:
     """The parsed file, None where it does not exist. Raises ValueError for invalid JSON or another type than `kind`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import transformers
 
 from bertfast.text.sentence_transformers_folder import SentenceSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CHUNK_TEXTS = 4096  # texts of a chunk, at most (rounded up to a block); an interrupted stream repeats one chunk
 TOKENIZE_TEXTS = 256  # texts of a block: tokenized in one call, so a chunk of long texts ends near its token limit
 
 
-def load_tokenizer(settings: SentenceSettings) -> Any:
+def load_tokenizer(settings: SentenceSettings) -> "PreTrainedTokenizerBase":
     """The tokenizer in `settings.model_dir`; settings.lower_case puts a lowercase step before its normalizer. Raises ValueError."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model_dir)
@@ -27,7 +30,7 @@ def load_tokenizer(settings: SentenceSettings) -> Any:
     return tokenizer
 
 
-def tokenize(tokenizer: Any, texts: list[str], *, max_length: int, prompt: str = "") -> list[list[int]]:
+def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str], *, max_length: int, prompt: str = "") -> list[list[int]]:
     """Token ids of prompt + text for each text, special tokens included, truncated to `max_length`. Raises TypeError for a non-str."""
     for text in texts:
         if not isinstance(text, str):

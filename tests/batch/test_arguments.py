@@ -189,6 +189,7 @@ class TestOutputs:
 @pytest.mark.parametrize("head", ["BertForMaskedLM", "BertLMHeadModel", "BertForTokenClassification", "BertForPreTraining"])
 def test_labels_of_padding_decide_whether_it_is_computed(head: str, labels: int) -> None:
     expected_of, fast = builders.pair(head, num_labels=7)
+    fast.keep_padding = False
     arguments = builders.batch(head, fast, B, S, "right")
     arguments.update(builders.labels(head, fast, arguments))
     padded = arguments["attention_mask"].eq(0)

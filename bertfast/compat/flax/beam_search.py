@@ -6,7 +6,7 @@ Shape letters: B batch, K beams, S prompt length, M max_length, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Beams:
     is_finished: Tensor  # [B, K] bool
 
 
-def beam_search(decoder: CachedDecoder, ids: Tensor, settings: Any, process: list[Processor]) -> tuple[Tensor, Tensor]:
+def beam_search(decoder: CachedDecoder, ids: Tensor, settings: SimpleNamespace, process: list[Processor]) -> tuple[Tensor, Tensor]:
     """(sequences [B * num_return_sequences, M] int32, their scores [B * num_return_sequences] float32), best first per prompt."""
     (B, S), M, K = ids.shape, settings.max_length, int(settings.num_beams)
     empty = torch.full((B, K, M), settings.pad_token_id, dtype=torch.int64, device=ids.device)
@@ -50,7 +50,7 @@ def beam_search(decoder: CachedDecoder, ids: Tensor, settings: Any, process: lis
     return sequences[:, :n].reshape(B * n, M).to(torch.int32), scores[:, :n].reshape(B * n)
 
 
-def can_improve(state: Beams, generated: int, longest: int, settings: Any) -> bool:
+def can_improve(state: Beams, generated: int, longest: int, settings: SimpleNamespace) -> bool:
     """Whether the best running hypothesis of some prompt can still beat its worst finished one."""
     if settings.early_stopping is True and bool(state.is_finished.all()):
         return False
@@ -61,7 +61,7 @@ def can_improve(state: Beams, generated: int, longest: int, settings: Any) -> bo
     return bool((best > worst).any())
 
 
-def extend(state: Beams, scores: Tensor, length: int, S: int, settings: Any, process: list[Processor]) -> Tensor:
+def extend(state: Beams, scores: Tensor, length: int, S: int, settings: SimpleNamespace, process: list[Processor]) -> Tensor:
     """Extends the running hypotheses by one token; returns each one's parent, [B, K]."""
     B, K, M = state.running.shape
     log_probs = apply_all(process, length, torch.log_softmax(scores, dim=1))

@@ -3,12 +3,15 @@
 Shape letters: B batch, C cache length, S new tokens, N heads, D head size, L layers.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bertfast.compat.flax import inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class CacheBuffers:
@@ -71,7 +74,7 @@ class CacheStep:
 
 
 def cached_step(
-    buffers: CacheBuffers, index: int, read: inputs.FlaxInputs, config: Any, all_columns: bool
+    buffers: CacheBuffers, index: int, read: inputs.FlaxInputs, config: "PreTrainedConfig", all_columns: bool
 ) -> tuple[CacheStep, Tensor]:  # visible: bool, broadcasts to [B, 1, S, columns]
     """The KV memory of a call, and which columns each query may attend to.
 

@@ -8,18 +8,25 @@ older one copies first. A handle makes its arrays on first access.
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bertfast.compat import arrays
+from bertfast.compat.arrays import Array
 from bertfast.compat.flax.cache_buffers import CacheBuffers
+
+if TYPE_CHECKING:
+    from _collections_abc import dict_items, dict_keys, dict_values
+
+CacheTree: TypeAlias = "Mapping[str, CacheTree | Array]"  # the innermost levels are LayerCaches
 
 NAMES = ("cache_index", "cached_key", "cached_value")  # sorted, as JAX orders dict keys
 
 
-class LayerCache(dict[str, Any]):
+class LayerCache(dict[str, "Array"]):
     """{cached_key, cached_value, cache_index} of one layer; its arrays are made on first access."""
 
     __slots__ = ("_array_type", "_state", "_written")
@@ -41,15 +48,15 @@ class LayerCache(dict[str, Any]):
             position = torch.tensor(index, dtype=torch.int32)
             for name, tensor in zip(NAMES, (position, keys, values), strict=True):
                 array = arrays.from_torch(tensor, self._array_type)
-                if self._array_type is arrays.ArrayType.NUMPY:
+                if isinstance(array, np.ndarray):
                     array.flags.writeable = False  # a write would not reach the buffers
                 super().__setitem__(name, array)
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> Array:
         self._fill()
         return super().__getitem__(key)
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: Array) -> None:
         self._fill()
         self._written = True
         super().__setitem__(key, value)
@@ -84,18 +91,18 @@ class LayerCache(dict[str, Any]):
         self._fill()
         return super().__repr__()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return dict, (list(self.items()),)
 
-    def keys(self) -> Any:
+    def keys(self) -> "dict_keys[str, Array]":
         self._fill()
         return super().keys()
 
-    def items(self) -> Any:
+    def items(self) -> "dict_items[str, Array]":
         self._fill()
         return super().items()
 
-    def values(self) -> Any:
+    def values(self) -> "dict_values[str, Array]":
         self._fill()
         return super().values()
 
@@ -103,7 +110,7 @@ class LayerCache(dict[str, Any]):
         self._fill()
         return super().get(key, default)
 
-    def copy(self) -> dict[str, Any]:
+    def copy(self) -> "dict[str, Array]":
         return dict(self.items())
 
     def pop(self, *args: Any) -> Any:
@@ -117,17 +124,17 @@ class LayerCache(dict[str, Any]):
         super().update(*args, **kwargs)
 
 
-def tree(buffers: CacheBuffers, index: int, array_type: arrays.ArrayType, prefix: tuple[str, ...]) -> dict[str, Any]:
+def tree(buffers: CacheBuffers, index: int, array_type: arrays.ArrayType, prefix: tuple[str, ...]) -> CacheTree:
     """The cache tree of `buffers` with `index` filled columns. prefix: the levels above "encoder"."""
     _register_with_jax()
     layers = {str(i): {"attention": {"self": LayerCache(buffers, i, index, array_type)}} for i in range(len(buffers.layers))}
-    out: dict[str, Any] = {"encoder": {"layer": layers}}
+    out: CacheTree = {"encoder": {"layer": layers}}
     for level in reversed(prefix):
         out = {level: out}
     return out
 
 
-def read_tree(given: Any, L: int, prefix: tuple[str, ...], dtype: torch.dtype, device: torch.device) -> tuple[CacheBuffers, int]:
+def read_tree(given: object, L: int, prefix: tuple[str, ...], dtype: torch.dtype, device: torch.device) -> tuple[CacheBuffers, int]:
     """The buffers of a cache tree and its number of filled columns; new buffers for a tree of the caller's own arrays.
 
     Raises ValueError for a tree that lacks a level or has inconsistent arrays.

@@ -1,7 +1,7 @@
 """One call of a Flax model: arguments read, then run on the kernels or on the graph under its own mask."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from bertfast.compat.flax import inputs
 from bertfast.compat.flax.cache_buffers import CacheBuffers, CacheStep, cached_step
 from bertfast.runtime.config_access import setting
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 
 class FlaxCall:
     """Reads the arguments of one call; run or run_cached computes it. Raises ValueError or TypeError, naming the argument."""
@@ -21,8 +24,8 @@ class FlaxCall:
     def __init__(
         self,
         engine: Engine,
-        config: Any,
-        values: Mapping[str, Any],  # the array arguments by name
+        config: "PreTrainedConfig",
+        values: Mapping[str, object],  # the array arguments by name
         *,
         attentions: bool,  # whether to return attention probabilities
         hidden_states: bool,
@@ -61,7 +64,7 @@ class FlaxCall:
         return self.engine.encoded(self._batch(visible, step), self.hidden_states, self.dropout), step.buffers
 
     def _torch_arguments(self, mask: Tensor | None) -> dict[str, Tensor] | None:
-        """The arguments of the torch class's call where it means the same; else None."""
+        """The arguments of the same call on the torch class; None where its result would differ."""
         read, arguments = self.inputs, {"input_ids": self.inputs.input_ids}
         if read.token_type_ids is not None:
             arguments["token_type_ids"] = read.token_type_ids

@@ -5,8 +5,12 @@ Source: FlaxGenerationMixin of transformers 4.37.
 Shape letters: R rows (sequences, or beams of all prompts), S prompt length, M max_length, V vocabulary.
 """
 
-from typing import Any
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,8 +24,14 @@ from bertfast.compat.flax.cache_buffers import cached_step
 from bertfast.compat.flax.processors import Processor, apply_all, warpers
 from bertfast.graph.encoder import encode
 
+if TYPE_CHECKING:
+    from bertfast.compat.flax.pretrained import FlaxBertPreTrainedModel
 
-def full_mask(ids: Tensor, mask: Any, length: int) -> tuple[Tensor, Tensor]:
+CustomProcessor = Callable[[npt.NDArray[np.generic], npt.NDArray[np.generic], int], arrays.Array]  # (input_ids, scores, length) -> scores
+CustomProcessors: TypeAlias = CustomProcessor | list[CustomProcessor] | tuple[CustomProcessor, ...]
+
+
+def full_mask(ids: Tensor, mask: object, length: int) -> tuple[Tensor, Tensor]:
     """The prompt's mask extended to `length` columns with ones, and the prompt's position_ids (-1 at left padding)."""
     full = torch.ones(ids.shape[0], length, dtype=torch.int64, device=ids.device)
     if mask is None:
@@ -36,7 +46,7 @@ def full_mask(ids: Tensor, mask: Any, length: int) -> tuple[Tensor, Tensor]:
 class CachedDecoder:
     """A model with a KV cache; each step appends tokens and gives the scores of the next one."""
 
-    def __init__(self, model: Any, engine: Engine, prompt: Tensor, mask: Tensor | None, length: int) -> None:
+    def __init__(self, model: "FlaxBertPreTrainedModel", engine: Engine, prompt: Tensor, mask: Tensor | None, length: int) -> None:
         self.engine, self.config = engine, model.config
         self.buffers = model._new_buffers(prompt.shape[0], length, engine.device)
         full, self.positions = full_mask(prompt, mask, length)
@@ -66,7 +76,9 @@ class CachedDecoder:
         self.buffers = self.buffers.reordered(rows)
 
 
-def decode(decoder: CachedDecoder, ids: Tensor, settings: Any, process: list[Processor], key: prng.Key | None) -> Tensor:  # -> [B, M] int32
+def decode(
+    decoder: CachedDecoder, ids: Tensor, settings: SimpleNamespace, process: list[Processor], key: prng.Key | None
+) -> Tensor:  # -> [B, M] int32
     """Greedy decoding, or sampling with a key; a sequence that has ended is padded."""
     (B, S), M = ids.shape, settings.max_length
     sequences = torch.full((B, M), settings.pad_token_id, dtype=torch.int64, device=ids.device)
@@ -89,11 +101,11 @@ def decode(decoder: CachedDecoder, ids: Tensor, settings: Any, process: list[Pro
     return sequences.to(torch.int32)
 
 
-def custom_processors(given: Any, decoder: CachedDecoder) -> list[Processor]:
+def custom_processors(given: CustomProcessors | None, decoder: CachedDecoder) -> list[Processor]:
     """The caller's processors f(input_ids, scores, length) -> scores, which take NumPy arrays."""
     found = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
 
-    def adapted(f: Any) -> Processor:
+    def adapted(f: CustomProcessor) -> Processor:
         def process(length: int, scores: Tensor) -> Tensor:
             out = f(arrays.to_numpy(decoder.prompt), arrays.to_numpy(scores), length)
             return arrays.to_torch(out, "logits_processor").to(scores.device, torch.float32)

@@ -5,10 +5,13 @@ Source: FlaxGenerationMixin of transformers 4.37.
 
 import copy
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig
 
 # Settings with an effect, and their defaults in 4.37.
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "max_length": 20, "max_new_tokens": None, "min_length": 0, "do_sample": False, "num_beams": 1, "early_stopping": False,
     "temperature": 1.0, "top_k": 50, "top_p": 1.0, "length_penalty": 1.0, "num_return_sequences": 1, "pad_token_id": None,
     "bos_token_id": None, "eos_token_id": None, "forced_bos_token_id": None, "forced_eos_token_id": None, "suppress_tokens": None,
@@ -28,7 +31,9 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-def read_settings(config: Any, generation_config: Any, given: Any, kwargs: dict[str, Any]) -> SimpleNamespace:
+def read_settings(
+    config: "PreTrainedConfig", generation_config: "GenerationConfig | None", given: "GenerationConfig | None", kwargs: dict[str, object]
+) -> SimpleNamespace:
     """The settings of one call, by precedence: kwargs, `given` (the call's GenerationConfig), the folder's, the model config's, defaults.
 
     Raises ValueError for an unknown setting.
@@ -55,7 +60,7 @@ def read_settings(config: Any, generation_config: Any, given: Any, kwargs: dict[
     return settings
 
 
-def check_settings(config: Any, settings: SimpleNamespace, S: int) -> None:
+def check_settings(config: "PreTrainedConfig", settings: SimpleNamespace, S: int) -> None:
     """Raises ValueError or KeyError, naming the setting, where a prompt of S tokens cannot be continued with these settings."""
     M = settings.max_length
     if not config.is_decoder:

@@ -5,7 +5,7 @@ Shape letters: B batch, S length, L layers, N heads, H hidden, Se encoder length
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from bertfast.compat import arrays
 from bertfast.compat.arrays import to_torch
 from bertfast.compat.dense import gather_words
 from bertfast.runtime.config_access import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+    from transformers.models.bert.modeling_bert import BertEmbeddings
 
 # Added to the scores of masked keys. Any score vanishes beside it, so a query whose keys are all masked attends uniformly; finite, as in
 # Flax, since -inf would make that row NaN.
@@ -34,7 +38,7 @@ class FlaxInputs:
     mask_is_ones: bool = False  # known to be True everywhere
 
 
-def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) -> FlaxInputs:
+def read_inputs(values: Mapping[str, object], config: "PreTrainedConfig", device: torch.device) -> FlaxInputs:
     """The token inputs as tensors on the device. Raises TypeError or ValueError, naming the argument."""
     given = values["input_ids"]
     others = ("token_type_ids", "position_ids", "attention_mask")
@@ -61,7 +65,7 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
     return FlaxInputs((ids.shape[0], S), ids, types, positions, mask, inside, mask_is_ones)
 
 
-def read_like(value: Any, name: str, shape: torch.Size, device: torch.device) -> Tensor | None:
+def read_like(value: object, name: str, shape: torch.Size, device: torch.device) -> Tensor | None:
     """Ids of the shape of input_ids, broadcast if needed. Raises ValueError for another shape."""
     if value is None:
         return None
@@ -76,7 +80,7 @@ def read_like(value: Any, name: str, shape: torch.Size, device: torch.device) ->
 _NARROW = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])  # int32 represents all their values
 
 
-def as_int32(value: Any, name: str, device: torch.device) -> Tensor:
+def as_int32(value: object, name: str, device: torch.device) -> Tensor:
     """As jnp.array(value, dtype="i4"): fractions are truncated, large numbers wrap. Returned as int64, for lookups."""
     tensor = to_device(value, name, device)
     if tensor.dtype in _NARROW:
@@ -97,7 +101,7 @@ def fits_int32(tensor: Tensor) -> bool:
 _TRUE = torch.ones((), dtype=torch.bool, device="cpu")
 
 
-def read_visible(mask: Any, name: str, device: torch.device, decoder: bool) -> tuple[Tensor, bool]:
+def read_visible(mask: object, name: str, device: torch.device, decoder: bool) -> tuple[Tensor, bool]:
     """(bool mask, whether it is known to be True everywhere). A token is visible where int32(mask) > 0; in a decoder where != 0, since
     4.37 combined the mask with the causal one there."""
     tensor = to_device(mask, name, device)
@@ -110,7 +114,7 @@ def read_visible(mask: Any, name: str, device: torch.device, decoder: bool) -> t
     return tensor.ne(0) if decoder else tensor.gt(0), False
 
 
-def to_device(value: Any, name: str, device: torch.device) -> Tensor:
+def to_device(value: object, name: str, device: torch.device) -> Tensor:
     """The value as a tensor on the device. Raises TypeError for complex numbers."""
     tensor = to_torch(arrays.jax_to_numpy(value, device), name)
     if tensor.is_complex():
@@ -144,7 +148,7 @@ def additive(visible: Tensor | None) -> Tensor | None:
     return None if visible is None else torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, MASKED_SCORE)
 
 
-def read_head_mask(value: Any, config: Any, device: torch.device, dtype: torch.dtype) -> list[Tensor] | None:
+def read_head_mask(value: object, config: "PreTrainedConfig", device: torch.device, dtype: torch.dtype) -> list[Tensor] | None:
     """[L, N] or [L, 1], cast to int32 -> one [1, N or 1, 1, 1] per layer. Raises ValueError for another shape."""
     if value is None:
         return None
@@ -155,7 +159,9 @@ def read_head_mask(value: Any, config: Any, device: torch.device, dtype: torch.d
     return list(mask.to(dtype)[:, None, :, None, None])
 
 
-def read_encoder(states: Any, mask: Any, config: Any, B: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def read_encoder(
+    states: object, mask: object, config: "PreTrainedConfig", B: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """encoder_hidden_states [B, Se, H] and their bool mask [1 or B, 1 or Se], True where > 0. This mask is not cast: 0.5 is True."""
     read = to_torch(states, "encoder_hidden_states").to(device, dtype)
     if read.dim() != 3 or read.shape[0] != B or read.shape[2] != config.hidden_size:
@@ -166,7 +172,9 @@ def read_encoder(states: Any, mask: Any, config: Any, B: int, device: torch.devi
     return read, read_mask(real.gt(0) if real.dtype != torch.bool else real, "encoder_attention_mask", (B, read.shape[1]))
 
 
-def embedding_inputs(inputs: FlaxInputs, embeddings: Any, config: Any) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+def embedding_inputs(
+    inputs: FlaxInputs, embeddings: "BertEmbeddings", config: "PreTrainedConfig"
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
     """(input_ids, word vectors, position_ids, token_type_ids) for the batch: with an id out of range, word vectors with NaN rows in place
     of input_ids, and the other ids moved into their tables."""
     positions = inputs.position_ids

@@ -2,20 +2,25 @@
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bertfast.compat import arrays
+from bertfast.compat.arrays import Array
 
-Tree = dict[str, Any]
+Tree: TypeAlias = "dict[str, Tree | Array]"
+ParameterTree: TypeAlias = "Mapping[str, ParameterTree | Array]"  # a caller's: dicts or Flax's FrozenDict
+CastMask: TypeAlias = "Mapping[str, CastMask | bool]"  # True for leaves to cast; may end above them
 
 # id of an exported leaf -> (the array, its parameter, whether the array is the transpose); removed with the array.
-_exported: dict[int, tuple["weakref.ref[Any]", Tensor, bool]] = {}
+_exported: dict[int, tuple["weakref.ref[npt.NDArray[np.generic]]", Tensor, bool]] = {}
 
 
-def export_leaf(parameter: Tensor, transposed: bool) -> Any:
+def export_leaf(parameter: Tensor, transposed: bool) -> npt.NDArray[np.generic]:
     """A read-only NumPy view of the parameter, or of its transpose; exported_parameter finds the parameter again."""
     leaf = arrays.to_numpy(parameter.t() if transposed else parameter)
     leaf.flags.writeable = False
@@ -24,24 +29,24 @@ def export_leaf(parameter: Tensor, transposed: bool) -> Any:
     return leaf
 
 
-def exported_parameter(leaf: Any) -> tuple[Tensor, bool] | None:
+def exported_parameter(leaf: object) -> tuple[Tensor, bool] | None:
     """The parameter behind an exported leaf, and whether the leaf is its transpose; None for any other array."""
     known = _exported.get(id(leaf))
     return known[1:] if known is not None and known[0]() is leaf else None
 
 
-def is_immutable(leaf: Any) -> bool:
+def is_immutable(leaf: object) -> bool:
     """Whether the leaf is a JAX array or an exported one, which nobody can write to."""
     return exported_parameter(leaf) is not None or arrays.array_type_of((leaf,)) is arrays.ArrayType.JAX
 
 
-def to_dict(tree: Mapping[str, Any]) -> Tree:
+def to_dict(tree: ParameterTree) -> Tree:
     """The tree as nested dicts (it may be Flax's FrozenDict), with the same leaves."""
     return {name: to_dict(node) if isinstance(node, Mapping) else node for name, node in tree.items()}
 
 
-def cast_tree(tree: Mapping[str, Any], dtype: torch.dtype, mask: Mapping[str, Any] | None) -> Tree:
-    """The tree with its floating point leaves in `dtype`. mask: a tree of bools, True for leaves to cast; it may end above them."""
+def cast_tree(tree: ParameterTree, dtype: torch.dtype, mask: "CastMask | bool | None") -> Tree:
+    """The tree with its floating point leaves in `dtype`. mask: True for leaves to cast."""
     out: Tree = {}
     for name, node in tree.items():
         inner = None if mask is None else mask.get(name) if isinstance(mask, Mapping) else mask
@@ -52,10 +57,9 @@ def cast_tree(tree: Mapping[str, Any], dtype: torch.dtype, mask: Mapping[str, An
     return out
 
 
-def cast_leaf(leaf: Any, dtype: torch.dtype) -> Any:
+def cast_leaf(leaf: Array, dtype: torch.dtype) -> Array:
     """The leaf in another dtype; itself where it has that dtype or is not floating point."""
-    array_type = arrays.array_type_of((leaf,))
-    if array_type is arrays.ArrayType.JAX:
+    if arrays.is_jax(leaf):
         return leaf.astype(str(dtype).removeprefix("torch.")) if leaf.dtype.kind == "f" or leaf.dtype.name == "bfloat16" else leaf
     known = exported_parameter(leaf)
     tensor = known[0] if known is not None else arrays.to_torch(leaf, "params")
@@ -63,4 +67,4 @@ def cast_leaf(leaf: Any, dtype: torch.dtype) -> Any:
         return leaf
     if known is not None:
         return export_leaf(tensor.to(dtype), known[1])
-    return arrays.from_torch(tensor.to(dtype), array_type)
+    return arrays.from_torch(tensor.to(dtype), arrays.array_type_of((leaf,)))

@@ -3,7 +3,7 @@
 Source of the behaviour: the classes of these names in transformers 4.37.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bertfast.compat.flax.generation import FlaxGenerationMixin
 from bertfast.compat.flax.outputs import (
@@ -12,6 +12,9 @@ from bertfast.compat.flax.outputs import (
     FlaxCausalLMOutputWithCrossAttentions,
 )
 from bertfast.compat.flax.pretrained import FlaxBertPreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class FlaxBertModel(FlaxBertPreTrainedModel):
@@ -28,10 +31,10 @@ class FlaxBertForPreTraining(FlaxBertPreTrainedModel):
     torch_class = "BertForPreTraining"
     output_class = FlaxBertForPreTrainingOutput
 
-    def _set_up(self, config: Any, *args: Any) -> None:
+    def _set_up(self, config: "PreTrainedConfig", input_shape: tuple[int, ...], seed: int, dtype: object, initialised: bool) -> None:
         if config.add_cross_attention:
             raise ValueError("config.add_cross_attention: FlaxBertForPreTraining has no cross-attention; leave it False")
-        super()._set_up(config, *args)
+        super()._set_up(config, input_shape, seed, dtype, initialised)
 
 
 class FlaxBertForCausalLM(FlaxGenerationMixin, FlaxBertPreTrainedModel):

@@ -3,14 +3,18 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bertfast.checkpoints.names import to_flax
 from bertfast.compat import arrays
-from bertfast.compat.flax.leaves import Tree, exported_parameter
+from bertfast.compat.arrays import Array
+from bertfast.compat.flax.leaves import ParameterTree, Tree, exported_parameter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Path = tuple[str, ...]
 
@@ -28,7 +32,7 @@ class ParamEntry:
 class ParamSpec:
     """The parameter tree of a class and config. build: makes its torch module."""
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, build: "Callable[[], PreTrainedModel]") -> None:
         with torch.device("meta"):
             self._empty = build()
         tie_prediction_bias(self._empty)
@@ -37,7 +41,7 @@ class ParamSpec:
             path, transposed = to_flax(name)
             self.entries.append(ParamEntry(path, name, transposed, tuple(parameter.t().shape if transposed else parameter.shape)))
 
-    def module(self, tensors: list[Tensor]) -> nn.Module:
+    def module(self, tensors: list[Tensor]) -> "PreTrainedModel":
         """A module in eval mode on the memory of these tensors, one per entry, in PyTorch's layout and of one dtype."""
         module = copy.deepcopy(self._empty)
         buffers = dict(module.named_buffers())
@@ -56,11 +60,11 @@ class ParamSpec:
             module.get_submodule(owner)._buffers[last] = fresh.to(tensors[0].device, buffer.dtype)
         return module.eval()
 
-    def leaves(self, tree: Mapping[str, Any]) -> list[Any]:
+    def leaves(self, tree: ParameterTree) -> "list[Array]":
         """The leaves of `tree`, one per entry; other leaves are ignored. Raises ValueError for a missing one."""
         found = []
         for entry in self.entries:
-            node: Any = tree
+            node: ParameterTree | Array | None = tree
             for level in entry.path:
                 node = node.get(level) if isinstance(node, Mapping) else None
             if node is None or isinstance(node, Mapping):
@@ -68,7 +72,7 @@ class ParamSpec:
             found.append(node)
         return found
 
-    def tensor(self, entry: ParamEntry, leaf: Any) -> Tensor:
+    def tensor(self, entry: ParamEntry, leaf: Array) -> Tensor:
         """The leaf in PyTorch's layout, contiguous; on the leaf's memory where possible. Raises ValueError for another shape or dtype."""
         known = exported_parameter(leaf)
         if known is not None:
@@ -81,11 +85,11 @@ class ParamSpec:
             raise ValueError(f"{name}: got {value.dtype}, expected floating point numbers")
         return (value.t() if entry.transposed else value).contiguous()
 
-    def tree(self, leaves: list[Any]) -> Tree:
+    def tree(self, leaves: "list[Array]") -> Tree:
         """The nested dict of these leaves, one per entry."""
         tree: Tree = {}
         for entry, leaf in zip(self.entries, leaves, strict=True):
-            node = tree
+            node: dict[str, Any] = tree
             for level in entry.path[:-1]:
                 node = node.setdefault(level, {})
             node[entry.path[-1]] = leaf
@@ -94,6 +98,6 @@ class ParamSpec:
 
 def tie_prediction_bias(module: nn.Module) -> None:
     """Ties cls.predictions.bias and its decoder's bias, which transformers 5 does not tie where the embeddings are untied."""
-    predictions: Any = getattr(getattr(module, "cls", None), "predictions", None)
+    predictions = getattr(getattr(module, "cls", None), "predictions", None)
     if predictions is not None:
         predictions.decoder.bias = predictions.bias

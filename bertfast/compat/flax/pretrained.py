@@ -3,21 +3,22 @@
 Source of the behaviour: the class of this name in transformers 4.37.
 """
 
-from collections.abc import Mapping
 from os import PathLike
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bertfast import checkpoints
 from bertfast.compat import arrays
+from bertfast.compat.arrays import Array
 from bertfast.compat.config import engine_config, flag, read_config
 from bertfast.compat.dense import Dropout
 from bertfast.compat.engine import EngineOutput, seeded
 from bertfast.compat.flax import cache_tree, prng
 from bertfast.compat.flax.cache_buffers import CacheBuffers
 from bertfast.compat.flax.call import FlaxCall
+from bertfast.compat.flax.leaves import ParameterTree
 from bertfast.compat.flax.param_spec import ParamSpec
 from bertfast.compat.flax.parameters import ParametersMixin
 from bertfast.compat.flax.weights import WeightSet
@@ -25,6 +26,9 @@ from bertfast.compat.outputs import ModelOutput
 from bertfast.compat.tracing import refuse_tracing
 from bertfast.graph.family import BERT
 from bertfast.runtime.config_access import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 ACTIVATIONS = frozenset(["gelu", "relu", "silu", "swish", "gelu_new", "quick_gelu"])  # 4.37's, for Flax
 
@@ -43,13 +47,13 @@ class FlaxBertPreTrainedModel(ParametersMixin):
 
     def __init__(
         self,
-        config: Any,
+        config: "PreTrainedConfig",
         input_shape: tuple[int, ...] = (1, 1),
         seed: int = 0,
-        dtype: Any = torch.float32,
+        dtype: object = torch.float32,
         _do_init: bool = True,
         gradient_checkpointing: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """A model with random weights. seed: of torch's generator; dtype: of computation and outputs.
 
@@ -60,7 +64,7 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         if _do_init:
             self._set_weights(self._random_weights(seed))
 
-    def _set_up(self, config: Any, input_shape: tuple[int, ...], seed: int, dtype: Any, initialised: bool) -> None:
+    def _set_up(self, config: "PreTrainedConfig", input_shape: tuple[int, ...], seed: int, dtype: object, initialised: bool) -> None:
         if config.hidden_act not in ACTIVATIONS:
             raise KeyError(f"config.hidden_act: {config.hidden_act!r} is not one of Flax's activations: {', '.join(sorted(ACTIVATIONS))}")
         if config.hidden_size % config.num_attention_heads:
@@ -78,24 +82,24 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         self._device = torch.device("cpu")
 
     @classmethod
-    def _torch_class(cls) -> Any:
+    def _torch_class(cls) -> "type[PreTrainedModel]":
         import bertfast
 
         return getattr(bertfast, cls.torch_class)
 
-    def _engine_config(self) -> Any:
+    def _engine_config(self) -> "PreTrainedConfig":
         return _engine_config(self.config)
 
-    def _torch_module(self) -> Any:
+    def _torch_module(self) -> "PreTrainedModel":
         return self._torch_class()(self._engine_config())
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
-        dtype: Any = torch.float32,
-        *model_args: Any,
-        config: Any = None,
+        dtype: object = torch.float32,
+        *model_args: object,
+        config: "PreTrainedConfig | str | PathLike[str] | None" = None,
         from_pt: bool = False,
         _do_init: bool = True,
         input_shape: tuple[int, ...] = (1, 1),
@@ -116,14 +120,14 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         checkpoint = checkpoints.detect(folder, "pt" if from_pt else "flax")
         if checkpoint is None:
             raise OSError(f"{folder}: no flax_model.msgpack, model.safetensors, pytorch_model.bin or tf_model.h5 in it")
-        config = read_config(config, folder, kwargs)
-        model: Any = cls.__new__(cls)
-        model._set_up(config, input_shape, seed, dtype, _do_init)
+        own_config = read_config(config, folder, kwargs)
+        model = cls.__new__(cls)
+        model._set_up(own_config, input_shape, seed, dtype, _do_init)
         module, info = checkpoints.load_foreign(
             cls._torch_class().from_pretrained, BERT, folder, checkpoint,
-            config=_engine_config(config), adjust=_drop_tied_decoder, dtype="auto", output_loading_info=True, **kwargs,
+            config=_engine_config(own_config), adjust=_drop_tied_decoder, dtype="auto", output_loading_info=True, **kwargs,
         )  # fmt: skip
-        config.name_or_path = model.name_or_path = str(folder)
+        own_config.name_or_path = model.name_or_path = str(folder)
         model.keep_padding = keep_padding
         model._load_generation_config(folder)
         weights = WeightSet.of_module(model._spec, module, model._dtype)
@@ -134,25 +138,25 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         tree = model._spec.tree(weights.leaves)
         return (model, tree, info) if output_loading_info else (model, tree)
 
-    def _load_generation_config(self, folder: Any) -> None:
+    def _load_generation_config(self, folder: str | PathLike[str]) -> None:
         return None
 
     def __call__(
         self,
-        input_ids: Any,  # [B, S]
-        attention_mask: Any = None,  # [B, S] (or 1 for either, or [S]): attended where int(mask) > 0, in a decoder where != 0
-        token_type_ids: Any = None,  # [B, S]
-        position_ids: Any = None,  # [B, S]
-        head_mask: Any = None,  # [L, N], cast to int; multiplies the attention probabilities
-        encoder_hidden_states: Any = None,  # [B, Se, H]; ignored without config.add_cross_attention
-        encoder_attention_mask: Any = None,  # [B, Se], attended where > 0
-        params: Mapping[str, Any] | None = None,  # a whole tree of weights for this call
-        dropout_rng: Any = None,  # a seed or a jax.random key, for train=True
+        input_ids: Array,  # [B, S]
+        attention_mask: "Array | None" = None,  # [B, S] (or 1 for either, or [S]): attended where int(mask) > 0, in a decoder where != 0
+        token_type_ids: "Array | None" = None,  # [B, S]
+        position_ids: "Array | None" = None,  # [B, S]
+        head_mask: "Array | None" = None,  # [L, N], cast to int; multiplies the attention probabilities
+        encoder_hidden_states: "Array | None" = None,  # [B, Se, H]; ignored without config.add_cross_attention
+        encoder_attention_mask: "Array | None" = None,  # [B, Se], attended where > 0
+        params: "ParameterTree | None" = None,  # a whole tree of weights for this call
+        dropout_rng: "int | Array | None" = None,  # a seed or a jax.random key, for train=True
         train: bool = False,  # apply dropout
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        past_key_values: Any = None,  # from init_cache or the previous step's output
+        past_key_values: "cache_tree.CacheTree | None" = None,  # from init_cache or the previous step's output
     ) -> Any:
         """The output_class, with arrays of the type of the inputs; a tuple with return_dict=False. Ids are cast to int32.
 
@@ -183,7 +187,7 @@ class FlaxBertPreTrainedModel(ParametersMixin):
                 result = call.run()
         return self._output(result, past, array_type, flag(return_dict, self.config, "return_dict", True))
 
-    def _dropout(self, train: bool, rng: Any, device: torch.device) -> Dropout | None:
+    def _dropout(self, train: bool, rng: "int | Array | None", device: torch.device) -> Dropout | None:
         if not train:
             return None
         rates = float(self.config.hidden_dropout_prob), float(self.config.attention_probs_dropout_prob)
@@ -193,7 +197,9 @@ class FlaxBertPreTrainedModel(ParametersMixin):
             raise ValueError("dropout_rng: train=True runs dropout, which needs a seed or a key: pass dropout_rng=")
         return Dropout(*rates, seeded(prng.seed_of(prng.read_key(rng, "dropout_rng")), device))
 
-    def _output(self, result: EngineOutput, next_cache: Any, array_type: arrays.ArrayType, as_dict: bool) -> Any:
+    def _output(
+        self, result: EngineOutput, next_cache: "cache_tree.CacheTree | None", array_type: arrays.ArrayType, as_dict: bool
+    ) -> ModelOutput | tuple[object, ...]:
         made = {name: arrays.from_torch(tensor, array_type) for name, tensor in result.outputs.items()}
         for name in ("hidden_states", "attentions", "cross_attentions"):
             tensors = getattr(result, name)
@@ -207,7 +213,7 @@ class FlaxBertPreTrainedModel(ParametersMixin):
             filled["past_key_values"] = next_cache
         return filled
 
-    def init_cache(self, batch_size: int, max_length: int) -> dict[str, Any]:
+    def init_cache(self, batch_size: int, max_length: int) -> cache_tree.CacheTree:
         """An empty KV cache of `max_length` columns for `batch_size` sequences. Raises KeyError where config.is_decoder is False."""
         config = self.config
         if not config.is_decoder:
@@ -222,12 +228,12 @@ class FlaxBertPreTrainedModel(ParametersMixin):
         return CacheBuffers.zeros(self.config.num_hidden_layers, shape, self._dtype, device)
 
 
-def _engine_config(config: Any) -> Any:
+def _engine_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     # The torch class builds cross-attention for decoders only. Causality is decided per call.
     return engine_config(config, config.hidden_act, is_decoder=bool(config.is_decoder or config.add_cross_attention))
 
 
-def _drop_tied_decoder(config: Any, weights: dict[str, Tensor]) -> None:
+def _drop_tied_decoder(config: "PreTrainedConfig", weights: dict[str, Tensor]) -> None:
     """A tied model uses the embedding table, not the decoder of its checkpoint."""
     if config.tie_word_embeddings:
         weights.pop("cls.predictions.decoder.weight", None)

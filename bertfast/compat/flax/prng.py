@@ -4,7 +4,7 @@ Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as e
 jax_threefry_partitionable off, the default until JAX 0.5.
 """
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ Key: TypeAlias = npt.NDArray[np.uint32]  # [2]
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def read_key(key: Any, name: str) -> Key:
+def read_key(key: object, name: str) -> Key:
     """uint32 [2] of a seed, a raw key (uint32 [2]) or a key of jax.random.key. Raises TypeError, naming `name`, for anything else."""
     if isinstance(key, (int, np.integer)):
         return np.array([(int(key) >> 32) & 0xFFFFFFFF, int(key) & 0xFFFFFFFF], U32)
@@ -36,7 +36,7 @@ def seed_of(key: Key) -> int:
     return (int(key[0]) << 32) | int(key[1])
 
 
-def threefry(key: Key, x: npt.NDArray[np.uint32], y: npt.NDArray[np.uint32]) -> tuple[Any, Any]:
+def threefry(key: Key, x: npt.NDArray[np.uint32], y: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     """The block cipher on counters x and y, uint32 arrays of one shape."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ U32(0x1BD11BDA))
     with np.errstate(over="ignore"):  # additions are modulo 2**32

@@ -5,7 +5,7 @@ Source: those of transformers 4.37's Flax generation. It accepted other settings
 
 import math
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 Processor = Callable[[int, Tensor], Tensor]  # (length so far, scores [rows, V]) -> scores
 
 
-def processors(settings: Any, prompt: int) -> list[Processor]:
+def processors(settings: SimpleNamespace, prompt: int) -> list[Processor]:
     """The processors for these settings. prompt: the prompt's length."""
     found: list[Processor] = []
     if settings.min_length is not None and settings.eos_token_id is not None and settings.min_length > -1:
@@ -33,7 +33,7 @@ def processors(settings: Any, prompt: int) -> list[Processor]:
     return found
 
 
-def warpers(settings: Any) -> list[Processor]:
+def warpers(settings: SimpleNamespace) -> list[Processor]:
     """The warpers of sampling. Raises ValueError, naming the setting, for a value out of range."""
     found: list[Processor] = []
     if settings.temperature is not None and settings.temperature != 1.0:

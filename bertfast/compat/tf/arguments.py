@@ -6,7 +6,7 @@ as in TF's embedding sum and attention scores.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from bertfast.batch.masks import integer_range
 from bertfast.compat.arrays import is_array, jax_to_numpy, to_torch
 from bertfast.runtime.config_access import setting
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def merge_arguments(names: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+
+def merge_arguments(names: Sequence[str], given: Mapping[str, object]) -> dict[str, Any]:
     """The arguments by name. given: the call's arguments, input_ids in any of its forms. Raises ValueError or TypeError."""
     first = given["input_ids"]
     values = dict(given, input_ids=None)
@@ -55,7 +58,7 @@ class TFInputs:
     attention_mask: Tensor | None  # [1 or B, 1 or S], any number dtype
 
 
-def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) -> TFInputs:
+def read_inputs(values: Mapping[str, Any], config: "PreTrainedConfig", device: torch.device) -> TFInputs:
     """The inputs as tensors on the device. Raises ValueError for a wrong shape or dtype and for an id out of range."""
     ids, embeds = values["input_ids"], values["inputs_embeds"]
     if ids is not None and embeds is not None:
@@ -86,7 +89,7 @@ def read_inputs(values: Mapping[str, Any], config: Any, device: torch.device) ->
     return TFInputs(leading, ids, embeds, types, positions, mask)
 
 
-def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
+def read_ids(value: object, name: str, rows: int, device: torch.device) -> Tensor:
     ids = to_torch(jax_to_numpy(value, device), name)
     if ids.dtype not in (torch.int32, torch.int64) or is_unsigned(value):
         raise ValueError(f"{name}: got {getattr(value, 'dtype', ids.dtype)}, expected int32 or int64")
@@ -97,14 +100,14 @@ def read_ids(value: Any, name: str, rows: int, device: torch.device) -> Tensor:
     return ids.to(device, torch.int64)
 
 
-def is_unsigned(value: Any) -> bool:
+def is_unsigned(value: object) -> bool:
     """Whether an array has an unsigned dtype; its tensor may be signed."""
     dtype = getattr(value, "dtype", None)
     kind = getattr(dtype, "kind", None)  # NumPy's and JAX's
     return bool(getattr(dtype, "is_unsigned", False)) if kind is None else kind == "u"
 
 
-def read_optional(value: Any, name: str, rows: int, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+def read_optional(value: object, name: str, rows: int, shape: tuple[int, int], device: torch.device) -> Tensor | None:
     if value is None:
         return None
     ids = read_ids(value, name, rows, device)
@@ -113,7 +116,7 @@ def read_optional(value: Any, name: str, rows: int, shape: tuple[int, int], devi
     return ids.expand(shape)
 
 
-def read_head_mask(value: Any, config: Any, device: torch.device) -> list[Tensor] | None:
+def read_head_mask(value: object, config: "PreTrainedConfig", device: torch.device) -> list[Tensor] | None:
     """[N] for all layers, or [L, N] -> one float32 [1, N, 1, 1] per layer, which multiplies the probabilities."""
     if value is None:
         return None

@@ -1,15 +1,19 @@
 """The methods that the TF models had from Keras: predict, the weights as a list of arrays, and training, which raises."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from bertfast.checkpoints.names import to_tf
 from bertfast.compat import arrays
+from bertfast.compat.arrays import Array
 from bertfast.compat.engine import Engine
 from bertfast.compat.tf import arguments
+
+Inputs: TypeAlias = "Array | Sequence[Array | None] | Mapping[str, Array]"  # one array, the inputs in order, or by name
 
 
 class KerasMixin:
@@ -20,7 +24,7 @@ class KerasMixin:
     _engine: Engine
     _names: Sequence[str]  # of call's arguments
 
-    def predict(self, x: Any, batch_size: int | None = None, verbose: Any = None, **kwargs: Any) -> Any:
+    def predict(self, x: Inputs, batch_size: int | None = None, verbose: object = None, **kwargs: object) -> Any:
         """The outputs for all rows of x (an array, a list of inputs in order, or a dict), as NumPy arrays.
 
         Computed batch_size (default: 32) rows at a time. Raises TypeError for Keras arguments beyond x, batch_size and verbose.
@@ -40,11 +44,11 @@ class KerasMixin:
             return tuple(_concatenate([part[i] for part in parts]) for i in range(len(parts[0])))
         return type(parts[0])(**{name: _concatenate([part[name] for part in parts]) for name in parts[0]})
 
-    def get_weights(self) -> list["np.ndarray[Any, Any]"]:
+    def get_weights(self) -> list[npt.NDArray[np.generic]]:
         """Copies of the weights as NumPy arrays, in Keras's order and layout (kernels [in, out])."""
         return [arrays.to_numpy(p.t() if transposed else p).copy() for p, transposed in self._keras_parameters()]
 
-    def set_weights(self, weights: list[Any]) -> None:
+    def set_weights(self, weights: "Sequence[Array]") -> None:
         """Set the weights from arrays in the order and layout of get_weights. Raises ValueError for another number or shape."""
         parameters = self._keras_parameters()
         if len(weights) != len(parameters):
@@ -68,19 +72,19 @@ class KerasMixin:
         names[i], names[j] = names[j], names[i]
         return [(named[name], to_tf(name)[1]) for name in names]
 
-    def compile(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def compile(self, *args: object, **kwargs: object) -> NoReturn:
         """Raises NotImplementedError: inference only."""
         self._no_training("compile")
 
-    def fit(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def fit(self, *args: object, **kwargs: object) -> NoReturn:
         """Raises NotImplementedError: inference only."""
         self._no_training("fit")
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def evaluate(self, *args: object, **kwargs: object) -> NoReturn:
         """Raises NotImplementedError: inference only."""
         self._no_training("evaluate")
 
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def train_on_batch(self, *args: object, **kwargs: object) -> NoReturn:
         """Raises NotImplementedError: inference only."""
         self._no_training("train_on_batch")
 
@@ -91,7 +95,7 @@ class KerasMixin:
         )
 
 
-def _as_numpy(value: Any) -> "np.ndarray[Any, Any]":
+def _as_numpy(value: object) -> npt.NDArray[np.generic]:
     return value if isinstance(value, np.ndarray) else arrays.to_numpy(arrays.to_torch(value, "x"))
 
 

@@ -4,8 +4,6 @@ Source: transformers 4.37. Unlike PyTorch's, span losses are not averaged over t
 are not clamped.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +11,7 @@ from torch import Tensor
 from bertfast.compat.arrays import to_torch
 
 
-def token_classification(logits: Tensor, labels: Any, legacy: bool) -> Tensor:  # [B, S, C] -> [1], or [active] with legacy
+def token_classification(logits: Tensor, labels: object, legacy: bool) -> Tensor:  # [B, S, C] -> [1], or [active] with legacy
     """Mean cross entropy over the non-negative labels, shape [1]; NaN where there are none.
 
     legacy (config.tf_legacy_loss): one loss per active label; active are all but -1 if any label is -1, else all but -100.
@@ -38,7 +36,7 @@ def token_classification(logits: Tensor, labels: Any, legacy: bool) -> Tensor:  
     return ((each * counts).sum() / counts.sum()).reshape(1)
 
 
-def question_answering(start_logits: Tensor, end_logits: Tensor, starts: Any, ends: Any) -> Tensor:  # [B, S] each -> [B]
+def question_answering(start_logits: Tensor, end_logits: Tensor, starts: object, ends: object) -> Tensor:  # [B, S] each -> [B]
     """(cross entropy of the start + cross entropy of the end) / 2, per example. Raises ValueError, naming the argument."""
     losses = []
     for name, logits, positions in (("start_positions", start_logits, starts), ("end_positions", end_logits, ends)):

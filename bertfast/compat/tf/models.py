@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from bertfast.compat.arrays import Array
 from bertfast.compat.engine import EngineOutput
 from bertfast.compat.tf import losses
+from bertfast.compat.tf.keras import Inputs
 from bertfast.compat.tf.outputs import TFQuestionAnsweringModelOutput, TFTokenClassifierOutput
 from bertfast.compat.tf.pretrained import TFBertPreTrainedModel
 
@@ -22,16 +24,16 @@ class TFBertForTokenClassification(TFBertPreTrainedModel):
 
     def call(
         self,
-        input_ids: Any = None,  # [B, S] int32 or int64; or a list of the inputs in this order, or a dict
-        attention_mask: Any = None,  # [B, S] (or 1 for either); (1 - mask) * -10000 is added to the scores
-        token_type_ids: Any = None,  # [B, S]
-        position_ids: Any = None,  # [B, S]
-        head_mask: Any = None,  # [N] or [L, N]; multiplies the attention probabilities
-        inputs_embeds: Any = None,  # [B, S, H] in place of input_ids
+        input_ids: "Inputs | None" = None,  # [B, S] int32 or int64; or a list of the inputs in this order, or a dict
+        attention_mask: "Array | None" = None,  # [B, S] (or 1 for either); (1 - mask) * -10000 is added to the scores
+        token_type_ids: "Array | None" = None,  # [B, S]
+        position_ids: "Array | None" = None,  # [B, S]
+        head_mask: "Array | None" = None,  # [N] or [L, N]; multiplies the attention probabilities
+        inputs_embeds: "Array | None" = None,  # [B, S, H] in place of input_ids
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        labels: Any = None,  # [B, S]; negative ones are ignored
+        labels: "Array | None" = None,  # [B, S]; negative ones are ignored
         training: bool | None = False,  # apply dropout
     ) -> Any:
         """The output_class, with arrays of the type of the inputs; a tuple with return_dict=False.
@@ -50,10 +52,10 @@ class TFBertForTokenClassification(TFBertPreTrainedModel):
         rate = getattr(self.config, "classifier_dropout", None)
         return float(self.config.hidden_dropout_prob if rate is None else rate)
 
-    def _wants_loss(self, values: Mapping[str, Any]) -> bool:
+    def _wants_loss(self, values: Mapping[str, object]) -> bool:
         return values["labels"] is not None
 
-    def _loss(self, result: EngineOutput, values: Mapping[str, Any]) -> Tensor | None:
+    def _loss(self, result: EngineOutput, values: Mapping[str, object]) -> Tensor | None:
         return losses.token_classification(result.outputs["logits"], values["labels"], bool(getattr(self.config, "tf_legacy_loss", False)))
 
 
@@ -65,17 +67,17 @@ class TFBertForQuestionAnswering(TFBertPreTrainedModel):
 
     def call(
         self,
-        input_ids: Any = None,  # [B, S] int32 or int64; or a list of the inputs in this order, or a dict
-        attention_mask: Any = None,  # [B, S] (or 1 for either); (1 - mask) * -10000 is added to the scores
-        token_type_ids: Any = None,  # [B, S]
-        position_ids: Any = None,  # [B, S]
-        head_mask: Any = None,  # [N] or [L, N]; multiplies the attention probabilities
-        inputs_embeds: Any = None,  # [B, S, H] in place of input_ids
+        input_ids: "Inputs | None" = None,  # [B, S] int32 or int64; or a list of the inputs in this order, or a dict
+        attention_mask: "Array | None" = None,  # [B, S] (or 1 for either); (1 - mask) * -10000 is added to the scores
+        token_type_ids: "Array | None" = None,  # [B, S]
+        position_ids: "Array | None" = None,  # [B, S]
+        head_mask: "Array | None" = None,  # [N] or [L, N]; multiplies the attention probabilities
+        inputs_embeds: "Array | None" = None,  # [B, S, H] in place of input_ids
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        start_positions: Any = None,  # [B] or [B, 1]
-        end_positions: Any = None,  # [B] or [B, 1]
+        start_positions: "Array | None" = None,  # [B] or [B, 1]
+        end_positions: "Array | None" = None,  # [B] or [B, 1]
         training: bool | None = False,  # apply dropout
     ) -> Any:
         """The output_class, with arrays of the type of the inputs; a tuple with return_dict=False.
@@ -91,9 +93,9 @@ class TFBertForQuestionAnswering(TFBertPreTrainedModel):
             }
         )  # fmt: skip
 
-    def _wants_loss(self, values: Mapping[str, Any]) -> bool:
+    def _wants_loss(self, values: Mapping[str, object]) -> bool:
         return values["start_positions"] is not None and values["end_positions"] is not None
 
-    def _loss(self, result: EngineOutput, values: Mapping[str, Any]) -> Tensor | None:
+    def _loss(self, result: EngineOutput, values: Mapping[str, object]) -> Tensor | None:
         outputs = result.outputs
         return losses.question_answering(outputs["start_logits"], outputs["end_logits"], values["start_positions"], values["end_positions"])

@@ -7,7 +7,7 @@ Source of the behaviour: the class of this name in transformers 4.37; its docume
 import inspect
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,11 @@ from bertfast.compat.tf.keras import KerasMixin
 from bertfast.compat.tracing import refuse_tracing
 from bertfast.graph.family import BERT
 from bertfast.runtime.config_access import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Model = TypeVar("Model", bound="TFBertPreTrainedModel")
 
 # 4.37's, for TensorFlow
 ACTIVATIONS = frozenset(
@@ -42,11 +47,11 @@ class TFBertPreTrainedModel(KerasMixin):
     output_class: ClassVar[type[ModelOutput]]
     keep_padding: bool = False
 
-    def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
+    def __init__(self, config: "PreTrainedConfig", *inputs: object, **kwargs: object) -> None:
         """A model with random weights (torch's generator). Raises KeyError for an activation that 4.37's TF classes did not have."""
         self._build(config, None)
 
-    def _build(self, config: Any, engine: Engine | None) -> None:
+    def _build(self, config: "PreTrainedConfig", engine: Engine | None) -> None:
         self.config = config
         self.name_or_path = getattr(config, "name_or_path", "")
         if engine is None:
@@ -58,8 +63,8 @@ class TFBertPreTrainedModel(KerasMixin):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
-        *model_args: Any,
-        config: Any = None,
+        *model_args: object,
+        config: "PreTrainedConfig | str | PathLike[str] | None" = None,
         from_pt: bool = False,
         output_loading_info: bool = False,
         keep_padding: bool = False,
@@ -77,18 +82,18 @@ class TFBertPreTrainedModel(KerasMixin):
             checkpoint = checkpoints.detect(folder, "tf")
         if checkpoint is None:
             raise OSError(f"{folder}: no tf_model.h5, model.safetensors, pytorch_model.bin or flax_model.msgpack in it")
-        config = read_config(config, folder, kwargs)
-        model: Any = cls.__new__(cls)
+        own_config = read_config(config, folder, kwargs)
+        model = cls.__new__(cls)
         module, info = checkpoints.load_foreign(
             _torch_class(model).from_pretrained, BERT, folder, checkpoint,
-            config=engine_config(config, _activation(config)), dtype=torch.float32, output_loading_info=True, **kwargs,
+            config=engine_config(own_config, _activation(own_config)), dtype=torch.float32, output_loading_info=True, **kwargs,
         )  # fmt: skip
-        config.name_or_path = str(folder)
-        model._build(config, Engine(module))
+        own_config.name_or_path = str(folder)
+        model._build(own_config, Engine(module))
         model.keep_padding = keep_padding
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: object) -> None:
         """Write config.json and model.safetensors, which this class, 4.37's classes and the PyTorch classes read."""
         self._engine.module.save_pretrained(save_directory, **kwargs)
         self.config.architectures = [self.torch_class]
@@ -99,7 +104,7 @@ class TFBertPreTrainedModel(KerasMixin):
         """config.num_labels."""
         return int(self.config.num_labels)
 
-    def to(self, device: Any) -> Any:
+    def to(self: Model, device: str | torch.device) -> Model:
         """Move the weights to a torch device. Outputs still have the array type of the inputs."""
         self._engine = Engine(self._engine.module.to(device))
         return self
@@ -110,11 +115,11 @@ class TFBertPreTrainedModel(KerasMixin):
             raise ValueError("input_ids: missing; with inputs_embeds, pass input_ids=None")
         return self.call(*args, **kwargs)
 
-    def _run(self, given: dict[str, Any]) -> Any:
+    def _run(self, given: Mapping[str, object]) -> Any:  # the subclass's output_class
         with torch.no_grad():
             return self._result(given)
 
-    def _result(self, given: dict[str, Any]) -> Any:
+    def _result(self, given: Mapping[str, object]) -> ModelOutput | tuple[object, ...]:
         values = arguments.merge_arguments(self._names, given)
         refuse_tracing(type(self).__name__, values.values())
         array_type = arrays.array_type_of(values.values())
@@ -153,7 +158,7 @@ class TFBertPreTrainedModel(KerasMixin):
         batch = padded_batch((B, S), embeddings, inputs.input_ids, words, inputs.token_type_ids, positions, attention)
         return self._engine.encoded(batch, hidden, dropout, self._head_dropout())
 
-    def _dropout(self, training: Any) -> Dropout | None:
+    def _dropout(self, training: object) -> Dropout | None:
         if not training:
             return None
         rates = float(self.config.hidden_dropout_prob), float(self.config.attention_probs_dropout_prob)
@@ -164,26 +169,26 @@ class TFBertPreTrainedModel(KerasMixin):
     def _head_dropout(self) -> float:
         return 0.0
 
-    def _wants_loss(self, values: Mapping[str, Any]) -> bool:
+    def _wants_loss(self, values: Mapping[str, object]) -> bool:
         raise NotImplementedError
 
-    def _loss(self, result: EngineOutput, values: Mapping[str, Any]) -> Tensor | None:
+    def _loss(self, result: EngineOutput, values: Mapping[str, object]) -> Tensor | None:
         raise NotImplementedError
 
-    def _output(self, result: EngineOutput, values: Mapping[str, Any], array_type: arrays.ArrayType) -> Any:
+    def _output(self, result: EngineOutput, values: Mapping[str, Any], array_type: arrays.ArrayType) -> ModelOutput | tuple[object, ...]:
         loss = self._loss(result, values) if self._wants_loss(values) else None
         tensors = {"loss": loss, **result.outputs, "hidden_states": result.hidden_states, "attentions": result.attentions}
         filled = self.output_class.of({name: arrays.tree_from_torch(value, array_type) for name, value in tensors.items()})
         return filled if flag(values["return_dict"], self.config, "return_dict", True) else filled.to_tuple()
 
 
-def _torch_class(model: TFBertPreTrainedModel) -> Any:
+def _torch_class(model: TFBertPreTrainedModel) -> "type[PreTrainedModel]":
     import bertfast
 
     return getattr(bertfast, model.torch_class)
 
 
-def _activation(config: Any) -> str:
+def _activation(config: "PreTrainedConfig") -> str:
     name = config.hidden_act
     if name not in ACTIVATIONS:
         raise KeyError(f"config.hidden_act: {name!r} is not one of TF's activations: {', '.join(sorted(ACTIVATIONS))}")

@@ -4,24 +4,33 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
-Op = TypeVar("Op", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def on_its_device(op: Op) -> Op:
+class OnDevice(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+
+X = TypeVar("X", bound=OnDevice)
+
+
+def on_its_device(op: Callable[Concatenate[X, P], R]) -> Callable[Concatenate[X, P], R]:
     """Triton launches on the current device, torch's own ops on that of their operands. So does the decorated op."""
 
     @wraps(op)
-    def launch(x: Any, *others: Any, **named: Any) -> Any:
+    def launch(x: X, /, *others: P.args, **named: P.kwargs) -> R:
         if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
             return op(x, *others, **named)
         with torch.cuda.device(x.device):
             return op(x, *others, **named)
 
-    return cast(Op, launch)
+    return launch
 
 
 _local = threading.local()
