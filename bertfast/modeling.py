@@ -4,8 +4,8 @@ Each inherits the module tree, the parameters and their names, loading, saving, 
 name in transformers.models.bert. A call that the fast path does not cover runs the inherited forward: see
 bertfast.engine.eligibility.
 
-Padding: logits and hidden states of padded positions are zeros (start and end logits -1e4) unless keep_padding is set or the call reads
-padded positions: see bertfast.batch.layout. At every other position the outputs are transformers'.
+Padding: the hidden states of an encoder are zeros there unless keep_padding is set; everything else is transformers'. See
+bertfast.engine.padding_policy.
 """
 
 import functools
@@ -65,13 +65,15 @@ def overrides_forward(cls: C) -> C:
 class FastBertMixin:
     """The base of the public classes.
 
-    keep_padding: compute padded positions as transformers does, in every call.
+    keep_padding: True computes padded positions as transformers does, in every call. None, the default, does so for everything but the
+        hidden states of an encoder, which are zeros there. False leaves padding out of token logits as well (zeros; start and end logits
+        -1e4), except where the call itself reads them: a loss, logits_to_keep, a row without a token.
     batch_invariant: on CUDA, a sequence gets the same bits alone and in any batch, at a cost in speed; attention under a mask, which runs
         on the reference ops, is excepted. The CPU kernels are batch-invariant as they are.
     """
 
     family: ClassVar[Family] = BERT
-    keep_padding: bool = False
+    keep_padding: bool | None = None
     batch_invariant: bool = False
     config: PreTrainedConfig
     forward: ClassVar[Callable[..., ModelOutput | tuple[object, ...]]]
@@ -106,7 +108,7 @@ class FastBertMixin:
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: object,
-        keep_padding: bool = False, batch_invariant: bool = False, quantization: str | None = None, **kwargs: object,
+        keep_padding: bool | None = None, batch_invariant: bool = False, quantization: str | None = None, **kwargs: object,
     ) -> Any:  # fmt: skip
         """transformers' from_pretrained; also reads folders written by TensorFlow's and Flax's BERTs, and quantized ones.
 
@@ -127,12 +129,12 @@ BertPreTrainedModel = theirs.BertPreTrainedModel  # has no forward; transformers
 
 @overrides_forward
 class BertModel(FastBertMixin, theirs.BertModel):
-    """last_hidden_state and hidden_states are zeros at padding; pooler_output reads column 0, as in transformers."""
+    """An encoder's last_hidden_state and hidden_states are zeros at padding, a decoder's are transformers'."""
 
 
 @overrides_forward
 class BertForPreTraining(FastBertMixin, theirs.BertForPreTraining):
-    """prediction_logits are zeros at padding, unless labels there are not -100."""
+    """With keep_padding=False prediction_logits are zeros at padding, unless labels there are not -100."""
 
 
 # transformers looks for GenerationMixin among the direct bases.
@@ -159,7 +161,7 @@ BertForCausalLM = BertLMHeadModel
 
 @overrides_forward
 class BertForMaskedLM(FastBertMixin, theirs.BertForMaskedLM):
-    """logits are zeros at padding, unless labels there are not -100."""
+    """With keep_padding=False logits are zeros at padding, unless labels there are not -100."""
 
 
 @overrides_forward
@@ -179,7 +181,7 @@ class BertForMultipleChoice(FastBertMixin, theirs.BertForMultipleChoice):
 
 @overrides_forward
 class BertForTokenClassification(FastBertMixin, theirs.BertForTokenClassification):
-    """logits are zeros at padding, unless labels there are not -100."""
+    """With keep_padding=False logits are zeros at padding, unless labels there are not -100."""
 
 
 @overrides_forward

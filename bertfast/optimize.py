@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bertfast")
 M = TypeVar("M")
 
+# What transformers' pipelines read at padding. Token classification skips special tokens, which padding counts as; fill-mask reads the
+# masked positions; feature extraction returns every position.
+PADDING_OF_TASK = {"feature-extraction": True, "token-classification": False, "ner": False, "question-answering": False, "fill-mask": False}
+
 
 @dataclass(slots=True)
 class Report:
@@ -36,12 +40,14 @@ class Report:
         return "\n".join([*lines, *(f"{name} was left as it is: {why}" for name, why in self.left.items())])
 
 
-def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = False, quantization: str | None = None) -> M:
+def optimize(module: M, *, keep_padding: bool | None = None, batch_invariant: bool = False, quantization: str | None = None) -> M:
     """Makes every transformers BERT inside `module` run on bertfast, in place, and returns the same object.
 
     module: any nn.Module (a SentenceTransformer, a CrossEncoder, an EncoderDecoderModel, a BERT itself), or an object that holds one
         under `.model` (a transformers pipeline, a CrossEncoder of older releases).
-    keep_padding: compute padded positions as transformers does, in every call.
+    keep_padding: True computes padded positions as transformers does, None all but an encoder's hidden states, False only where the call
+        itself reads them: see bertfast.BertModel. None on a pipeline takes what its task reads: hidden states for feature-extraction, no
+        padded position for token-classification, question-answering and fill-mask.
     batch_invariant: on CUDA, a sequence gets the same bits alone and in any batch, at a cost in speed.
     quantization: "int8" (float32 on a CPU) or "fp8" (bfloat16 or float16 on a GPU) quantizes every BERT that is replaced, which drops its
         float weights for every holder of the model: see bertfast.quantization.
@@ -54,6 +60,8 @@ def optimize(module: M, *, keep_padding: bool = False, batch_invariant: bool = F
     """
     report = Report()
     root = root_of(module)
+    if keep_padding is None:
+        keep_padding = PADDING_OF_TASK.get(str(getattr(module, "task", None)))
     if quantization is not None:
         check_quantization(root, quantization)
     covered: set[int] = set()  # modules inside a BERT already decided on

@@ -21,9 +21,17 @@ class Attention(ABC):
 
     __slots__ = ()
 
+    key_rows: Tensor | None = None  # [Tk] int64: the rows whose keys and values are asked for; None: all
+
     @abstractmethod
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         """softmax(q k^T / sqrt(D)) v: [Rq, H], [Rk, H], [Rk, H] -> [Rq, H], by the ops O."""
+
+    def of_all_keys(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
+        """The same with the keys and values of all rows, [R, H] each."""
+        if self.key_rows is not None:
+            k, v = O.pack(k.contiguous(), self.key_rows), O.pack(v.contiguous(), self.key_rows)
+        return self(q, k, v, heads, O)
 
     def restricted_to_first_rows(self) -> "Attention | None":
         """The same attention with one query a sequence, its first; None where this kind has no such form."""
@@ -39,13 +47,11 @@ class VarlenAttention(Attention):
     max_seqlen_q: int
     max_seqlen_k: int
     causal: bool = False
-    key_rows: Tensor | None = None  # [Tk] int64: the rows of k and v that are real tokens; None: all
+    key_rows: Tensor | None = None
     first_cu: Tensor | None = None  # [B + 1] int32: 0, 1, 2, ...; None: made when asked for
     bfloat16_products: bool = False  # allowed: see bertfast.ops.varlen_attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
-        if self.key_rows is not None:
-            k, v = O.pack(k.contiguous(), self.key_rows), O.pack(v.contiguous(), self.key_rows)
         shape = (-1, heads, q.shape[1] // heads)
         context: Tensor = O.varlen_attention(
             q.view(shape), k.view(shape), v.view(shape),

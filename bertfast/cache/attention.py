@@ -22,7 +22,7 @@ class PrefillAttention(Attention):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         self.store(k, v, heads, O)
-        return self.inner(q, k, v, heads, O)
+        return self.inner.of_all_keys(q, k, v, heads, O)
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class GatheredCacheAttention(Attention):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, O: Ops) -> Tensor:
         keys, values = (k, v) if self.store is None else self.store(k, v, heads, O)
-        return self.inner(q, as_rows(keys, self.keys), as_rows(values, self.keys), heads, O)
+        return self.inner.of_all_keys(q, as_rows(keys, self.keys), as_rows(values, self.keys), heads, O)
 
 
 @dataclass(slots=True)

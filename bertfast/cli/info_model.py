@@ -30,7 +30,7 @@ def model_rows(folder: str) -> Iterator[Row]:
         yield _cuda_graph_row(model)
     yield from activation_rows(config.hidden_act)
     yield "reference path", "training mode, autocast, torch.compile", "also hooks or adapters inside the model"
-    yield "padding", "outputs are zero there", "keep_padding=True computes them as transformers does"
+    yield "padding", "an encoder's hidden states are zero there", "keep_padding=True computes them as transformers does"
 
 
 def _load(folder: str) -> "PreTrainedModel":

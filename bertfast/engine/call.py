@@ -12,6 +12,7 @@ from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
 from bertfast.cache.store import open_cache
+from bertfast.engine.padding_policy import computes_padding
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
 from bertfast.ops import Ops, reference
@@ -33,7 +34,7 @@ class ForwardCall:
         self.O: Ops = reference if differentiable else ops
         self.hidden: list[Tensor] | None = [] if hidden else None  # [R, H] after the embeddings and each layer
         pooled = head.pooled and self.base.pooler is not None
-        keep = model.keep_padding or padding_affects_loss(head, inputs)
+        keep = computes_padding(model, head, inputs, hidden)
         needs = OutputNeeds(keep, pooled, attentions, differentiable)
         self.cache = open_cache(inputs, self.base.config) if cached else None
         self.store = None
@@ -81,17 +82,3 @@ class ForwardCall:
 
     def probabilities(self, attention: Attention | None) -> tuple[Tensor, ...]:
         return tuple(map(self.batch.unpack_probabilities, probabilities_of(attention)))
-
-
-def padding_affects_loss(head: Head, inputs: Arguments) -> bool:
-    """Whether the loss reads logits at padding, which then have to be transformers'."""
-    if head.span_labels and all(inputs.get(name) is not None for name in head.span_labels):
-        return True
-    mask = inputs.get("attention_mask")
-    for name in head.token_labels:
-        labels = inputs.get(name)
-        if isinstance(labels, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2 and labels.shape == mask.shape:
-            padded, counts = mask.eq(0), labels.ne(-100)
-            if (padded & counts).any() or (head.shifted and (padded[:, :-1] & counts[:, 1:]).any()):
-                return True
-    return False

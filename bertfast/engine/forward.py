@@ -13,6 +13,7 @@ from bertfast.engine import cpu_plans, eligibility, shape_cache
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.model_state import ModelState, current_state
 from bertfast.engine.outputs import make_output, output_options
+from bertfast.engine.padding_policy import fill_padding, mask_to_fill
 from bertfast.engine.recompute import differentiable
 from bertfast.graph.heads import Head, HeadOutput
 from bertfast.runtime.model_types import Model
@@ -42,7 +43,13 @@ def forward(model: Model, base: type["PreTrainedModel"], head: Head, arguments: 
     if reason is not eligibility.INSIDE_REFERENCE:
         eligibility.warn_once(type(model).__name__, f"transformers' own forward is used: {reason}")
     with eligibility.force_reference():  # for the model inside a head as well: its padding may count here
-        return base.forward(model, **arguments)
+        mask = None if reason is eligibility.INSIDE_REFERENCE else mask_to_fill(model, head, arguments)
+        if mask is None:
+            return base.forward(model, **arguments)
+        returned = output_options(arguments, model.config)
+        out = base.forward(model, **{**arguments, "return_dict": True})
+    out = fill_padding(model, head, mask, out)
+    return out if returned.return_dict else out.to_tuple()
 
 
 def compute(

@@ -62,7 +62,7 @@ def last_layer_first_rows(  # [R, H] -> [B, H]
     modules = layer.attention
     first = O.pack(unquantized(x), first_rows)
     q = linear(first, [modules.query], O)
-    k, v = linear(x, [modules.key, modules.value], O).chunk(2, dim=1)
+    k, v = keys_and_values(modules, x, attention, O)
     return feed_forward(layer, project_add_norm(modules.output, modules.norm, attention(q, k, v, modules.heads, O), first, O), O)
 
 
@@ -71,8 +71,17 @@ def feed_forward(layer: LayerModules, x: Rows, O: Ops = ops) -> Rows:  # [R, H] 
 
 
 def attend(modules: AttentionModules, x: Rows, attention: Attention, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]
-    q, k, v = linear(x, [modules.query, modules.key, modules.value], O).chunk(3, dim=1)
+    if attention.key_rows is None:
+        q, k, v = linear(x, [modules.query, modules.key, modules.value], O).chunk(3, dim=1)
+    else:
+        q, (k, v) = linear(x, [modules.query], O), keys_and_values(modules, x, attention, O)
     return attention(q, k, v, modules.heads, O)
+
+
+def keys_and_values(modules: AttentionModules, x: Rows, attention: Attention, O: Ops) -> tuple[Tensor, Tensor]:  # [Tk, H] each
+    rows = x if attention.key_rows is None else O.pack(unquantized(x), attention.key_rows)
+    k, v = linear(rows, [modules.key, modules.value], O).chunk(2, dim=1)
+    return k, v
 
 
 def attend_across(modules: AttentionModules, x: Rows, inputs: GraphInputs, O: Ops = ops) -> Tensor:  # [R, H] -> [R, H]

@@ -6,8 +6,8 @@ an entry for each class: its logits, output class, loss and inputs.
 Shape letters: R rows, B batch, S padded length, H hidden, V vocabulary.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +70,8 @@ class Head:
     loss: losses.Loss = losses.no_loss
     pooled: bool = False  # reads column 0 through the pooler
     only_first: bool = False  # reads nothing else
+    token_logits: bool = False  # an output has logits for each position
+    position_fill: Mapping[str, float] = field(default_factory=dict)  # outputs with a value for each position: what padding left out gets
     finish: Finish | None = None  # from the reshaped outputs to those returned
     token_labels: tuple[str, ...] = ()  # [B, S] arguments: at padded cells they count unless -100
     span_labels: tuple[str, ...] = ()  # [B] arguments: given, every cell counts
@@ -169,32 +171,38 @@ def split_span_logits(outputs: dict[str, Tensor], arguments: CheckedArguments) -
     return {"start_logits": start.contiguous(), "end_logits": end.contiguous()}
 
 
+LOGITS = {"logits": 0.0}
+SPAN_LOGITS = {"start_logits": PADDED_SPAN_LOGIT, "end_logits": PADDED_SPAN_LOGIT}
+
 HEADS: dict[str, Head] = {
-    "BertModel": Head(encoder_outputs, BaseModelOutputWithPoolingAndCrossAttentions, pooled=True),
-    "BertForPreTraining": Head(
-        pretraining, modeling_bert.BertForPreTrainingOutput, losses.pretraining, pooled=True, token_labels=("labels",)
+    "BertModel": Head(
+        encoder_outputs, BaseModelOutputWithPoolingAndCrossAttentions, pooled=True, position_fill={"last_hidden_state": 0.0}
     ),
-    "BertLMHeadModel": Head(causal_lm, CausalLMOutputWithCrossAttentions, losses.causal_lm, token_labels=("labels",), shifted=True),
-    "BertForMaskedLM": Head(masked_lm, MaskedLMOutput, losses.masked_lm, token_labels=("labels",)),
+    "BertForPreTraining": Head(
+        pretraining, modeling_bert.BertForPreTrainingOutput, losses.pretraining, pooled=True,
+        token_logits=True, position_fill={"prediction_logits": 0.0}, token_labels=("labels",),
+    ),
+    "BertLMHeadModel": Head(
+        causal_lm, CausalLMOutputWithCrossAttentions, losses.causal_lm,
+        token_logits=True, position_fill=LOGITS, token_labels=("labels",), shifted=True,
+    ),
+    "BertForMaskedLM": Head(
+        masked_lm, MaskedLMOutput, losses.masked_lm, token_logits=True, position_fill=LOGITS, token_labels=("labels",)
+    ),
     "BertForNextSentencePrediction": Head(next_sentence, NextSentencePredictorOutput, losses.next_sentence, pooled=True, only_first=True),
     "BertForSequenceClassification": Head(
         sequence_classification, SequenceClassifierOutput, losses.sequence_classification, pooled=True, only_first=True
     ),
     "BertForMultipleChoice": Head(
-        multiple_choice,
-        MultipleChoiceModelOutput,
-        losses.multiple_choice,
-        pooled=True,
-        only_first=True,
-        choices=True,
-        finish=reshape_choices,
+        multiple_choice, MultipleChoiceModelOutput, losses.multiple_choice,
+        pooled=True, only_first=True, choices=True, finish=reshape_choices,
     ),
-    "BertForTokenClassification": Head(token_classification, TokenClassifierOutput, losses.token_classification, token_labels=("labels",)),
+    "BertForTokenClassification": Head(
+        token_classification, TokenClassifierOutput, losses.token_classification,
+        token_logits=True, position_fill=LOGITS, token_labels=("labels",),
+    ),
     "BertForQuestionAnswering": Head(
-        question_answering,
-        QuestionAnsweringModelOutput,
-        losses.question_answering,
-        span_labels=("start_positions", "end_positions"),
-        finish=split_span_logits,
+        question_answering, QuestionAnsweringModelOutput, losses.question_answering,
+        token_logits=True, position_fill=SPAN_LOGITS, span_labels=("start_positions", "end_positions"), finish=split_span_logits,
     ),
-}
+}  # fmt: skip

@@ -24,7 +24,7 @@ class Model(nn.Module):
     family: "Family"
     base_model: "BaseModel"
     device: torch.device
-    keep_padding: bool
+    keep_padding: bool | None
     batch_invariant: bool
     num_labels: int
     loss_function: Callable[..., Tensor]

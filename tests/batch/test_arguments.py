@@ -169,8 +169,9 @@ class TestOutputs:
         assert_agree(actual, expected, None if kind == "whole row" else arguments.get("attention_mask"))
 
     def test_padding_comes_back_blank(self, head: str) -> None:
-        """Zeros, and -1e4 where an argmax over the row follows; and that only where nothing asks for those positions."""
+        """With keep_padding=False: zeros, and -1e4 where an argmax over the row follows; only where nothing asks for those positions."""
         _, fast = builders.pair(head)
+        fast.keep_padding = False
         arguments = builders.batch(head, fast, B, S, "right")
         padded = arguments["attention_mask"].view(-1, S).eq(0)
         with torch.no_grad():
@@ -188,6 +189,7 @@ class TestOutputs:
 @pytest.mark.parametrize("head", ["BertForMaskedLM", "BertLMHeadModel", "BertForTokenClassification", "BertForPreTraining"])
 def test_labels_of_padding_decide_whether_it_is_computed(head: str, labels: int) -> None:
     expected_of, fast = builders.pair(head, num_labels=7)
+    fast.keep_padding = False
     arguments = builders.batch(head, fast, B, S, "right")
     arguments.update(builders.labels(head, fast, arguments))
     padded = arguments["attention_mask"].eq(0)

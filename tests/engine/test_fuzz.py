@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers.utils import output_capturing
 
 import builders
+from bertfast.graph.heads import HEADS
 from compare import FLOAT32, assert_agree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +35,7 @@ class Call:
     output_hidden_states: Any
     output_attentions: bool
     return_dict: bool | None
-    keep_padding: bool
+    keep_padding: bool | None
     grad: bool
     seed: int
 
@@ -89,7 +90,10 @@ class Call:
             assert isinstance(expected, Exception), f"bertfast raises {actual!r}, transformers answers"
             return
         real = arguments.get("attention_mask")
-        everywhere = self.keep_padding or real is None or real.dim() != arguments_dim(self.head) or real.shape[-1] != self.S
+        logits_everywhere = self.keep_padding is None and HEADS[self.head].token_logits
+        everywhere = (
+            self.keep_padding or logits_everywhere or real is None or real.dim() != arguments_dim(self.head) or real.shape[-1] != self.S
+        )
         if not everywhere and bool(real.reshape(-1, self.S).eq(0).all(dim=-1).any()):
             everywhere = True  # a row masked whole is computed as transformers computes it
         if "logits_to_keep" in self.pass_ and not everywhere:
@@ -181,7 +185,7 @@ def calls(draw: st.DrawFn) -> Call:
         output_hidden_states=draw(st.sampled_from(states)),
         output_attentions=attentions,
         return_dict=draw(st.sampled_from([None, True, False])),
-        keep_padding=draw(st.booleans()),
+        keep_padding=draw(st.sampled_from([None, True, False])),
         grad=draw(st.booleans()),
         seed=draw(st.integers(0, 2**16)),
     )

@@ -36,8 +36,8 @@ ACTIVATIONS = frozenset(["gelu", "relu", "silu", "swish", "gelu_new", "quick_gel
 class FlaxBertPreTrainedModel(ParametersMixin):
     """Base of the three Flax classes.
 
-    Attributes: keep_padding: compute outputs at padded positions, as 4.37 did. By default they may be zeros, as in bertfast's torch
-    classes.
+    Attributes: keep_padding: compute outputs at padded positions, as 4.37 did. By default hidden states are zeros
+    where the mask is 0 or 1 everywhere, as in bertfast's torch classes.
     """
 
     base_model_prefix = "bert"

@@ -39,8 +39,8 @@ ACTIVATIONS = frozenset(
 class TFBertPreTrainedModel(KerasMixin):
     """Base of the two TF classes.
 
-    Attributes: keep_padding: compute outputs at padded positions, as 4.37 did. By default they may be zeros (-1e4 for start and end
-    logits) where the mask is 0 or 1 everywhere, as in bertfast's torch classes.
+    Attributes: keep_padding: compute outputs at padded positions, as 4.37 did. By default hidden states are zeros
+    where the mask is 0 or 1 everywhere, as in bertfast's torch classes.
     """
 
     base_model_prefix = "bert"
