@@ -38,11 +38,11 @@ PADDED_SPAN_LOGIT = -1e4  # start and end logits of padding: never the argmax of
 class HeadInputs:
     """The arguments of a head."""
 
-    rows: Tensor  # [R, H]; with only_first [B, H]: the first row of each sequence
+    rows: Tensor  # [R, H]; with first_rows_only [B, H]
     batch: PackedBatch
     arguments: Arguments
     O: Ops
-    only_first: bool
+    first_rows_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Head:
     output: type  # the ModelOutput it fills
     loss: losses.Loss = losses.no_loss
     pooled: bool = False  # reads column 0 through the pooler
-    only_first: bool = False  # reads nothing else
+    first_rows_only: bool = False  # reads nothing else
     finish: Finish | None = None  # from the reshaped outputs to those returned
     token_labels: tuple[str, ...] = ()  # [B, S] arguments: at padded cells they count unless -100
     span_labels: tuple[str, ...] = ()  # [B] arguments: given, every cell counts
@@ -73,7 +73,7 @@ class Head:
 
 
 def pooled_output(model: Any, inputs: HeadInputs) -> Tensor:  # -> [B, H]
-    first = inputs.rows if inputs.only_first else inputs.O.pack(inputs.rows, inputs.batch.first_rows)
+    first = inputs.rows if inputs.first_rows_only else inputs.O.pack(inputs.rows, inputs.batch.first_rows)
     return unquantized(activated_linear(model.pooler.dense, model.pooler.activation, first, inputs.O))
 
 
@@ -169,16 +169,18 @@ HEADS: dict[str, Head] = {
     "BertForPreTraining": Head(pretraining, BertForPreTrainingOutput, losses.pretraining, pooled=True, token_labels=("labels",)),
     "BertLMHeadModel": Head(causal_lm, CausalLMOutputWithCrossAttentions, losses.causal_lm, token_labels=("labels",), shifted=True),
     "BertForMaskedLM": Head(masked_lm, MaskedLMOutput, losses.masked_lm, token_labels=("labels",)),
-    "BertForNextSentencePrediction": Head(next_sentence, NextSentencePredictorOutput, losses.next_sentence, pooled=True, only_first=True),
+    "BertForNextSentencePrediction": Head(
+        next_sentence, NextSentencePredictorOutput, losses.next_sentence, pooled=True, first_rows_only=True
+    ),
     "BertForSequenceClassification": Head(
-        sequence_classification, SequenceClassifierOutput, losses.sequence_classification, pooled=True, only_first=True
+        sequence_classification, SequenceClassifierOutput, losses.sequence_classification, pooled=True, first_rows_only=True
     ),
     "BertForMultipleChoice": Head(
         multiple_choice,
         MultipleChoiceModelOutput,
         losses.multiple_choice,
         pooled=True,
-        only_first=True,
+        first_rows_only=True,
         choices=True,
         finish=reshape_choices,
     ),

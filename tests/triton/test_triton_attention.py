@@ -59,7 +59,7 @@ def entries() -> list:
     found = []
     for dtype in DTYPES:
         for width in (32, 64, 96, 128):
-            for keys, queries, tile in tuning.attention_entries(dtype, width):
+            for keys, queries, tile in tuning.varlen_attention_entries(dtype, width):
                 at = pytest.param(dtype, width, min(queries, 199), min(keys, 199), tile, id=f"{str(dtype)[6:]}-D{width}-q{queries}-k{keys}")
                 found.append(at)
     return found
@@ -69,7 +69,7 @@ def entries() -> list:
 @pytest.mark.parametrize(("dtype", "D", "most_q", "most_k", "tile"), entries())
 def test_every_tuning_entry_at_its_edges(dtype, D, most_q, most_k, tile, causal, device):
     """A sequence as long as the entry allows, one a block longer or shorter than the tile, one of a single token."""
-    assert tuning.attention_tile(dtype, D, most_q, most_k) == tile
+    assert tuning.varlen_attention_tile(dtype, D, most_q, most_k) == tile
     lengths_q = [most_q, min(tile.block_m, most_q), 1]
     lengths_k = [most_k, min(tile.block_n, most_k), max(most_k - 1, 1)]
     q = packed_qkv(sum(lengths_q), 1, D, dtype, device)[0]
@@ -132,7 +132,7 @@ def test_no_row_outside_the_sequences_is_read_or_written(device):
 @both_ways
 def test_one_tile_for_all_gives_a_sequence_the_same_bits_in_any_batch(causal, dtype, device):
     D, lengths = 32, [3, 150, 40]
-    tile = tuning.attention_invariant_tile(dtype, D)
+    tile = tuning.varlen_attention_invariant_tile(dtype, D)
 
     def attend(*arguments):
         return varlen_attention.varlen_attention(*arguments, tile=tile, whole_in_one=False)
@@ -153,4 +153,4 @@ def test_a_head_wider_than_the_kernel_takes(device):
     cu = bounds([4], device)
     assert torch.equal(backend.varlen_attention(q, k, v, cu, cu, 4, 4), reference.varlen_attention(q, k, v, cu, cu, 4, 4))
     with pytest.raises(ValueError, match=r"head size 136, expected at most 128"):
-        varlen_attention.varlen_attention(q, k, v, cu, cu, 4, 4, False, None, tile=tuning.attention_tile(q.dtype, 128, 4, 4))
+        varlen_attention.varlen_attention(q, k, v, cu, cu, 4, 4, False, None, tile=tuning.varlen_attention_tile(q.dtype, 128, 4, 4))

@@ -60,13 +60,13 @@ def test_ragged_ranges(D, dtype, device):
 ENTRIES = [
     pytest.param(D, heads, cells, tile, id=f"D{D}-heads{heads}-cells{cells}")
     for D in (32, 64, 128)
-    for heads, cells, tile in tuning.decode_entries(torch.float16, D)
+    for heads, cells, tile in tuning.cached_attention_entries(torch.float16, D)
 ]
 
 
 @pytest.mark.parametrize(("D", "most_heads", "fewest_cells", "tile"), ENTRIES)
 def test_every_tuning_entry_up_to_the_longest_sequence_of_bert(D, most_heads, fewest_cells, tile, device):
-    assert tuning.decode_tile(torch.float16, D, most_heads, fewest_cells) == tile
+    assert tuning.cached_attention_tile(torch.float16, D, most_heads, fewest_cells) == tile
     keys, values = (cache(2, 1, 512, D, torch.float16, device) for _ in range(2))
     q, _, _ = queries(6, 1, D, torch.float16, device)
     block = tile.block_c
@@ -111,7 +111,7 @@ def test_a_head_wider_than_the_kernel_takes(device):
     check(q, keys, values, ints([0], device), None, ints([9], device))
     with pytest.raises(ValueError, match=r"head size 136, expected at most 128"):
         cached_attention.cached_attention(
-            q, keys, values, ints([0], device), None, ints([9], device), None, tile=tuning.decode_tile(torch.float32, 128, 1, 9)
+            q, keys, values, ints([0], device), None, ints([9], device), None, tile=tuning.cached_attention_tile(torch.float32, 128, 1, 9)
         )
 
 

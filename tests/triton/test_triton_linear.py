@@ -32,7 +32,7 @@ def check(actual, *arguments, **more) -> None:
 
 
 TILES = [
-    pytest.param(dtype, most, tile, id=f"{str(dtype)[6:]}-rows{most}") for dtype in DTYPES for most, tile in tuning.gemm_entries(dtype)
+    pytest.param(dtype, most, tile, id=f"{str(dtype)[6:]}-rows{most}") for dtype in DTYPES for most, tile in tuning.linear_entries(dtype)
 ]
 
 
@@ -40,7 +40,7 @@ TILES = [
 @pytest.mark.parametrize(("tokens", "K", "F"), [(1, 64, 64), (130, 256, 136), (37, 101, 29), (7, 1, 5)])
 def test_the_triton_gemm_at_every_tuning_entry(dtype, most, tile, tokens, K, F, device):
     x, weight, bias, _ = inputs(tokens, K, F, dtype, device)
-    assert tuning.gemm_tile(dtype, most) == tile
+    assert tuning.linear_tile(dtype, most) == tile
     check(gemm.linear(x, weight, None, tile=tile), x, weight, None)
     check(gemm.linear(x, weight, bias, gelu=True, tile=tile), x, weight, bias, "gelu")
     check(gemm.linear(x, weight, bias, tile=tile), x, weight, bias)
@@ -56,7 +56,7 @@ def test_many_tiles_are_all_computed(device):
 @every_dtype
 def test_the_invariant_tile_gives_a_row_the_same_bits_in_any_batch(dtype, device):
     x, weight, bias, _ = inputs(150, 96, 70, dtype, device)
-    tile = tuning.gemm_invariant_tile(dtype)
+    tile = tuning.linear_invariant_tile(dtype)
     together = gemm.linear(x, weight, bias, gelu=True, tile=tile)
     for rows in (slice(0, 1), slice(77, 90), slice(100, 150)):
         assert torch.equal(gemm.linear(x[rows], weight, bias, gelu=True, tile=tile), together[rows])
