@@ -1,18 +1,19 @@
-"""Seeded BERTs of realistic scale, ours and transformers' with the same weights, and batches to run them on.
+"""Seeded BERTs, ours and transformers' with the same weights, and batches to run them on.
 
-A model as transformers initialises it tests little: LayerNorm weights of 1, biases of 0 and logits near 0 forgive a swapped
-operand. So every parameter is drawn anew, on the scale that trained checkpoints have.
+A model as transformers initialises it tests little: LayerNorm weights of 1, biases of 0 and logits near 0 hide a swapped operand.
+So every parameter is drawn anew: on the scale of trained checkpoints, or from one normal distribution.
 
 Shape letters: B batch, S padded length.
 """
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig
+from transformers import AutoTokenizer, BertConfig
 from transformers.models.bert import modeling_bert as theirs
 
 from bertfast import modeling as ours
@@ -40,6 +41,11 @@ BASE = {
     "vocab_size": 3001, "hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12, "intermediate_size": 3072,
     "max_position_embeddings": 512, "type_vocab_size": 2,
 }  # fmt: skip
+# For tests of what happens around the numbers.
+SMALL = {
+    "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
+    "max_position_embeddings": 32, "type_vocab_size": 2,
+}  # fmt: skip
 
 
 def bert_config(geometry: dict[str, Any] = TINY, **changes: Any) -> BertConfig:
@@ -64,14 +70,50 @@ def realistic_(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise / parameter.shape[1] ** 0.5)
 
 
-def pair(head: str, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
-    """transformers' model and ours, in eval mode, with equal weights in storage of their own."""
+def normal_(model: torch.nn.Module, std: float, seed: int) -> None:
+    """Draws every parameter from one normal distribution, around 0: large logits that differ, for tests of tokens and of bits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+
+
+def pair(
+    head: str,
+    seed: int = 0,
+    *,
+    std: float | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> tuple[Any, Any]:
+    """transformers' model and ours, in eval mode, with equal weights in storage of their own: realistic ones, or normal ones of `std`."""
     settings = bert_config(**changes)
     original = getattr(theirs, head)(copy.deepcopy(settings)).eval()
-    realistic_(original, seed)
+    if std is None:
+        realistic_(original, seed)
+    else:
+        normal_(original, std, seed)
     fast = getattr(ours, head)(settings).eval()
     fast.load_state_dict(original.state_dict())
-    return original, fast
+    return original.to(device, dtype), fast.to(device, dtype)
+
+
+def small_model(head: str, **changes: Any) -> Any:
+    """Our model alone, with the geometry SMALL and normal weights."""
+    return pair(head, std=0.3, **{**SMALL, **changes})[1]
+
+
+def save_with_tokenizer(cls: Any, tokenizer_folder: Path, folder: Path, model_arguments: dict[str, Any], **changes: Any) -> Path:
+    """A small seeded model and that tokenizer, as save_pretrained writes them: for tests of what is around a model."""
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, initializer_range=0.3,
+        **changes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    cls(config, **model_arguments).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    return folder
 
 
 MASKS = ("none", "full", "right", "left", "unequal", "holes", "whole row")
@@ -110,6 +152,13 @@ def batch(head: str, model: Any, B: int, S: int, kind: str = "right", choices: i
     if real is not None:
         arguments["attention_mask"] = real.view(shape)
     return arguments
+
+
+def batch_of(mask: list[list[int]], device: torch.device, vocab_size: int) -> dict[str, Tensor]:
+    """Arguments of a call under that mask, [B, S]: ids, token types 0 and 1, the mask. Draws from torch's seed."""
+    attention_mask = torch.tensor(mask, device=device)
+    ids = torch.randint(vocab_size, attention_mask.shape, device=device)
+    return {"input_ids": ids, "attention_mask": attention_mask, "token_type_ids": torch.randint(2, ids.shape, device=device)}
 
 
 def labels(head: str, model: Any, arguments: dict[str, Any]) -> dict[str, Tensor]:

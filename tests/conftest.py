@@ -35,17 +35,13 @@ def fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def small_dir(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BertModel with seeded weights and MiniLM's tokenizer, as save_pretrained writes it: for tests of what is around a model."""
+    """A small BertModel with seeded weights and MiniLM's tokenizer."""
     import transformers
 
+    import builders
+
     folder = tmp_path_factory.mktemp("small")
-    config = transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, initializer_range=0.3
-    )
-    torch.manual_seed(0)
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(minilm_dir).save_pretrained(folder)
-    return folder
+    return builders.save_with_tokenizer(transformers.BertModel, minilm_dir, folder, {"add_pooling_layer": False})
 
 
 @pytest.fixture(scope="session")

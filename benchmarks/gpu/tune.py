@@ -37,19 +37,19 @@ class Problem:
 
 def problems(dtype: torch.dtype, device: str = "cuda") -> Iterator[Problem]:
     """Forwards first, by their share of the time, then generation."""
-    yield from _attention_problems(dtype, device)
-    yield from _gemm_problems(dtype, device)
-    yield from _decode_problems(dtype, device)
+    yield from _varlen_attention_problems(dtype, device)
+    yield from _linear_problems(dtype, device)
+    yield from _cached_attention_problems(dtype, device)
 
 
-def _attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
+def _varlen_attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
     from bertfast.kernels import tuning, varlen_attention
 
     def candidates(D: int, S: int) -> list[Candidate]:
         B, N = max(8192 // S, 1), 768 // D
         q, k, v = torch.randn(B * S, 3, N, D, dtype=dtype, device=device).unbind(1)
         cu = torch.arange(B + 1, dtype=torch.int32, device=device) * S
-        default = tuning.attention_tile(dtype, D, S, S)
+        default = tuning.varlen_attention_tile(dtype, D, S, S)
         found = []
         for m, n, warps, stages in itertools.product((16, 32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 3)):
             tile = varlen_attention.Tile(m, n, warps, stages)
@@ -59,14 +59,14 @@ def _attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
                 def run(tile: Any = tile) -> object:
                     return varlen_attention.varlen_attention(q, k, v, cu, cu, S, S, False, None, tile=tile)
 
-                found.append(Candidate(str(tile), tile == default, run, ("attention", D, tile, n >= S)))
+                found.append(Candidate(str(tile), tile == default, run, ("varlen_attention", D, tile, n >= S)))
         return found
 
     for D, S in itertools.product((64, 32), (16, 32, 64, 128, 256, 512)):
-        yield Problem({"kernel": "attention", "dtype": str(dtype)[6:], "D": D, "S": S}, lambda D=D, S=S: candidates(D, S))
+        yield Problem({"kernel": "varlen_attention", "dtype": str(dtype)[6:], "D": D, "S": S}, lambda D=D, S=S: candidates(D, S))
 
 
-def _gemm_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
+def _linear_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
     from bertfast.kernels import linear
     from bertfast.ops import cuda
 
@@ -81,37 +81,37 @@ def _gemm_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
                 def run(tile: Any = tile) -> object:
                     return linear.linear(x, w, bias, gelu=activation == "gelu", tile=tile)
 
-                found.append(Candidate(str(tile), False, run, ("gemm", tile, activation)))
+                found.append(Candidate(str(tile), False, run, ("linear", tile, activation)))
         return found
 
     products = ((768, 3072, "gelu"), (3072, 768, None), (768, 2304, None), (768, 768, None))
     for (K, F, activation), T in itertools.product(products, (16, 128, 512, 1024, 4096, 16384)):
-        where = {"kernel": "gemm", "dtype": str(dtype)[6:], "K": K, "F": F, "T": T}
+        where = {"kernel": "linear", "dtype": str(dtype)[6:], "K": K, "F": F, "T": T}
         yield Problem(where, lambda K=K, F=F, activation=activation, T=T: candidates(K, F, activation, T))
 
 
-def _decode_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
+def _cached_attention_problems(dtype: torch.dtype, device: str) -> Iterator[Problem]:
     from bertfast.kernels import cached_attention, tuning
 
     def candidates(D: int, B: int, C: int) -> list[Candidate]:
         N = 768 // D
         q = torch.randn(B, N, D, dtype=dtype, device=device)
         keys = torch.randn(B, N, C, D, dtype=dtype, device=device)
-        slots, last = torch.arange(B, device=device), torch.full((B,), C, device=device)
-        default = tuning.decode_tile(dtype, D, B * N, C)
+        rows, last = torch.arange(B, device=device), torch.full((B,), C, device=device)
+        default = tuning.cached_attention_tile(dtype, D, B * N, C)
         found = []
         for block, splits, warps in itertools.product((16, 32, 64, 128), (1, 2, 4, 8), (1, 2, 4, 8)):
             tile = cached_attention.Tile(block, splits, warps)
             if tile == default or (block * splits <= C and 256 <= block * D // warps <= 4096):
 
                 def run(tile: Any = tile) -> object:
-                    return cached_attention.cached_attention(q, keys, keys, slots, None, last, None, tile=tile)
+                    return cached_attention.cached_attention(q, keys, keys, rows, None, last, None, tile=tile)
 
-                found.append(Candidate(str(tile), tile == default, run, ("decode", D, tile)))
+                found.append(Candidate(str(tile), tile == default, run, ("cached_attention", D, tile)))
         return found
 
     for (D, B), C in itertools.product(((64, 1), (64, 4), (64, 16), (64, 32), (32, 1), (32, 32)), (64, 128, 256, 512)):
-        where = {"kernel": "decode", "dtype": str(dtype)[6:], "D": D, "B": B, "C": C}
+        where = {"kernel": "cached_attention", "dtype": str(dtype)[6:], "D": D, "B": B, "C": C}
         yield Problem(where, lambda D=D, B=B, C=C: candidates(D, B, C))
 
 
@@ -149,7 +149,7 @@ def compile_all(dtypes: list[torch.dtype], seconds: float) -> None:
 
 
 def tune(options: Options) -> list[dict[str, Any]]:
-    """Attention, decoding and the Triton GEMM over candidate tiles, the GEMM beside cuBLAS with its activation kernel."""
+    """varlen_attention, linear and cached_attention over candidate tiles; linear beside cuBLAS with the activation kernel."""
     from triton.testing import do_bench
 
     rows: list[dict[str, Any]] = []
@@ -170,24 +170,24 @@ def tune(options: Options) -> list[dict[str, Any]]:
                     print(f"  {shape} {candidate.tile}: {type(error).__name__}", flush=True)
             report_best([row for row in rows if all(row.get(key) == value for key, value in problem.where.items())], shape)
             options.keep(rows)
-    print("\nGEMM_WINS for kernels/fused/tuning.py, by the tiles in use:")
-    for line in gemm_wins(rows, torch.cuda.get_device_name()) or ["    nothing: cuBLAS is as fast or faster at every shape"]:
+    print("\nTRITON_LINEAR_WINS for kernels/fused/tuning.py, by the tiles in use:")
+    for line in triton_linear_wins(rows, torch.cuda.get_device_name()) or ["    nothing: cuBLAS is as fast or faster at every shape"]:
         print(line, flush=True)
     return rows
 
 
-def gemm_wins(rows: list[dict[str, Any]], device_name: str) -> list[str]:
+def triton_linear_wins(rows: list[dict[str, Any]], device_name: str) -> list[str]:
     """The lines for kernels/fused/tuning.py: the products for which the tile in use beats cuBLAS from some number of rows on."""
     from bertfast.kernels import tuning
 
     found = []
-    products = dict.fromkeys((row["dtype"], row["K"], row["F"]) for row in rows if row["kernel"] == "gemm")
+    products = dict.fromkeys((row["dtype"], row["K"], row["F"]) for row in rows if row["kernel"] == "linear")
     for dtype, K, F in products:
-        here = [row for row in rows if row["kernel"] == "gemm" and (row["dtype"], row["K"], row["F"]) == (dtype, K, F)]
+        here = [row for row in rows if row["kernel"] == "linear" and (row["dtype"], row["K"], row["F"]) == (dtype, K, F)]
         least = None
         for T in sorted({row["T"] for row in here}, reverse=True):
             ms = {row["tile"]: row["ms"] for row in here if row["T"] == T}
-            used = str(tuning.gemm_tile(DTYPES[dtype], T))
+            used = str(tuning.linear_tile(DTYPES[dtype], T))
             if used not in ms or "cuBLAS" not in ms or ms[used] >= ms["cuBLAS"]:
                 break
             least = T

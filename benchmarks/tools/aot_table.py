@@ -2,7 +2,7 @@
 
 Compiles each kernel ahead of time at every entry of its tuning table, and reads the binary: registers, bytes spilled, shared memory,
 tensor-core instructions, the width of loads and stores. The kernels' own launchers choose what is compiled: they run on meta tensors
-with a recorder in the kernel's place.
+with a log of launches in the kernel's place.
 
 Needs triton and no GPU. TRITON_INTERPRET must not be set: the interpreter replaces the compiler.
 """
@@ -28,9 +28,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertfast.kernels import (
-    activation as activation_op,
-)
+from bertfast.kernels import activation as activation_op
 from bertfast.kernels import (
     add_layer_norm,
     cached_attention,
@@ -41,6 +39,7 @@ from bertfast.kernels import (
     pack,
     stage,
     tuning,
+    unpack,
     varlen_attention,
     write_cache,
 )
@@ -92,31 +91,31 @@ class Row:
 def cases(full: bool = False) -> Iterator[Case]:
     """Every kernel at every tuning entry. full: also the head sizes, hidden sizes and activations that share an entry with another."""
     for name, dtype in DTYPES.items():
-        yield from _attention_cases(name, dtype, full)
-        yield from _decode_cases(name, dtype, full)
+        yield from _varlen_attention_cases(name, dtype, full)
+        yield from _cached_attention_cases(name, dtype, full)
         yield from _row_cases(name, dtype, full)
-        yield from _gemm_cases(name, dtype)
+        yield from _linear_cases(name, dtype)
         if dtype != torch.float32:
             yield from _fp8_cases(name, dtype, full)
     yield _stage_case()
     yield from _ones_cases()
 
 
-def _attention_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
+def _varlen_attention_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
     for D in (16, 32, 48, 64, 96, 128) if full else (32, 64, 96, 128):
-        for keys, queries, tile in tuning.attention_entries(dtype, D):
+        for keys, queries, tile in tuning.varlen_attention_entries(dtype, D):
             longest_k, longest_q = min(keys, 512), min(queries, 512)
-            if tuning.attention_tile(dtype, D, longest_q, longest_k) != tile:
+            if tuning.varlen_attention_tile(dtype, D, longest_q, longest_k) != tile:
                 raise RuntimeError(f"no length reaches the entry {keys}, {queries} of the attention table")
             for causal in (False, True):
                 shape = f"D={D} Sq<={longest_q} Sk<={longest_k}{' causal' if causal else ''}"
-                yield _attention_case(shape, name, dtype, D, longest_q, longest_k, causal, tile, tf32=False)
+                yield _varlen_attention_case(shape, name, dtype, D, longest_q, longest_k, causal, tile, tf32=False)
     if dtype == torch.float32:
-        tile = tuning.attention_tile(dtype, 64, 512, 512)
-        yield _attention_case("D=64 Sq<=512 Sk<=512 tf32", name, dtype, 64, 512, 512, False, tile, tf32=True)
+        tile = tuning.varlen_attention_tile(dtype, 64, 512, 512)
+        yield _varlen_attention_case("D=64 Sq<=512 Sk<=512 tf32", name, dtype, 64, 512, 512, False, tile, tf32=True)
 
 
-def _attention_case(
+def _varlen_attention_case(
     shape: str, name: str, dtype: torch.dtype, D: int, longest_q: int, longest_k: int, causal: bool, tile: varlen_attention.Tile, tf32: bool
 ) -> Case:
     def launch() -> None:
@@ -124,23 +123,23 @@ def _attention_case(
         cu = torch.empty(33, dtype=torch.int32, device="meta")
         varlen_attention.varlen_attention(*qkv.unbind(1), cu, cu, longest_q, longest_k, causal, None, tile=tile, allow_tf32=tf32)
 
-    return Case("attention", shape, name, _describe(tile), varlen_attention, "_varlen_attention_kernel", launch)
+    return Case("varlen_attention", shape, name, _describe(tile), varlen_attention, "_varlen_attention_kernel", launch)
 
 
-def _decode_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
+def _cached_attention_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
     rows = _meta(32, dtype=torch.int64)
     for D in (16, 32, 48, 64, 96, 128) if full else (32, 64, 128):
         q, keys = _meta(32, 3, 12, D, dtype=dtype)[:, 0], _meta(32, 12, 512, D, dtype=dtype)
-        for heads, cells, tile in tuning.decode_entries(dtype, D):
+        for heads, positions, tile in tuning.cached_attention_entries(dtype, D):
             for first in (None, rows) if full or dtype == torch.float16 else (None,):
 
                 def launch(q=q, keys=keys, first=first, tile=tile) -> None:
                     cached_attention.cached_attention(q, keys, keys, rows, first, rows, None, tile=tile)
 
-                shape = f"D={D} heads<={min(heads, 4096)} C>={cells}{'' if first is None else ' first'}"
-                yield Case("decode", shape, name, _describe(tile), cached_attention, "_cached_attention_kernel", launch)
+                shape = f"D={D} heads<={min(heads, 4096)} C>={positions}{'' if first is None else ' first'}"
+                yield Case("cached_attention", shape, name, _describe(tile), cached_attention, "_cached_attention_kernel", launch)
             if tile.splits > 1:
-                yield Case("join", f"D={D}", name, _describe(tile), cached_attention, "_join_splits_kernel", launch)
+                yield Case("join_splits", f"D={D}", name, _describe(tile), cached_attention, "_join_splits_kernel", launch)
         per_program = tuning.write_cache_heads(D)
 
         def write(q=q, keys=keys, per_program=per_program) -> None:
@@ -161,7 +160,7 @@ def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
                 add_layer_norm.add_layer_norm(x, residual, vector, vector, 1e-12, num_warps=warps)
 
             shape = f"H={H}{'' if residual is None else ' residual'}"
-            yield Case("layernorm", shape, name, f"warps{warps}", add_layer_norm, "_add_layer_norm_kernel", launch_norm)
+            yield Case("add_layer_norm", shape, name, f"warps{warps}", add_layer_norm, "_add_layer_norm_kernel", launch_norm)
         for types in (None, ids):
 
             def launch_embed(types=types, table=table, vector=vector, warps=warps) -> None:
@@ -170,7 +169,7 @@ def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
                 embed_layer_norm.embed_layer_norm(*tables, vector, vector, 1e-12, report=report, num_warps=warps)
 
             shape = f"H={H}{'' if types is None else ' types'}"
-            yield Case("embedding", shape, name, f"warps{warps}", embed_layer_norm, "_embed_layer_norm_kernel", launch_embed)
+            yield Case("embed_layer_norm", shape, name, f"warps{warps}", embed_layer_norm, "_embed_layer_norm_kernel", launch_embed)
 
     for activation in sorted(activation_op.ACTIVATIONS) if full or dtype == torch.float16 else ("gelu",):
         tile = tuning.activation_tile(3072)
@@ -182,12 +181,13 @@ def _row_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
 
     tile = tuning.pack_tile(768)
     x = _meta(T, 768, dtype=dtype)
-    yield Case("pack", "C=768", name, _describe(tile), pack, "_move_rows_kernel", lambda: pack.pack(x, ids, tile=tile))
-    yield Case("unpack", "C=768", name, _describe(tile), pack, "_move_rows_kernel", lambda: pack.unpack(x, ids, T, tile=tile))
+    yield Case("pack", "C=768", name, _describe(tile), pack, "_pack_kernel", lambda: pack.pack(x, ids, tile=tile))
+    untile = tuning.unpack_tile(768)
+    yield Case("unpack", "C=768", name, _describe(untile), unpack, "_unpack_kernel", lambda: unpack.unpack(x, ids, T, tile=untile))
 
 
-def _gemm_cases(name: str, dtype: torch.dtype) -> Iterator[Case]:
-    for most, tile in tuning.gemm_entries(dtype):
+def _linear_cases(name: str, dtype: torch.dtype) -> Iterator[Case]:
+    for most, tile in tuning.linear_entries(dtype):
         rows = min(most, 4096)
         for epilogue in ("gelu", "bias"):
 
@@ -195,7 +195,7 @@ def _gemm_cases(name: str, dtype: torch.dtype) -> Iterator[Case]:
                 x, weight, bias = _meta(rows, 768, dtype=dtype), _meta(768, 768, dtype=dtype), _meta(768, dtype=dtype)
                 linear.linear(x, weight, bias, gelu=epilogue == "gelu", tile=tile)
 
-            yield Case("gemm", f"T<={rows} {epilogue}", name, _describe(tile), linear, "_linear_kernel", launch)
+            yield Case("linear", f"T<={rows} {epilogue}", name, _describe(tile), linear, "_linear_kernel", launch)
 
 
 def _fp8_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
@@ -207,7 +207,7 @@ def _fp8_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
             x, vector, values = _meta(T, H, dtype=dtype), _meta(H, dtype=dtype), _meta(T, H, dtype=torch.float8_e4m3fn)
             fp8_add_layer_norm.fp8_add_layer_norm(x, x, vector, vector, 1e-12, values, _meta(T, dtype=torch.float32), num_warps=warps)
 
-        yield Case("layernorm_fp8", f"H={H}", name, f"warps{warps}", fp8_add_layer_norm, "_fp8_add_layer_norm_kernel", launch_norm, 89)
+        yield Case("fp8_add_layer_norm", f"H={H}", name, f"warps{warps}", fp8_add_layer_norm, "_fp8_add_layer_norm_kernel", launch_norm, 89)
     shapes = [(768, None), (1536, "gelu"), (3072, "gelu"), (4096, "gelu"), (3072, "gelu_new")] if full else [(768, None), (3072, "gelu")]
     for (F, activation), by_group in itertools.product(shapes, (False, True)):
         tile = tuning.fp8_activation_tile(F, by_group)
@@ -218,7 +218,7 @@ def _fp8_cases(name: str, dtype: torch.dtype, full: bool) -> Iterator[Case]:
             fp8_activation.fp8_activation(x, bias, activation, values, scales, tile=tile)
 
         shape = f"F={F} {activation or 'as it is'} by {'groups' if by_group else 'rows'}"
-        yield Case("activation_fp8", shape, name, _describe(tile), fp8_activation, "_fp8_activation_kernel", launch, 89)
+        yield Case("fp8_activation", shape, name, _describe(tile), fp8_activation, "_fp8_activation_kernel", launch, 89)
 
 
 def _stage_case() -> Case:
@@ -236,13 +236,13 @@ def _ones_cases() -> Iterator[Case]:
     cu = _meta(33, dtype=torch.int32)
     table, vector, report = _meta(1, 768, dtype=half), _meta(768, dtype=half), _meta(3, 3, dtype=torch.int64)
     one_head, cache, column = _meta(32, 3, 1, 64, dtype=half), _meta(32, 1, 512, 64, dtype=half), _meta(4096, 1, dtype=half)
-    tile, warps = tuning.attention_tile(half, 64, 1, 128), tuning.layer_norm_warps(768)
-    q, heads = one_head[:, 0], tuning.write_cache_heads(64)
+    tile, warps = tuning.varlen_attention_tile(half, 64, 1, 128), tuning.layer_norm_warps(768)
+    cached_tile, q, heads = tuning.cached_attention_tile(half, 64, 32, 512), one_head[:, 0], tuning.write_cache_heads(64)
     launches: list[tuple[str, Any, str, Any, Callable[[], object]]] = [
         ("one head", varlen_attention, "_varlen_attention_kernel", tile,
          lambda: varlen_attention.varlen_attention(*one_head.unbind(1), cu, cu, 1, 128, False, None, tile=tile)),
-        ("one head", cached_attention, "_cached_attention_kernel", tuning.decode_tile(half, 64, 32, 512),
-         lambda: cached_attention.cached_attention(q, cache, cache, ids, None, ids, None, tile=tuning.decode_tile(half, 64, 32, 512))),
+        ("one head", cached_attention, "_cached_attention_kernel", cached_tile,
+         lambda: cached_attention.cached_attention(q, cache, cache, ids, None, ids, None, tile=cached_tile)),
         ("one head", write_cache, "_write_cache_kernel", None,
          lambda: write_cache.write_cache(q, q, cache, cache, ids, ids, heads=heads, num_warps=4)),
         ("tables of one row", embed_layer_norm, "_embed_layer_norm_kernel", None,
@@ -250,9 +250,11 @@ def _ones_cases() -> Iterator[Case]:
              ids, table, ids, table, ids, table, vector, vector, 1e-12, report=report, num_warps=warps)),
         ("one column", activation_op, "_bias_activation_kernel", tuning.activation_tile(1),
          lambda: activation_op.bias_activation(column, column[0], "gelu", tile=tuning.activation_tile(1))),
-        ("one column", pack, "_move_rows_kernel", tuning.pack_tile(1), lambda: pack.pack(column, ids, tile=tuning.pack_tile(1))),
-        ("one input, one feature", linear, "_linear_kernel", tuning.gemm_tile(half, 4096),
-         lambda: linear.linear(column, column[:1], column[0], tile=tuning.gemm_tile(half, 4096))),
+        ("one column", pack, "_pack_kernel", tuning.pack_tile(1), lambda: pack.pack(column, ids, tile=tuning.pack_tile(1))),
+        ("one column", unpack, "_unpack_kernel", tuning.unpack_tile(1),
+         lambda: unpack.unpack(column[:32], ids, 64, tile=tuning.unpack_tile(1))),
+        ("one input, one feature", linear, "_linear_kernel", tuning.linear_tile(half, 4096),
+         lambda: linear.linear(column, column[:1], column[0], tile=tuning.linear_tile(half, 4096))),
     ]  # fmt: skip
     for shape, module, kernel, used, launch in launches:
         yield Case("ones", f"{kernel.strip('_')}: {shape}", "float16", "" if used is None else _describe(used), module, kernel, launch)
@@ -266,8 +268,8 @@ def _describe(tile: Any) -> str:
     return " ".join(f"{key.removeprefix('block_').removeprefix('num_')}{value}" for key, value in asdict(tile).items())
 
 
-class _Recorder:
-    """Replaces a kernel in its module and keeps the arguments of its launches."""
+class _LaunchLog:
+    """Stands in for a kernel in its module and keeps the arguments of its launches."""
 
     def __init__(self) -> None:
         self.launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -279,15 +281,15 @@ class _Recorder:
 def what_to_compile(case: Case) -> tuple[ASTSource, dict[str, Any]]:
     """The compiler's input for a launch of this case, and its options: cases with equal ones share a binary."""
     kernels = {name: value for name, value in vars(case.module).items() if isinstance(value, triton.JITFunction)}
-    kernel, recorders = kernels[case.kernel], {name: _Recorder() for name in kernels}
+    kernel, logs = kernels[case.kernel], {name: _LaunchLog() for name in kernels}
     try:
-        for name, recorder in recorders.items():
-            setattr(case.module, name, recorder)
+        for name, log in logs.items():
+            setattr(case.module, name, log)
         case.launch()
     finally:
         for name, value in kernels.items():
             setattr(case.module, name, value)
-    [(args, keywords)] = recorders[case.kernel].launches
+    [(args, keywords)] = logs[case.kernel].launches
     given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -369,13 +371,13 @@ def table(arches: Iterable[int] = ARCHES, full: bool = False, only: str = "") ->
 
 
 def show(rows: list[Row]) -> str:
-    def cells(row: Row) -> list[str]:
+    def columns(row: Row) -> list[str]:
         widths = [
             " ".join(f"{count}x{width}" for width, count in sorted(d.items(), key=lambda kv: -int(kv[0]))) for d in (row.loads, row.stores)
         ]
         return [str(value) for value in astuple(row)[:9]] + widths
 
-    lines = [[field.name for field in fields(Row)], *map(cells, rows)]
+    lines = [[field.name for field in fields(Row)], *map(columns, rows)]
     wide = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in lines)
 
@@ -386,7 +388,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--full", action="store_true", help="Every head size, hidden size and activation, also those that share a tuning entry."
     )
-    parser.add_argument("--only", default="", help="Only cases whose op, shape or dtype contains this: attention, D=64, float16.")
+    parser.add_argument("--only", default="", help="Only cases whose op, shape or dtype contains this: linear, D=64, float16.")
     parser.add_argument("--json", type=Path, help="Write the rows to this file as well.")
     options = parser.parse_args(arguments)
     rows = table(options.arch, options.full, options.only)

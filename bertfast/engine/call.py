@@ -47,15 +47,15 @@ class ForwardCall:
 
     def run_ops(self, batch: PackedBatch, O: Ops) -> dict[str, HeadOutput]:
         """The forward as calls of the ops O."""
-        first = self.first_column_only()
+        first = self.first_rows_only()
         rows = encode(self.base, batch.rows, O, self.hidden, batch.first_rows if first else None)
         if self.store is not None:
             self.store.finish()
         return self.head.compute(self.model, HeadInputs(rows, batch, self.inputs, O, first))
 
-    def first_column_only(self) -> bool:
+    def first_rows_only(self) -> bool:
         """Whether the last layer computes the first row of each sequence alone."""
-        return self.head.only_first and self.hidden is None
+        return self.head.first_rows_only and self.hidden is None
 
     def why_eager(self) -> str | None:
         """Why neither a plan nor a CUDA graph can hold this call, whatever the device; None where one may."""

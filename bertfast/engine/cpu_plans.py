@@ -50,7 +50,7 @@ def plan_key(call: ForwardCall) -> PlanKey | None:
     if weight.dtype not in PLAN_DTYPES or weight.device.type != "cpu":
         return None
     return PlanKey(
-        first_column_only=call.first_column_only(),
+        first_rows_only=call.first_rows_only(),
         unpacked=call.batch.indices is None,
         embedded=rows.words is not None,
         typed=rows.token_type_ids is not None,

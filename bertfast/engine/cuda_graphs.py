@@ -102,7 +102,7 @@ def graph_key(call: ForwardCall) -> GraphKey:
     return (
         weight.device,
         weight.dtype,
-        call.first_column_only(),
+        call.first_rows_only(),
         rows.token_type_ids is None,
         call.batch.rows.require_varlen().causal,
         call.head.pooled and call.base.pooler is not None,

@@ -10,7 +10,7 @@ from bertfast.engine.plan_builder import RecordedPlan
 class PlanKey(NamedTuple):
     """What two calls must have in common to share a plan. Sizes are not part of it."""
 
-    first_column_only: bool
+    first_rows_only: bool
     unpacked: bool  # no indices: rows are those of the padded batch
     embedded: bool  # inputs_embeds
     typed: bool  # token_type_ids

@@ -43,11 +43,11 @@ PADDED_SPAN_LOGIT = -1e4  # start and end logits of padding: never the argmax of
 class HeadInputs:
     """The arguments of a head."""
 
-    rows: Tensor  # [R, H]; with only_first [B, H]: the first row of each sequence
+    rows: Tensor  # [R, H]; with first_rows_only [B, H]
     batch: PackedBatch
     arguments: CheckedArguments
     O: Ops
-    only_first: bool
+    first_rows_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Head:
     output: type["ModelOutput"]
     loss: losses.Loss = losses.no_loss
     pooled: bool = False  # reads column 0 through the pooler
-    only_first: bool = False  # reads nothing else
+    first_rows_only: bool = False  # reads nothing else
     token_logits: bool = False  # an output has logits for each position
     position_fill: Mapping[str, float] = field(default_factory=dict)  # outputs with a value for each position: what padding left out gets
     finish: Finish | None = None  # from the reshaped outputs to those returned
@@ -80,7 +80,7 @@ class Head:
 
 
 def pooled_output(model: modeling_bert.BertModel, inputs: HeadInputs) -> Tensor:  # -> [B, H]
-    first = inputs.rows if inputs.only_first else inputs.O.pack(inputs.rows, inputs.batch.first_rows)
+    first = inputs.rows if inputs.first_rows_only else inputs.O.pack(inputs.rows, inputs.batch.first_rows)
     return unquantized(activated_linear(model.pooler.dense, model.pooler.activation, first, inputs.O))
 
 
@@ -189,13 +189,15 @@ HEADS: dict[str, Head] = {
     "BertForMaskedLM": Head(
         masked_lm, MaskedLMOutput, losses.masked_lm, token_logits=True, position_fill=LOGITS, token_labels=("labels",)
     ),
-    "BertForNextSentencePrediction": Head(next_sentence, NextSentencePredictorOutput, losses.next_sentence, pooled=True, only_first=True),
+    "BertForNextSentencePrediction": Head(
+        next_sentence, NextSentencePredictorOutput, losses.next_sentence, pooled=True, first_rows_only=True
+    ),
     "BertForSequenceClassification": Head(
-        sequence_classification, SequenceClassifierOutput, losses.sequence_classification, pooled=True, only_first=True
+        sequence_classification, SequenceClassifierOutput, losses.sequence_classification, pooled=True, first_rows_only=True
     ),
     "BertForMultipleChoice": Head(
         multiple_choice, MultipleChoiceModelOutput, losses.multiple_choice,
-        pooled=True, only_first=True, choices=True, finish=reshape_choices,
+        pooled=True, first_rows_only=True, choices=True, finish=reshape_choices,
     ),
     "BertForTokenClassification": Head(
         token_classification, TokenClassifierOutput, losses.token_classification,

@@ -1,6 +1,6 @@
 """The tuning constants of the Triton kernels: a tile for each shape.
 
-A tile changes a kernel's speed, and in attention and the GEMM the order of its sums; nothing else. Not measured on a GPU yet: these
+A tile changes a kernel's speed, and in attention and linear the order of its sums; nothing else. Not measured on a GPU yet: these
 follow BERT's shapes and compile without register spills for sm_80, sm_89 and sm_90 within 99 KiB of shared memory, the least of these
 chips. `python -m benchmarks aot_table` prints what each tile takes.
 """
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from . import activation, cached_attention, fp8_activation, linear, pack, varlen_attention
+from . import activation, cached_attention, fp8_activation, linear, pack, unpack, varlen_attention
 
 
 def layer_norm_warps(H: int) -> int:
@@ -17,12 +17,12 @@ def layer_norm_warps(H: int) -> int:
     return min(max(_power_of_two(H) // 256, 1), 8)
 
 
-# Attention: (most keys, most queries of a sequence, tile), the first that fits. Up to 128 keys, one tile holds the whole sequence.
+# varlen_attention: (most keys, most queries of a sequence, tile), the first that fits. Up to 128 keys, one tile holds the whole sequence.
 # 64 rows or more let sm_90 use wgmma.
 _ANY = 1 << 31
-AttentionEntries = list[tuple[int, int, varlen_attention.Tile]]
+VarlenAttentionEntries = list[tuple[int, int, varlen_attention.Tile]]
 
-_ATTENTION_HALF: dict[int, AttentionEntries] = {  # by the largest D that it is for
+_VARLEN_ATTENTION_HALF: dict[int, VarlenAttentionEntries] = {  # by the largest D that it is for
     64: [
         (16, 16, varlen_attention.Tile(16, 16, 1, 1)),
         (32, 32, varlen_attention.Tile(32, 32, 2, 1)),
@@ -40,7 +40,7 @@ _ATTENTION_HALF: dict[int, AttentionEntries] = {  # by the largest D that it is 
         (_ANY, _ANY, varlen_attention.Tile(128, 64, 8, 2)),
     ],
 }
-_ATTENTION_FLOAT32: dict[int, AttentionEntries] = {  # IEEE products run on the ordinary units, both operands in registers
+_VARLEN_ATTENTION_FLOAT32: dict[int, VarlenAttentionEntries] = {  # IEEE products run on the ordinary units, both operands in registers
     32: [
         (16, 16, varlen_attention.Tile(16, 16, 1, 1)),
         (_ANY, 16, varlen_attention.Tile(16, 32, 4, 1)),
@@ -62,28 +62,28 @@ _ATTENTION_FLOAT32: dict[int, AttentionEntries] = {  # IEEE products run on the 
 }
 
 
-def attention_entries(dtype: torch.dtype, D: int) -> AttentionEntries:
-    table = _ATTENTION_FLOAT32 if dtype == torch.float32 else _ATTENTION_HALF
+def varlen_attention_entries(dtype: torch.dtype, D: int) -> VarlenAttentionEntries:
+    table = _VARLEN_ATTENTION_FLOAT32 if dtype == torch.float32 else _VARLEN_ATTENTION_HALF
     return next(entries for widest, entries in table.items() if widest >= D)
 
 
-def attention_tile(dtype: torch.dtype, D: int, max_seqlen_q: int, max_seqlen_k: int) -> varlen_attention.Tile:
-    for keys, queries, tile in attention_entries(dtype, D):
+def varlen_attention_tile(dtype: torch.dtype, D: int, max_seqlen_q: int, max_seqlen_k: int) -> varlen_attention.Tile:
+    for keys, queries, tile in varlen_attention_entries(dtype, D):
         if max_seqlen_k <= keys and max_seqlen_q <= queries:
             return tile
     raise ValueError(f"max_seqlen_q={max_seqlen_q}, max_seqlen_k={max_seqlen_k}: expected less than 2 ** 31")
 
 
-def attention_invariant_tile(dtype: torch.dtype, D: int) -> varlen_attention.Tile:
+def varlen_attention_invariant_tile(dtype: torch.dtype, D: int) -> varlen_attention.Tile:
     """One tile for every length: a sequence's bits do not depend on the longest of its batch."""
-    return attention_tile(dtype, D, _ANY, _ANY)
+    return varlen_attention_tile(dtype, D, _ANY, _ANY)
 
 
-# Attention on a KV cache: (most heads of queries, fewest cache positions, tile), the first that fits. A head of a query is one program;
+# cached_attention: (most heads of queries, fewest cache positions, tile), the first that fits. A head of a query is one program;
 # with fewer than about two programs a multiprocessor, a long range is split.
-DecodeEntries = list[tuple[int, int, cached_attention.Tile]]
+CachedAttentionEntries = list[tuple[int, int, cached_attention.Tile]]
 
-_DECODE: dict[int, DecodeEntries] = {  # by the largest D that it is for
+_CACHED_ATTENTION: dict[int, CachedAttentionEntries] = {  # by the largest D that it is for
     32: [
         (64, 256, cached_attention.Tile(64, 4, 4)),
         (256, 256, cached_attention.Tile(64, 2, 4)),
@@ -102,20 +102,20 @@ _DECODE: dict[int, DecodeEntries] = {  # by the largest D that it is for
 }
 
 
-def decode_entries(dtype: torch.dtype, D: int) -> DecodeEntries:
-    entries = next(entries for widest, entries in _DECODE.items() if widest >= D)
+def cached_attention_entries(dtype: torch.dtype, D: int) -> CachedAttentionEntries:
+    entries = next(entries for widest, entries in _CACHED_ATTENTION.items() if widest >= D)
     if dtype != torch.float32:
         return entries
     return [(most, fewest, replace(tile, block_c=tile.block_c // 2)) for most, fewest, tile in entries]  # as many bytes a thread
 
 
-def decode_tile(dtype: torch.dtype, D: int, query_heads: int, positions: int) -> cached_attention.Tile:
-    return next(tile for most, fewest, tile in decode_entries(dtype, D) if query_heads <= most and positions >= fewest)
+def cached_attention_tile(dtype: torch.dtype, D: int, query_heads: int, positions: int) -> cached_attention.Tile:
+    return next(tile for most, fewest, tile in cached_attention_entries(dtype, D) if query_heads <= most and positions >= fewest)
 
 
-def decode_invariant_tile(dtype: torch.dtype, D: int) -> cached_attention.Tile:
+def cached_attention_invariant_tile(dtype: torch.dtype, D: int) -> cached_attention.Tile:
     """One tile for every batch and cache: a sequence's bits do not depend on the others."""
-    return decode_tile(dtype, D, _ANY, 0)
+    return cached_attention_tile(dtype, D, _ANY, 0)
 
 
 def write_cache_heads(D: int) -> int:
@@ -142,38 +142,44 @@ def pack_tile(C: int) -> pack.Tile:
     return pack.Tile(rows=max(2048 // columns, 1) if columns > 8 else 256, columns=columns, num_warps=4)
 
 
-# The Triton GEMM: (most rows, tile). Few rows get small tiles, so that programs fill the chip.
-_GEMM_HALF = [
+def unpack_tile(C: int) -> unpack.Tile:
+    """That of pack: it moves the same rows."""
+    tile = pack_tile(C)
+    return unpack.Tile(tile.rows, tile.columns, tile.num_warps)
+
+
+# linear: (most rows, tile). Few rows get small tiles, so that programs fill the chip.
+_LINEAR_HALF = [
     (16, linear.Tile(16, 64, 128, 4, 4)),
     (64, linear.Tile(64, 64, 64, 4, 4)),
     (2048, linear.Tile(64, 128, 64, 4, 3)),
     (_ANY, linear.Tile(128, 128, 64, 8, 3)),
 ]
-_GEMM_FLOAT32 = [
+_LINEAR_FLOAT32 = [
     (_ANY, linear.Tile(32, 32, 32, 4, 2)),
 ]
 
 
-def gemm_entries(dtype: torch.dtype) -> list[tuple[int, linear.Tile]]:
-    return _GEMM_FLOAT32 if dtype == torch.float32 else _GEMM_HALF
+def linear_entries(dtype: torch.dtype) -> list[tuple[int, linear.Tile]]:
+    return _LINEAR_FLOAT32 if dtype == torch.float32 else _LINEAR_HALF
 
 
-def gemm_tile(dtype: torch.dtype, rows: int) -> linear.Tile:
-    return next(tile for most, tile in gemm_entries(dtype) if rows <= most)
+def linear_tile(dtype: torch.dtype, rows: int) -> linear.Tile:
+    return next(tile for most, tile in linear_entries(dtype) if rows <= most)
 
 
-def gemm_invariant_tile(dtype: torch.dtype) -> linear.Tile:
+def linear_invariant_tile(dtype: torch.dtype) -> linear.Tile:
     """One tile for every batch: a row's bits do not depend on the others."""
-    return gemm_tile(dtype, 2048)
+    return linear_tile(dtype, 2048)
 
 
-# Where the Triton GEMM was measured faster than cuBLAS with the activation kernel: {(device name, dtype, K, F): fewest rows}.
+# Where the Triton linear kernel was measured faster than cuBLAS with the activation kernel: {(device name, dtype, K, F): fewest rows}.
 # benchmarks/gpu.sh prints entries; there are none yet, so cuBLAS computes every product.
-GEMM_WINS: dict[tuple[str, torch.dtype, int, int], int] = {}
+TRITON_LINEAR_WINS: dict[tuple[str, torch.dtype, int, int], int] = {}
 
 
-def triton_gemm_wins(device_name: str, dtype: torch.dtype, rows: int, K: int, F: int) -> bool:
-    least = GEMM_WINS.get((device_name, dtype, K, F))
+def triton_linear_wins(device_name: str, dtype: torch.dtype, rows: int, K: int, F: int) -> bool:
+    least = TRITON_LINEAR_WINS.get((device_name, dtype, K, F))
     return least is not None and rows >= least
 
 

@@ -257,8 +257,8 @@ def test_the_search_prints_from_which_number_of_rows_on_a_tile_always_wins():
     tuning = pytest.importorskip("bertfast.kernels.tuning", reason="triton is published for Linux only")
 
     def rows(F: int, wins: dict[int, bool]) -> list[dict]:
-        where = {"kernel": "gemm", "dtype": "float16", "K": 768, "F": F}
-        tiles = {T: str(tuning.gemm_tile(torch.float16, T)) for T in wins}
+        where = {"kernel": "linear", "dtype": "float16", "K": 768, "F": F}
+        tiles = {T: str(tuning.linear_tile(torch.float16, T)) for T in wins}
         ours = [{**where, "T": T, "tile": tiles[T], "ms": 1.0 if won else 3.0} for T, won in wins.items()]
         return [*ours, *({**where, "T": T, "tile": "cuBLAS", "ms": 2.0} for T in wins), {**where, "T": 16, "tile": "another", "ms": 0.1}]
 
@@ -267,13 +267,13 @@ def test_the_search_prints_from_which_number_of_rows_on_a_tile_always_wins():
         *rows(768, {16: True, 4096: False}),
         *rows(2304, {16: True, 128: True}),
     ]
-    assert tune.gemm_wins(measured, "a GPU") == [
+    assert tune.triton_linear_wins(measured, "a GPU") == [
         "    ('a GPU', torch.float16, 768, 3072): 1024,",
         "    ('a GPU', torch.float16, 768, 2304): 16,",
     ]
     for T in (16, 128, 512, 1024, 4096, 16384):  # the tile in use is among those measured
         candidates = next(p for p in tune.problems(torch.float16, "meta") if p.where.get("T") == T).candidates()
-        assert str(tuning.gemm_tile(torch.float16, T)) in {candidate.tile for candidate in candidates}
+        assert str(tuning.linear_tile(torch.float16, T)) in {candidate.tile for candidate in candidates}
 
 
 def test_the_search_goes_on_where_the_tile_in_use_does_not_run(capsys):

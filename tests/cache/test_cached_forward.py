@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, EncoderDecoderModel
+from transformers import EncoderDecoderModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
-from transformers.models.bert import modeling_bert as theirs
 
 import bertfast
+import builders
 from bertfast.cache.layers import GrowingLayer
 from bertfast.cache.objects import CACHE_FIELD
 from bertfast.engine import eligibility
@@ -17,19 +17,18 @@ from bertfast.engine import eligibility
 LIMIT = 2e-5  # float32, for the whole cached forward; logits here are between 1 and 10 in size
 B, S, V, ENCODER_COLUMNS = 3, 11, 60, 7
 
+GEOMETRY = {
+    "vocab_size": V, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96,
+    "max_position_embeddings": 24, "type_vocab_size": 2,
+}  # fmt: skip
+
 LENGTHS = {"none": [S, S, S], "ragged": [S, 7, 4]}
 
 
-def make_pair(attention="sdpa", kind="BertLMHeadModel", **options):
-    """The same weights in transformers' class and in ours."""
-    config = BertConfig(
-        vocab_size=V, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, max_position_embeddings=24,
-        is_decoder=True, attn_implementation=attention, **options,
+def decoder_pair(attention="sdpa", kind="BertLMHeadModel", **options):
+    return builders.pair(
+        kind, std=0.15, **GEOMETRY, is_decoder=True, use_cache=True, attn_implementation=attention, **options
     )  # fmt: skip
-    original = getattr(theirs, kind)(config).eval()
-    for parameter in original.parameters():
-        parameter.data.normal_(0, 0.15)
-    return original, bertfast.optimize(copy.deepcopy(original))
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def fast_path_only(monkeypatch, request):
         monkeypatch.setattr(eligibility, "warn_once", refuse)
 
 
-def make_mask(padding: str) -> Tensor:
+def padding_mask(padding: str) -> Tensor:
     if padding == "gaps":
         mask = torch.rand(B, S) < 0.6
         mask[:, 0] = mask[:, 5] = True
@@ -58,8 +57,8 @@ def make_mask(padding: str) -> Tensor:
     return (columns < lengths if padding == "right" else columns >= S - lengths).long()
 
 
-def make_inputs(padding: str):
-    mask = make_mask(padding)
+def ids_mask_positions(padding: str):
+    mask = padding_mask(padding)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return torch.randint(0, V, (B, S)), mask, positions
 
@@ -92,8 +91,8 @@ SPLITS = [*([cut] for cut in range(1, S)), list(range(1, S)), [3, 4, 9], [1, 2]]
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_every_split_gives_the_logits_of_the_whole(padding, attention):
-    original, model = make_pair(attention)
-    ids, mask, positions = make_inputs(padding)
+    original, model = decoder_pair(attention)
+    ids, mask, positions = ids_mask_positions(padding)
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     for cuts in SPLITS:
         actual, cache = run_in_chunks(model, ids, mask, positions, cuts)
@@ -111,8 +110,8 @@ def test_every_split_gives_the_logits_of_the_whole(padding, attention):
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @torch.no_grad()
 def test_every_kind_of_cache(make_cache, padding):
-    original, model = make_pair()
-    ids, mask, positions = make_inputs(padding)
+    original, model = decoder_pair()
+    ids, mask, positions = ids_mask_positions(padding)
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     given = make_cache(model.config)
     actual, returned = run_in_chunks(model, ids, mask, positions, [5, 6, 9], given)
@@ -123,8 +122,8 @@ def test_every_kind_of_cache(make_cache, padding):
 
 @torch.no_grad()
 def test_a_legacy_tuple_comes_back_as_one():
-    original, model = make_pair()
-    ids, mask, positions = make_inputs("left")
+    original, model = decoder_pair()
+    ids, mask, positions = ids_mask_positions("left")
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     first = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
     legacy = tuple((layer.keys, layer.values) for layer in first[CACHE_FIELD].layers)
@@ -138,8 +137,8 @@ def test_a_legacy_tuple_comes_back_as_one():
 
 @torch.no_grad()
 def test_the_cache_holds_what_transformers_cache_holds():
-    original, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    original, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     theirs_cache, ours = original(ids)[CACHE_FIELD], model(ids)[CACHE_FIELD]
     for a, b in zip(theirs_cache.layers, ours.layers, strict=True):
         assert_close(b.keys, a.keys)
@@ -148,8 +147,8 @@ def test_the_cache_holds_what_transformers_cache_holds():
 
 @torch.no_grad()
 def test_either_forward_continues_the_others_cache():
-    original, model = make_pair()
-    ids, mask, positions = make_inputs("left")
+    original, model = decoder_pair()
+    ids, mask, positions = ids_mask_positions("left")
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     for one, other in ((original, model), (model, original)):
         first = one(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
@@ -160,8 +159,8 @@ def test_either_forward_continues_the_others_cache():
 
 @torch.no_grad()
 def test_positions_continue_from_the_cache():
-    original, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    original, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     expected = original(ids, use_cache=False).logits
     first = model(ids[:, :4])
     second = model(ids[:, 4:], **{CACHE_FIELD: first[CACHE_FIELD]})
@@ -171,9 +170,9 @@ def test_positions_continue_from_the_cache():
 @pytest.mark.parametrize("padding", ["left", "right", "gaps"])
 @torch.no_grad()
 def test_keep_padding_computes_padded_columns_as_transformers_does(padding):
-    original, model = make_pair()
+    original, model = decoder_pair()
     model.keep_padding = model.bert.keep_padding = True
-    ids, mask, positions = make_inputs(padding)
+    ids, mask, positions = ids_mask_positions(padding)
     for cuts in ([4], [1, 2, 7]):
         expected, _ = run_in_chunks(original, ids, mask, positions, cuts)
         actual, _ = run_in_chunks(model, ids, mask, positions, cuts)
@@ -182,8 +181,8 @@ def test_keep_padding_computes_padded_columns_as_transformers_does(padding):
 
 @torch.no_grad()
 def test_a_row_whose_new_columns_are_all_padding_is_computed_as_transformers_does():
-    original, model = make_pair()
-    ids, mask, positions = make_inputs("none")
+    original, model = decoder_pair()
+    ids, mask, positions = ids_mask_positions("none")
     mask[1, 8:] = 0
     expected, _ = run_in_chunks(original, ids, mask, positions, [8, 9])
     actual, _ = run_in_chunks(model, ids, mask, positions, [8, 9])
@@ -194,8 +193,8 @@ def test_a_row_whose_new_columns_are_all_padding_is_computed_as_transformers_doe
 @pytest.mark.parametrize("static", [False, True])
 @torch.no_grad()
 def test_four_dimensional_masks(kind, static):
-    original, model = make_pair()
-    ids, mask, positions = make_inputs("left")
+    original, model = decoder_pair()
+    ids, mask, positions = ids_mask_positions("left")
     total = S + 3 if static else S
     seen = torch.zeros(B, 1, S, total, dtype=torch.bool)
     seen[..., :S] = torch.ones(S, S, dtype=torch.bool).tril() & mask[:, None, None, :].bool()
@@ -215,8 +214,8 @@ def test_four_dimensional_masks(kind, static):
 
 @torch.no_grad()
 def test_a_mask_made_for_the_whole_generation():
-    original, model = make_pair()
-    ids, mask, positions = make_inputs("left")
+    original, model = decoder_pair()
+    ids, mask, positions = ids_mask_positions("left")
     longer = torch.cat([mask, torch.ones(B, 4, dtype=torch.long)], dim=1)
     first = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
     second = model(ids[:, 6:], attention_mask=longer, position_ids=positions[:, 6:], **{CACHE_FIELD: first[CACHE_FIELD]})
@@ -227,8 +226,8 @@ def test_a_mask_made_for_the_whole_generation():
 @pytest.mark.parametrize("padding", ["none", "left", "gaps"])
 @torch.no_grad()
 def test_hidden_states_and_attentions(padding):
-    original, model = make_pair("eager")
-    ids, mask, positions = make_inputs(padding)
+    original, model = decoder_pair("eager")
+    ids, mask, positions = ids_mask_positions(padding)
     outputs = []
     for m in (original, model):
         first = m(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6])
@@ -245,8 +244,8 @@ def test_hidden_states_and_attentions(padding):
 
 @torch.no_grad()
 def test_head_mask_on_a_cache():
-    _, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    _, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     head_mask = (torch.rand(3, 4) < 0.5).float()
     expected = model(ids, head_mask=head_mask, use_cache=False).logits
     first = model(ids[:, :6], head_mask=head_mask)
@@ -259,8 +258,8 @@ def test_head_mask_on_a_cache():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_cross_attention(encoder_padding, padding, attention):
-    original, model = make_pair(attention, add_cross_attention=True)
-    ids, mask, positions = make_inputs(padding)
+    original, model = decoder_pair(attention, add_cross_attention=True)
+    ids, mask, positions = ids_mask_positions(padding)
     states = torch.randn(B, ENCODER_COLUMNS, 48)
     encoder_mask = torch.ones(B, ENCODER_COLUMNS, dtype=torch.long)
     if encoder_padding == "left":
@@ -282,8 +281,8 @@ def test_cross_attention(encoder_padding, padding, attention):
 
 @torch.no_grad()
 def test_cross_attention_reads_the_cache_and_not_the_states():
-    _, model = make_pair(add_cross_attention=True)
-    ids, _, _ = make_inputs("none")
+    _, model = decoder_pair(add_cross_attention=True)
+    ids, _, _ = ids_mask_positions("none")
     states = torch.randn(B, ENCODER_COLUMNS, 48)
     first = model(ids[:, :6], encoder_hidden_states=states)
     expected = model(ids[:, 6:], encoder_hidden_states=states, **{CACHE_FIELD: copy.deepcopy(first[CACHE_FIELD])}).logits
@@ -298,10 +297,8 @@ def test_cross_attention_reads_the_cache_and_not_the_states():
 @pytest.mark.parametrize("padded", [False, True])
 def test_beams_of_a_prompt_do_not_copy_cross_attention(padded, monkeypatch):
     """transformers reorders the cache in every step. Cross-attention is copied once, when a prompt's beams are made."""
-    decoder = make_pair(add_cross_attention=True)[0]
-    encoder = theirs.BertModel(BertConfig(**{**decoder.config.to_dict(), "is_decoder": False, "add_cross_attention": False}))
-    for parameter in encoder.parameters():
-        parameter.data.normal_(0, 0.15)
+    decoder = decoder_pair(add_cross_attention=True)[0]
+    encoder, _ = builders.pair("BertModel", seed=1, std=0.15, **GEOMETRY)
     original = EncoderDecoderModel(encoder=encoder, decoder=decoder).eval()
     model = bertfast.optimize(copy.deepcopy(original))
     cells: list[list[tuple[int, int]]] = []
@@ -332,8 +329,8 @@ def test_beams_of_a_prompt_do_not_copy_cross_attention(padded, monkeypatch):
 
 @torch.no_grad()
 def test_other_states_than_those_cached_are_an_error():
-    _, model = make_pair(add_cross_attention=True)
-    ids, _, _ = make_inputs("none")
+    _, model = decoder_pair(add_cross_attention=True)
+    ids, _, _ = ids_mask_positions("none")
     first = model(ids[:, :6], encoder_hidden_states=torch.randn(B, ENCODER_COLUMNS, 48))
     with pytest.raises(ValueError, match="encoder_hidden_states"):
         model(ids[:, 6:], encoder_hidden_states=torch.randn(B, ENCODER_COLUMNS + 1, 48), **{CACHE_FIELD: first[CACHE_FIELD]})
@@ -341,8 +338,8 @@ def test_other_states_than_those_cached_are_an_error():
 
 @torch.no_grad()
 def test_a_cache_without_cross_attention_has_it_computed_in_each_call():
-    original, model = make_pair(add_cross_attention=True)
-    ids, mask, positions = make_inputs("left")
+    original, model = decoder_pair(add_cross_attention=True)
+    ids, mask, positions = ids_mask_positions("left")
     states = torch.randn(B, ENCODER_COLUMNS, 48)
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False, encoder_hidden_states=states).logits
     actual, _ = run_in_chunks(model, ids, mask, positions, [5, 6], DynamicCache(), encoder_hidden_states=states)
@@ -351,8 +348,8 @@ def test_a_cache_without_cross_attention_has_it_computed_in_each_call():
 
 @torch.no_grad()
 def test_the_base_model_as_a_decoder():
-    original, model = make_pair(kind="BertModel")
-    ids, mask, positions = make_inputs("left")
+    original, model = decoder_pair(kind="BertModel")
+    ids, mask, positions = ids_mask_positions("left")
     expected = original(ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
     actual, _ = run_in_chunks(model, ids, mask, positions, [5, 6])
     assert_close(actual, expected, mask)
@@ -366,8 +363,8 @@ def test_the_base_model_as_a_decoder():
 
 @torch.no_grad()
 def test_outputs_of_the_language_model_have_transformers_fields_in_its_order():
-    original, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    original, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     for options in ({}, {"use_cache": False}, {"labels": ids}, {"output_hidden_states": True}, {"return_dict": False}):
         ours, reference = model(ids, **options), original(ids, **options)
         assert len(ours) == len(reference)
@@ -377,8 +374,8 @@ def test_outputs_of_the_language_model_have_transformers_fields_in_its_order():
 
 @torch.no_grad()
 def test_crop_reorder_and_selection():
-    original, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    original, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     order = torch.tensor([2, 0, 0])
     results = []
     for m in (original, model):
@@ -403,8 +400,8 @@ def test_crop_reorder_and_selection():
 @torch.no_grad()
 def test_views_of_a_cache_keep_their_values():
     """As in transformers, where each step makes new tensors."""
-    _, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    _, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     cache = model(ids[:, :8])[CACHE_FIELD]
     model(ids[:, 8:9], **{CACHE_FIELD: cache})  # now there is spare capacity
     held = [(layer.keys, layer.values) for layer in cache.layers]
@@ -424,7 +421,7 @@ def test_views_of_a_cache_keep_their_values():
 @torch.no_grad()
 def test_steps_do_not_copy_what_is_cached():
     """Capacity doubles when it runs out, so few of many steps change buffers."""
-    _, model = make_pair()
+    _, model = decoder_pair()
     cache = model(torch.randint(0, V, (B, 1)))[CACHE_FIELD]
     addresses = set()
     for _ in range(23):
@@ -435,8 +432,8 @@ def test_steps_do_not_copy_what_is_cached():
 
 
 def test_inference_mode_and_grad_mode_share_a_cache():
-    _, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    _, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits
     with torch.inference_mode():
@@ -448,8 +445,8 @@ def test_inference_mode_and_grad_mode_share_a_cache():
 
 
 def test_without_no_grad_results_agree_and_a_backward_is_right_or_refused():
-    original, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    original, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     out, reference = model(ids), original(ids)
     assert_close(out.logits.detach(), reference.logits.detach())
     out.logits.square().mean().backward()
@@ -464,8 +461,8 @@ def test_without_no_grad_results_agree_and_a_backward_is_right_or_refused():
 
 @pytest.mark.usefixtures("reference_path_allowed")
 def test_a_learned_prefix_gets_its_gradient():
-    original, model = make_pair()
-    ids, _, _ = make_inputs("none")
+    original, model = decoder_pair()
+    ids, _, _ = ids_mask_positions("none")
     grads = []
     torch.manual_seed(1)
     start = [torch.randn(B, 4, 2, 12) for _ in range(6)]
@@ -482,9 +479,7 @@ def test_a_learned_prefix_gets_its_gradient():
 @pytest.mark.usefixtures("reference_path_allowed")
 @torch.no_grad()
 def test_an_encoder_with_a_cache_agrees_with_transformers():
-    config = BertConfig(vocab_size=V, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
-    original = theirs.BertModel(config).eval()
-    model = bertfast.optimize(copy.deepcopy(original))
+    original, model = builders.pair("BertModel", std=0.15, **{**GEOMETRY, "num_hidden_layers": 2, "use_cache": True})
     prefix = [(torch.randn(B, 4, 2, 12), torch.randn(B, 4, 2, 12)) for _ in range(2)]
     ids = torch.randint(0, V, (B, 5))
     expected, actual = (m(ids, **{CACHE_FIELD: DynamicCache(prefix)}).last_hidden_state for m in (original, model))
@@ -496,7 +491,7 @@ class TestErrors:
 
     @pytest.fixture
     def filled(self):
-        _, model = make_pair()
+        _, model = decoder_pair()
         with torch.no_grad():
             return model, model(torch.randint(0, V, (B, 20)))[CACHE_FIELD]
 
@@ -522,30 +517,30 @@ class TestErrors:
         self.refused(filled, "input_ids", torch.full((B, 1), V))
 
     def test_more_than_a_static_cache_holds(self):
-        _, model = make_pair()
+        _, model = decoder_pair()
         cache = StaticCache(config=model.config, max_cache_len=4)
         with pytest.raises(ValueError, match="holds 4"), torch.no_grad():
             model(torch.randint(0, V, (B, 5)), **{CACHE_FIELD: cache})
         assert int(cache.get_seq_length()) == 0
 
     def test_a_cache_of_another_model(self):
-        _, model = make_pair()
+        _, model = decoder_pair()
         cache = DynamicCache([(torch.randn(B, 4, 2, 12),) * 2] * 2)
         with pytest.raises(ValueError, match="layers"), torch.no_grad():
             model(torch.randint(0, V, (B, 2)), **{CACHE_FIELD: cache})
 
     def test_heads_of_another_model(self):
-        _, model = make_pair()
+        _, model = decoder_pair()
         cache = DynamicCache([(torch.randn(B, 3, 2, 12),) * 2] * 3)
         with pytest.raises(ValueError, match="heads"), torch.no_grad():
             model(torch.randint(0, V, (B, 2)), **{CACHE_FIELD: cache})
 
     def test_something_that_is_no_cache(self):
-        _, model = make_pair()
+        _, model = decoder_pair()
         with pytest.raises(ValueError, match=CACHE_FIELD), torch.no_grad():
             model(torch.randint(0, V, (B, 2)), **{CACHE_FIELD: [1, 2, 3]})
 
     def test_both_names_at_once(self):
-        _, model = make_pair()
+        _, model = decoder_pair()
         with pytest.raises(ValueError, match="both"), torch.no_grad():
             model(torch.randint(0, V, (B, 2)), cache=DynamicCache(), past_key_values=DynamicCache())

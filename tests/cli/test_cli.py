@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import transformers
 
+import builders
 from bertfast.cli import app, demo, errors
 from bertfast.tasks import Embedder
 from bertfast.text import tokenization
@@ -264,6 +265,15 @@ def test_info_names_kernels_and_the_path(small_dir, capfd):
         assert word in out
     assert run("info", "--model", "nowhere") == 1
     assert "model folder 'nowhere' does not exist" in error_line(capfd)
+
+
+@pytest.mark.parametrize(("hidden_act", "fused"), [("swish", True), ("mish", False)])
+def test_info_names_an_activation_that_is_not_fused(hidden_act, fused, tmp_path, capfd):
+    builders.pair("BertModel", hidden_act=hidden_act)[1].save_pretrained(tmp_path)
+    assert run("info", "--model", tmp_path) == 0
+    out = capfd.readouterr().out
+    assert "3 layers, hidden size 36" in out
+    assert ("not fused into the kernels" in out, hidden_act in out) == (not fused, not fused)
 
 
 def test_info_with_an_unknown_instruction_set_fails_in_one_line():

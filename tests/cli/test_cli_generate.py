@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import bertfast
+import builders
 from bertfast.cli import app, errors
 from bertfast.cli.token_printer import TokenPrinter
 
@@ -20,14 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def decoder_dir(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small decoder with seeded weights and MiniLM's tokenizer."""
     folder = tmp_path_factory.mktemp("decoder")
-    config = transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, is_decoder=True,
-        initializer_range=0.3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.BertLMHeadModel(config).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(minilm_dir).save_pretrained(folder)
-    return folder
+    return builders.save_with_tokenizer(transformers.BertLMHeadModel, minilm_dir, folder, {}, is_decoder=True)
 
 
 @pytest.fixture(autouse=True)

@@ -5,27 +5,16 @@ import threading
 
 import pytest
 import torch
-from transformers import BertConfig
 
-import bertfast
 from bertfast import _C, modeling, ops
 from bertfast.engine import arena, cpu_plans, decode_plan, plan_builder, shape_cache
 from bertfast.engine.model_state import state_of
+from builders import small_model
 
 HEADS = [cls.__name__ for cls in modeling.REFERENCE_CLASS]
 
 
-def make(name, **config):
-    torch.manual_seed(0)
-    settings = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
-    model = getattr(bertfast, name)(BertConfig(**{**settings, "max_position_embeddings": 32, "use_cache": False, **config})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
-    return model
-
-
-def inputs(name, B, S, padded, seed=1, **more):
+def ids_and_mask(name, B, S, padded, seed=1, **more):
     rng = torch.Generator().manual_seed(seed)
     out = {"input_ids": torch.randint(0, 50, (B, S), generator=rng), **more}
     if padded:
@@ -58,14 +47,14 @@ def op_by_op(monkeypatch):
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("name", HEADS)
 def test_a_replay_has_the_bits_of_the_ops(name, padded, dtype, op_by_op):
-    model = make(name).to(dtype)
+    model = small_model(name).to(dtype)
     with torch.no_grad():
-        model(**inputs(name, 1, 1, False))  # records the kind of batch without padding, from a single row
-        model(**inputs(name, 3, 7, padded))
+        model(**ids_and_mask(name, 1, 1, False))  # records the kind of batch without padding, from a single row
+        model(**ids_and_mask(name, 3, 7, padded))
         assert {type(plan) for plan in plans(model).values()} == {plan_builder.RecordedPlan}
         assert len(plans(model)) == 1 + padded
         for B, S in [(3, 7), (1, 1), (5, 32), (2, 3)]:
-            arguments = inputs(name, B, S, padded and S > 1, seed=S)
+            arguments = ids_and_mask(name, B, S, padded and S > 1, seed=S)
             for _ in range(2):
                 got = model(**arguments)
                 for key, value in op_by_op(model, **arguments).items():
@@ -92,9 +81,9 @@ def threads(request):
     ],
 )
 def test_full_batches_are_replayed_in_bands(name, more, dtype, threads, op_by_op):
-    model = make(name, is_decoder=name == "BertLMHeadModel").to(dtype)
+    model = small_model(name, is_decoder=name == "BertLMHeadModel").to(dtype)
     for padded in (False, True):
-        arguments = inputs(name, 40, 32, padded, **more)
+        arguments = ids_and_mask(name, 40, 32, padded, **more)
         if arguments["input_ids"] is None:
             arguments["inputs_embeds"] = arguments["inputs_embeds"].to(dtype)
         lengths = arguments["attention_mask"].sum(1) if padded else torch.full((40,), 32)
@@ -107,7 +96,7 @@ def test_full_batches_are_replayed_in_bands(name, more, dtype, threads, op_by_op
 
 
 def test_a_bad_id_in_a_band_is_named(threads):
-    model = make("BertModel")
+    model = small_model("BertModel")
     ids = torch.zeros(40, 32, dtype=torch.long)
     with torch.no_grad():
         good = model(ids).last_hidden_state
@@ -161,8 +150,8 @@ def test_what_is_not_cut_into_bands():
 def test_each_input_is_read_anew(more, op_by_op):
     """A plan must not keep an input of the call that recorded it."""
     decoder = "encoder_hidden_states" in more
-    model = make("BertModel", is_decoder=decoder, add_cross_attention=decoder)
-    first = inputs("BertModel", 2, 5, False, **more)
+    model = small_model("BertModel", is_decoder=decoder, add_cross_attention=decoder)
+    first = ids_and_mask("BertModel", 2, 5, False, **more)
     with torch.no_grad():
         model(**first)
         second = {k: v if k == "encoder_attention_mask" or v is None else v.flip(1) for k, v in first.items()}
@@ -173,7 +162,7 @@ def test_each_input_is_read_anew(more, op_by_op):
 
 
 def test_one_tensor_for_two_arguments_is_two_inputs(op_by_op):
-    model = make("BertModel")
+    model = small_model("BertModel")
     ids = torch.tensor([[0, 1, 1, 0]])
     with torch.no_grad():
         model(input_ids=ids, token_type_ids=ids, position_ids=ids)
@@ -182,8 +171,8 @@ def test_one_tensor_for_two_arguments_is_two_inputs(op_by_op):
 
 
 def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew(op_by_op):
-    model = make("BertForTokenClassification")
-    arguments = inputs("BertForTokenClassification", 2, 6, True)
+    model = small_model("BertForTokenClassification")
+    arguments = ids_and_mask("BertForTokenClassification", 2, 6, True)
     with torch.no_grad():
         before = model(**arguments).logits
         model.bert.encoder.layer[0].output.dense.weight.data.mul_(2)
@@ -199,8 +188,8 @@ def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew(op_b
 
 
 def test_what_no_op_does_is_not_recorded():
-    model = make("BertModel", hidden_act="mish")
-    arguments = inputs("BertModel", 2, 6, True)
+    model = small_model("BertModel", hidden_act="mish")
+    arguments = ids_and_mask("BertModel", 2, 6, True)
     with torch.no_grad():
         first = model(**arguments).last_hidden_state
         [reason] = plans(model).values()
@@ -210,8 +199,8 @@ def test_what_no_op_does_is_not_recorded():
 
 @pytest.mark.parametrize("dtype", cpu_plans.PLAN_DTYPES, ids=str)
 def test_a_generation_replays_its_step(dtype, monkeypatch):
-    model = make("BertLMHeadModel", is_decoder=True, use_cache=True).to(dtype)
-    ids = inputs("BertLMHeadModel", 3, 5, False)["input_ids"]
+    model = small_model("BertLMHeadModel", is_decoder=True, use_cache=True).to(dtype)
+    ids = ids_and_mask("BertLMHeadModel", 3, 5, False)["input_ids"]
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = []
     monkeypatch.setattr(
@@ -225,7 +214,7 @@ def test_a_generation_replays_its_step(dtype, monkeypatch):
 
 @pytest.mark.parametrize(("name", "bad"), [("input_ids", 50), ("input_ids", -1), ("token_type_ids", 2), ("position_ids", 32)])
 def test_an_id_out_of_range_is_refused_by_a_replay(name, bad):
-    model = make("BertModel")
+    model = small_model("BertModel")
     arguments = {key: torch.zeros(2, 4, dtype=torch.long) for key in ("input_ids", "token_type_ids", "position_ids")}
     with torch.no_grad():
         good = model(**arguments).last_hidden_state
@@ -237,8 +226,8 @@ def test_an_id_out_of_range_is_refused_by_a_replay(name, bad):
 
 
 def test_threads_share_a_plan(op_by_op):
-    model = make("BertForSequenceClassification")
-    batches = [inputs("BertForSequenceClassification", 1 + i, 5 + i, True, seed=i) for i in range(8)]
+    model = small_model("BertForSequenceClassification")
+    batches = [ids_and_mask("BertForSequenceClassification", 1 + i, 5 + i, True, seed=i) for i in range(8)]
     expected = [op_by_op(model, **batch).logits for batch in batches]
     wrong = []
 

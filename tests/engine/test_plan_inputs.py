@@ -35,15 +35,10 @@ from bertfast import ops
 from bertfast.engine import cpu_plans, decode_plan, plan_inputs, shape_cache
 from bertfast.engine.model_state import state_of
 from bertfast.engine.plan_builder import RecordedPlan
+from builders import small_model
 
 assert plan_inputs is module
 print(list(module.SLOT_OF)[0], module.RowCount.ROWS.value)
-settings = dict(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, max_position_embeddings=32)
-
-def make(name, **config):
-    torch.manual_seed(0)
-    return getattr(bertfast, name)(transformers.BertConfig(**settings, use_cache=False, **config)).eval()
-
 def check(model, **arguments):
     with torch.no_grad():
         outputs = [model(**arguments) for _ in range(3)]
@@ -58,14 +53,14 @@ def check(model, **arguments):
 ids = torch.arange(24).view(3, 8)
 full = dict(input_ids=ids, token_type_ids=ids % 2, position_ids=ids % 8)
 padded = dict(full, attention_mask=(torch.arange(8) < torch.tensor([[8], [3], [5]])).long())
-check(make("BertModel"), **full)
-check(make("BertModel"), **padded)
-check(make("BertForSequenceClassification"), **padded)
-check(make("BertModel"), inputs_embeds=torch.randn(3, 8, 24))
-cross = make("BertModel", is_decoder=True, add_cross_attention=True)
+check(small_model("BertModel"), **full)
+check(small_model("BertModel"), **padded)
+check(small_model("BertForSequenceClassification"), **padded)
+check(small_model("BertModel"), inputs_embeds=torch.randn(3, 8, 24))
+cross = small_model("BertModel", is_decoder=True, add_cross_attention=True)
 check(cross, **full, encoder_hidden_states=torch.randn(3, 5, 24))
 
-decoder = make("BertLMHeadModel", is_decoder=True)
+decoder = small_model("BertLMHeadModel", is_decoder=True)
 options = dict(max_new_tokens=8, do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
 replayed = decoder.generate(ids, **options)
 decode_plan.DecodeStepPlan.__call__ = lambda self, inputs: self.run_ops(ops)
@@ -81,7 +76,7 @@ print("equal")
 )
 def test_another_order_gives_the_same_bits(names, first):
     code = REVERSED.replace("{which}", f"names = {names!r}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.split("\n")[:2] == [first, "equal"]

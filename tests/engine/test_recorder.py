@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig
 
 import bertfast
 from bertfast import ops
@@ -15,6 +14,7 @@ from bertfast.engine.model_state import state_of
 from bertfast.engine.plan_builder import PlanBuilder, RecordedPlan
 from bertfast.engine.recorder import Recorder
 from bertfast.ops import OPS
+from builders import small_model
 
 OPS_FOLDER = Path(inspect.getfile(ops)).parent
 
@@ -41,14 +41,7 @@ def test_the_recorder_defines_exactly_the_ops_of_the_contract():
     assert not functions_of(PlanBuilder) & set(OPS)
 
 
-def make(name: str, **config):
-    torch.manual_seed(0)
-    settings = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    model = getattr(bertfast, name)(BertConfig(**{**settings, "max_position_embeddings": 32, "use_cache": False, **config})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
-    return model
+WIDE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}  # int8 has groups of 64 inputs
 
 
 DECODER = ("write_cache", "cached_attention")
@@ -56,7 +49,7 @@ DECODER = ("write_cache", "cached_attention")
 
 @pytest.mark.parametrize("op", [op for op in OPS if op not in DECODER and not op.startswith("fp8")])  # fp8 has no CPU kernels
 def test_a_forward_with_an_op_the_recorder_lacks_runs_op_by_op(op, monkeypatch):
-    model = make("BertModel")
+    model = small_model("BertModel", **WIDE)
     if op.startswith("int8"):
         bertfast.optimize(model, quantization="int8")
     given = {"input_ids": torch.arange(18).view(3, 6), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] + [0] * 5])}
@@ -74,7 +67,7 @@ def test_a_forward_with_an_op_the_recorder_lacks_runs_op_by_op(op, monkeypatch):
 
 @pytest.mark.parametrize("op", DECODER)
 def test_a_generation_with_an_op_the_recorder_lacks_runs_op_by_op(op, monkeypatch):
-    model = make("BertLMHeadModel", is_decoder=True, use_cache=True)
+    model = small_model("BertLMHeadModel", **WIDE, is_decoder=True, use_cache=True)
     plans = []
     init = decode_plan.DecodeStepPlan.__init__
     monkeypatch.setattr(decode_plan.DecodeStepPlan, "__init__", lambda self, *args: plans.append(self) or init(self, *args))

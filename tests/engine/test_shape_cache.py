@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertConfig
 from transformers.utils import ModelOutput
 
-import bertfast
 from bertfast import modeling
 from bertfast.batch import layout
 from bertfast.batch.masks import MASK_KINDS
@@ -15,24 +13,15 @@ from bertfast.engine import cached_layout, call, cpu_plans, outputs, shape_cache
 from bertfast.engine.model_state import state_of
 from bertfast.graph.family import BERT
 from bertfast.graph.heads import HEADS
+from builders import SMALL, small_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = [cls.__name__ for cls in modeling.REFERENCE_CLASS]
-B, S, V = 2, 6, 50
+B, S, V = 2, 6, SMALL["vocab_size"]
 
 
-def make(name, **config):
-    torch.manual_seed(0)
-    settings = {"vocab_size": V, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
-    model = getattr(bertfast, name)(BertConfig(**{**settings, "max_position_embeddings": 32, "use_cache": False, **config})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
-    return model
-
-
-def inputs(name, seed=1, shape=(B, S), **more):
+def every_input(name, seed=1, shape=(B, S), **more):
     rng = torch.Generator().manual_seed(seed)
     out = {
         "input_ids": torch.randint(0, V, shape, generator=rng),
@@ -72,22 +61,22 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("dtype", cpu_plans.PLAN_DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_repeated_call_is_not_laid_out_and_has_the_same_bits(name, dtype, grad, laid_out):
-    model = make(name).to(dtype)
+    model = small_model(name).to(dtype)
     for missing in ((), ("token_type_ids",), ("position_ids", "attention_mask"), ("token_type_ids", "position_ids", "attention_mask")):
         without = dict.fromkeys(missing)
         with torch.set_grad_enabled(grad):
-            model(**inputs(name, **without))
-            model(**inputs(name, **without))
+            model(**every_input(name, **without))
+            model(**every_input(name, **without))
             before = len(laid_out)
-            first, second = (model(**inputs(name, seed, **without)) for seed in (2, 3))
+            first, second = (model(**every_input(name, seed, **without)) for seed in (2, 3))
         assert len(laid_out) == before
         for got, seed in ((first, 2), (second, 3)):
-            assert_same(got, anew(model, **inputs(name, seed, **without)))
+            assert_same(got, anew(model, **every_input(name, seed, **without)))
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS, ids=str)
 def test_a_mask_of_any_kind_is_read_in_every_call(kind, laid_out):
-    model, whole = make("BertModel"), inputs("BertModel", attention_mask=torch.ones(B, S, dtype=kind))
+    model, whole = small_model("BertModel"), every_input("BertModel", attention_mask=torch.ones(B, S, dtype=kind))
     with torch.no_grad():
         model(**whole)
         model(**whole)
@@ -156,25 +145,27 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_between_calls_counts(change):
-    model, arguments = make("BertModel"), inputs("BertModel")
+    model, arguments = small_model("BertModel"), every_input("BertModel")
     with torch.no_grad():
         model(**arguments)
         model(**arguments)
         change(model, arguments)
         got = model(**arguments)
-    fresh = make("BertModel") if change in (columns, narrow, one_row_of_positions, embedded, four_dimensions, mask_with_gaps) else model
+    fresh = (
+        small_model("BertModel") if change in (columns, narrow, one_row_of_positions, embedded, four_dimensions, mask_with_gaps) else model
+    )
     expected = anew(fresh, **arguments)
     assert list(got) == list(expected)
     assert torch.equal(got.last_hidden_state, expected.last_hidden_state)
     if change in (causal, moved, in_place, one_row_of_positions, embedded, four_dimensions):
-        assert not torch.equal(got.last_hidden_state, anew(make("BertModel"), **inputs("BertModel")).last_hidden_state)
+        assert not torch.equal(got.last_hidden_state, anew(small_model("BertModel"), **every_input("BertModel")).last_hidden_state)
 
 
 def test_wrong_input_is_refused_beside_a_cached_layout():
-    model = make("BertModel")
+    model = small_model("BertModel")
     with torch.no_grad():
         for _ in range(3):
-            model(**inputs("BertModel"))
+            model(**every_input("BertModel"))
         for wrong, message in (
             ({"token_type_ids": torch.zeros(B, S + 1, dtype=torch.long)}, "token_type_ids"),
             ({"attention_mask": torch.ones(B, S + 1)}, "attention_mask"),
@@ -186,27 +177,27 @@ def test_wrong_input_is_refused_beside_a_cached_layout():
             ),
         ):
             with pytest.raises((ValueError, IndexError), match=message):
-                model(**{**inputs("BertModel"), **wrong})
+                model(**{**every_input("BertModel"), **wrong})
 
 
 def test_results_of_two_calls_share_no_memory():
-    model = make("BertModel")
+    model = small_model("BertModel")
     with torch.no_grad():
-        found = [model(**inputs("BertModel", seed)) for seed in (1, 2, 3, 4)]
+        found = [model(**every_input("BertModel", seed)) for seed in (1, 2, 3, 4)]
     places = {tensor.data_ptr() for output in found for tensor in output.values()}
     assert len(places) == 8
 
 
 def test_a_result_of_inference_mode_does_not_make_the_next_one_an_inference_tensor():
-    model = make("BertModel")
+    model = small_model("BertModel")
     with torch.inference_mode():
-        assert all(model(**inputs("BertModel")).last_hidden_state.is_inference() for _ in range(3))
-    assert not model(**inputs("BertModel")).last_hidden_state.is_inference()
-    assert not model.requires_grad_(False)(**inputs("BertModel")).last_hidden_state.is_inference()
+        assert all(model(**every_input("BertModel")).last_hidden_state.is_inference() for _ in range(3))
+    assert not model(**every_input("BertModel")).last_hidden_state.is_inference()
+    assert not model.requires_grad_(False)(**every_input("BertModel")).last_hidden_state.is_inference()
 
 
 def test_labels_are_read_beside_a_cached_layout(laid_out):
-    model, arguments = make("BertForTokenClassification"), inputs("BertForTokenClassification")
+    model, arguments = small_model("BertForTokenClassification"), every_input("BertForTokenClassification")
     labels = torch.arange(B * S).view(B, S) % 2
     model(**arguments)
     model(**arguments)
@@ -218,11 +209,11 @@ def test_labels_are_read_beside_a_cached_layout(laid_out):
 
 
 def test_the_number_of_cached_layouts_is_limited():
-    model = make("BertModel")
+    model = small_model("BertModel")
     with torch.no_grad():
         for width in range(1, 31):
             for rows in (1, 2, 3):
-                model(**inputs("BertModel", shape=(rows, width), position_ids=None))
+                model(**every_input("BertModel", shape=(rows, width), position_ids=None))
     keys = list(state_of(model).layouts.entries)
     assert len(keys) == cached_layout.MAX_ENTRIES
     assert keys[-1][:2] == (3, 30)
@@ -260,8 +251,8 @@ def test_where_parameters_lie(exchange):
 
 def test_parameters_are_asked_after_through_dlpack_where_torch_has_its_exchange_api():
     """Without it the guard holds as well, at ten times the cost, and nothing else would show it."""
-    model = make("BertModel")
-    model(**inputs("BertModel"))
+    model = small_model("BertModel")
+    model(**every_input("BertModel"))
     wanted = len(list(model.parameters())) if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else 0
     assert state_of(model).guard._pointers.exchanged() == wanted
 
@@ -294,9 +285,9 @@ def test_positions_that_depend_on_ids_are_laid_out_every_time(laid_out, monkeypa
 
     family = replace(BERT, positions=after_zeros, positions_from_shape=False)
     monkeypatch.setattr(modeling.FastBertMixin, "family", family)
-    model = make("BertModel")
+    model = small_model("BertModel")
     for seed in range(3):
-        given = inputs("BertModel", seed, position_ids=None)
+        given = every_input("BertModel", seed, position_ids=None)
         given["input_ids"][:, seed] = 0
         expected = anew(model, **{**given, "position_ids": given["input_ids"].ne(0).cumsum(dim=1)})
         with torch.no_grad():

@@ -13,6 +13,7 @@ from bertfast.engine.recorder import Recorder
 from bertfast.ops import cpu, reference
 
 PACKAGE = Path(bertfast.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def parameters(op: object) -> list[str]:
@@ -44,3 +45,14 @@ def test_the_graph_calls_only_ops_of_the_contract():
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in ("O", "self.O"):
                     called.add(node.func.attr)
     assert called == set(ops.OPS)
+
+
+OTHER_CPU_FILE = {"linear_concat": "linear", "int8_embed_layer_norm": "embed_layer_norm"}  # one kernel computes both
+OTHER_GPU_FILE = {"linear_concat": "linear", "fp8_linear": "fp8_activation"}  # fp8_linear: torch's product, then this kernel
+
+
+@pytest.mark.parametrize("name", ops.OPS)
+def test_the_kernel_of_an_op_is_in_the_file_of_its_name(name):
+    """fp8 has no CPU kernels, int8 no GPU kernels."""
+    assert (ROOT / "csrc" / "cpu" / f"{OTHER_CPU_FILE.get(name, name)}.cpp").exists() == (not name.startswith("fp8"))
+    assert (ROOT / "kernels" / "fused" / f"{OTHER_GPU_FILE.get(name, name)}.py").exists() == (not name.startswith("int8"))

@@ -1,7 +1,7 @@
-"""Where the Triton kernels are tested: on a GPU with what the compiler made of them, elsewhere under Triton's interpreter.
+"""The Triton kernels are tested compiled where there is a GPU, and under Triton's interpreter everywhere.
 
-TRITON_INTERPRET must be set before triton is imported and shuts the compiler out, so the interpreter gets processes of its own:
-test_interpreter.py starts them on the test_triton_*.py files beside it. Where there is a GPU these files also run as they are.
+TRITON_INTERPRET is read when triton is imported and disables the compiler, so test_interpreter.py runs each test_triton_*.py file in a
+process of its own. Where there is a GPU, pytest also collects these files itself.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# Deterministic cuBLAS, which the fixture below asks for: read when a GPU is first used.
+# For the fixture below, which asks for deterministic cuBLAS; read when a GPU is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 HERE = Path(__file__).parent
@@ -33,7 +33,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Every tensor that torch leaves uninitialised holds NaN: an element that a kernel forgets cannot pass."""
+    """Memory that torch leaves uninitialised holds NaN, so that an element that no kernel writes fails the test."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).new_empty(3).isnan().all()
     yield
@@ -42,7 +42,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def cuda_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """bertfast.ops dispatches this device's tensors to the CUDA backend, and no CPU plan is used."""
+    """bertfast.ops dispatches tensors of this device to the CUDA backend, and no CPU plan is used."""
     from bertfast import ops
     from bertfast.engine import cpu_plans
 

@@ -1,6 +1,6 @@
 """Four repairs to Triton's interpreter (3.6 and 3.7), which stores bfloat16 as 16-bit integers and float8 as 8-bit ones.
 
-tl.dot multiplies those integers, and passes floats to a BLAS whose sums can depend on a row's place in the tile. float32 -> bfloat16
+tl.dot multiplies those integers, and calls a BLAS for floats, whose sums can depend on a row's place in the tile. float32 -> bfloat16
 truncates, where every GPU rounds to the nearest even; float32 -> float8 rounds halves away from zero and loses NaN. Only the
 interpreter's operations are replaced; the kernels under test are untouched.
 """
@@ -51,6 +51,6 @@ def _round_to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def _round_to_e4m3(values: np.ndarray) -> np.ndarray:
-    """To the nearest even, and to the largest where it is larger, as the GPUs' own conversion does."""
+    """To the nearest even, and to the largest value where it is larger, as GPUs convert."""
     clipped = torch.from_numpy(np.ascontiguousarray(values)).clamp(-448.0, 448.0)  # a NaN stays one
     return clipped.to(torch.float8_e4m3fn).view(torch.uint8).numpy().reshape(values.shape)

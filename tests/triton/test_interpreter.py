@@ -1,4 +1,4 @@
-"""The Triton kernels under Triton's interpreter: the files beside this one, each in a process of its own."""
+"""Runs each test_triton_*.py file under Triton's interpreter, in a process of its own."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""fp8: the kernels that emit float8, and whole models. Without a GPU that has a scaled product, plain torch stands in for it."""
+"""fp8: the kernels that emit float8, and whole models. Without a GPU that has scaled products, a float32 product stands in for them."""
 
 import copy
 
@@ -30,7 +30,7 @@ every_half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], i
 
 
 def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
-    """x as float8 holds it, with a scale for every `group` columns of a row: the definition."""
+    """The definition: x rounded to float8 with a scale for every `group` columns of a row."""
     grouped = x.unflatten(-1, (-1, group))
     scale = grouped.abs().amax(dim=-1, keepdim=True).clamp(min=2.0**-60) / 448
     return ((grouped / scale).to(E4M3).to(x.dtype) * scale).flatten(-2)
@@ -41,15 +41,13 @@ def check_rounding(rows: ops.Fp8Rows, exact: torch.Tensor, group: int) -> None:
     assert rows.values.dtype == E4M3
     assert rows.values.shape[0] % 16 == 0
     assert_as_accurate(dequantize_fp8(rows), yardstick=rounded(exact.float(), group), truth=exact)
-    assert (rows.values[: rows.rows].float().abs().unflatten(1, (-1, group)).amax(dim=2) == 448).all(), (
-        "a scale is not the largest it may be"
-    )
+    assert (rows.values[: rows.rows].float().abs().unflatten(1, (-1, group)).amax(dim=2) == 448).all(), "a scale is larger than needed"
 
 
 @every_half
 @pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize(("tokens", "F", "by_group"), [(3, 768, True), (17, 128, False), (1, 3072, True), (1, 3072, False), (9, 384, True)])
-def test_activation(tokens, F, by_group, activation, dtype, device):
+def test_fp8_activation(tokens, F, by_group, activation, dtype, device):
     x, bias = (torch.randn(tokens, F) * 3).to(device, dtype), torch.randn(F).to(device, dtype)
     exact = x.double() + bias.double()
     exact = activated(exact, activation)
@@ -59,16 +57,16 @@ def test_activation(tokens, F, by_group, activation, dtype, device):
 
 @every_half
 @pytest.mark.parametrize(("tokens", "H"), [(3, 768), (5, 384), (1, 1024), (2, 48)])
-def test_layer_norm_emits_both(tokens, H, dtype, device):
+def test_fp8_add_layer_norm_emits_both(tokens, H, dtype, device):
     x, residual = (torch.randn(tokens, H).to(device, dtype) for _ in range(2))
     weight, bias = (torch.randn(H).to(device, dtype) for _ in range(2))
     out = backend.fp8_add_layer_norm(x, residual, weight, bias, 1e-12)
-    plain = backend.add_layer_norm(x, residual, weight, bias, 1e-12)
-    assert torch.equal(out.unquantized, plain)
-    check_rounding(out, plain.double(), H)
+    unquantized = backend.add_layer_norm(x, residual, weight, bias, 1e-12)
+    assert torch.equal(out.unquantized, unquantized)
+    check_rounding(out, unquantized.double(), H)
 
 
-def test_zeros_and_what_is_not_finite(device):
+def test_zeros_and_values_that_are_not_finite(device):
     x = torch.zeros(4, 256, dtype=torch.float16, device=device)
     x[1, 3], x[2, 200], x[3] = float("nan"), float("inf"), 6e4
     for scaled_by in ("row", "group"):
@@ -98,7 +96,7 @@ def test_weights(by_group):
 @pytest.mark.parametrize("activation", [None, "gelu", "silu"])
 @pytest.mark.parametrize("given", ["tensor", "float8"])
 def test_fp8_linear_is_its_definition(given, activation, quantize, dtype, fp8_gpu, device):
-    """Through the contract: the float8 values, and so the result, differ only where a sum is rounded another way."""
+    """Through bertfast.ops: float8 values, and so results, differ only where a sum is rounded another way."""
     fp8_gpu(True)
     x, bias = torch.randn(7, 256).to(device, dtype), torch.randn(384).to(device, dtype)
     weights = [quantize_fp8_weight(torch.randn(384, 256, device=device) / 16)]
@@ -110,11 +108,11 @@ def test_fp8_linear_is_its_definition(given, activation, quantize, dtype, fp8_gp
     else:
         assert (got.scaled_by, got.dtype) == (quantize, dtype)
         got, want = dequantize_fp8(got), dequantize_fp8(want)
-    step = torch.finfo(dtype).eps if quantize is None else 0.125  # of the result's last digit
+    step = torch.finfo(dtype).eps if quantize is None else 0.125  # of the last digit of a result
     torch.testing.assert_close(got.float(), want.float(), rtol=2 * step, atol=2 * step)
 
 
-def test_the_contract_checks_what_fp8_linear_is_given(device):
+def test_ops_check_the_arguments_of_fp8_linear(device):
     x, weight = torch.ones(2, 256, dtype=torch.bfloat16, device=device), quantize_fp8_weight(torch.ones(16, 256, device=device))
     for arguments, message in (
         ((x.float(), [weight], [None]), r"x is torch\.float32, expected torch\.float16 or torch\.bfloat16"),
@@ -132,7 +130,7 @@ def test_the_contract_checks_what_fp8_linear_is_given(device):
 
 
 class Emulated(nn.Module):
-    """A linear layer that rounds its input and weight as fp8 does, and computes in the dtype it is given."""
+    """A linear layer that rounds its input and weight as fp8 does and computes in its input's dtype."""
 
     def __init__(self, linear: nn.Linear, group: int | None) -> None:
         super().__init__()
@@ -192,34 +190,34 @@ def by_groups(model: nn.Module) -> bool:
     return model.encoder.layer[0].output.dense.kernel_weight.scaled_by == "group"
 
 
-def errors(out, truth, real):
+def rms_error(out, truth, real):
     return (out.last_hidden_state[real].double() - truth.last_hidden_state[real]).pow(2).mean().sqrt()
 
 
 @every_half
 @pytest.mark.parametrize("groups", [True, False], ids=["groups", "rows"])
 def test_the_whole_model(groups, dtype, fp8_gpu, device):
-    """As near to float64 as plain torch that rounds at the same places and computes in float32."""
+    """As near to float64 as a torch model that rounds at the same places and computes in float32."""
     products = fp8_gpu(groups)
     _, original = pair_of("BertModel", dtype, device, **SIZES)
     ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
     assert by_groups(ours) is (groups if products is not None else support.groups_supported(device, dtype))
     if products is not None:
-        products.clear()  # the one that was tried before anything was quantized
+        products.clear()  # the trial product before quantization
     given = inputs([[1] * 9, [1] * 4 + [0] * 5, [1] + [0] * 8], device)
     real = given["attention_mask"].bool()
     with torch.no_grad():
         out = ours(**given)
         truth = copy.deepcopy(original).double()(**given)
         emulated = emulation(original, by_groups(ours))(**given)
-    assert 0 < errors(out, truth, real) <= 1.1 * errors(emulated, truth, real)
-    assert errors(out, truth, real) > 2 * errors(original(**given), truth, real), "nothing was rounded to float8"
+    assert 0 < rms_error(out, truth, real) <= 1.1 * rms_error(emulated, truth, real)
+    assert rms_error(out, truth, real) > 2 * rms_error(original(**given), truth, real), "nothing was rounded to float8"
     if products is not None:
         H, F = 64, 256
         assert products == 2 * [((3 * H, H), 1), ((F, H), 1), ((H, F), 2 if groups else 1)], "three products a layer"
 
 
-def test_no_pass_quantizes_what_a_kernel_could_emit(fp8_gpu, monkeypatch, device):
+def test_no_separate_pass_quantizes_what_a_kernel_emits(fp8_gpu, monkeypatch, device):
     fp8_gpu(True)
     ours, _ = pair_of("BertModel", torch.bfloat16, device, **SIZES)
     bertfast.optimize(ours, quantization="fp8")
@@ -232,37 +230,37 @@ def test_no_pass_quantizes_what_a_kernel_could_emit(fp8_gpu, monkeypatch, device
     monkeypatch.setattr(cuda_fp8, "fp8_activation", counted)
     with torch.no_grad():
         ours(**inputs([[1] * 5], device))
-    assert passes == [None, "gelu", "gelu"]  # the embeddings', and the activation of each layer
+    assert passes == [None, "gelu", "gelu"]  # for the embeddings, and for the activation of each layer
 
 
 @pytest.mark.parametrize("head", ["BertForSequenceClassification", "BertLMHeadModel"])
-def test_heads_under_graphs_and_plain(head, fp8_gpu, monkeypatch, device):
+def test_heads_in_cuda_graphs_and_eager(head, fp8_gpu, monkeypatch, device):
     fp8_gpu(True)
     if device.type == "cpu":
-        from test_triton_model import rerun
+        from test_triton_model import capture_stand_in
 
         monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)
-        monkeypatch.setattr(cuda_capture, "capture", rerun)
+        monkeypatch.setattr(cuda_capture, "capture", capture_stand_in)
     monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(8))
     config = {"is_decoder": True, "use_cache": False} if head == "BertLMHeadModel" else {}
     ours, original = pair_of(head, torch.float16, device, **SIZES, num_hidden_layers=1, **config)
     bertfast.optimize(ours, quantization="fp8")
     given = inputs([[1] * 5, [1, 1, 0, 0, 0]], device)
     with torch.no_grad():
-        recorded = ours(**given).logits
+        replayed = ours(**given).logits
         assert len(cuda_graph_cache.cache) == 1
         monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
-        plain = ours(**given).logits
+        eager = ours(**given).logits
         truth = original.double()(**given).logits
-    real = given["attention_mask"].bool() if plain.dim() == 3 else slice(None)
+    real = given["attention_mask"].bool() if eager.dim() == 3 else slice(None)
     if device.type == "cpu":
-        assert torch.equal(recorded, plain)
-    # A graph has more rows, for which a GPU may take another product: nearer to one another than either is to the truth.
-    assert (recorded - plain)[real].pow(2).mean() < (plain - truth)[real].pow(2).mean()
+        assert torch.equal(replayed, eager)
+    # A CUDA graph has more rows, for which a GPU may choose another product: the two are nearer to each other than to the truth.
+    assert (replayed - eager)[real].pow(2).mean() < (eager - truth)[real].pow(2).mean()
 
 
 def test_transformers_own_forward_runs_on_these_layers(fp8_gpu, device):
-    """It quantizes inputs that no layer emitted: the same rounding of slightly different numbers."""
+    """It quantizes inputs that no kernel emitted in float8: slightly different numbers, rounded alike."""
     fp8_gpu(True)
     _, original = pair_of("BertModel", torch.bfloat16, device, **SIZES)
     ours = bertfast.optimize(copy.deepcopy(original), quantization="fp8")
@@ -272,10 +270,10 @@ def test_transformers_own_forward_runs_on_these_layers(fp8_gpu, device):
         truth = copy.deepcopy(original).double()(**given)
         fast = ours(**given)
         ours.encoder.layer[0].register_forward_hook(lambda *a: None)
-        assert errors(ours(**given), truth, real) <= 1.5 * errors(fast, truth, real)
+        assert rms_error(ours(**given), truth, real) <= 1.5 * rms_error(fast, truth, real)
 
 
-def test_weights_that_lie_apart(fp8_gpu, device):
+def test_weights_in_separate_buffers(fp8_gpu, device):
     """Q, K and V weights in three buffers: three products, the same numbers."""
     fp8_gpu(True)
     ours, _ = pair_of("BertModel", torch.float16, device, **SIZES)
@@ -287,8 +285,8 @@ def test_weights_that_lie_apart(fp8_gpu, device):
         together = linear(x, layers)
         inner.key.weight_fp8 = inner.key.weight_fp8.clone()
         torch.testing.assert_close(linear(x, layers), together)
-        apart = torch.cat([layer(x) for layer in layers], dim=1)
-    torch.testing.assert_close(apart, together)
+        separate = torch.cat([layer(x) for layer in layers], dim=1)
+    torch.testing.assert_close(separate, together)
 
 
 def test_cross_attention(fp8_gpu, device):
@@ -309,7 +307,7 @@ def test_cross_attention(fp8_gpu, device):
     with torch.no_grad():
         out = ours(**given, encoder_hidden_states=states, use_cache=False)
         truth = original.double()(**given, encoder_hidden_states=states.double(), use_cache=False)
-    assert 0 < errors(out, truth, slice(None)) < 0.1
+    assert 0 < rms_error(out, truth, slice(None)) < 0.1
     if products is not None:
         assert [shape for shape, _ in products] == [(3 * 64, 64), (64, 64), (2 * 64, 64), (256, 64), (64, 256)]
 
@@ -323,7 +321,7 @@ def test_other_activations(fp8_gpu, device):
     with torch.no_grad():
         emulated = emulation(original, by_groups(ours))(**given)
         truth = original.double()(**given)
-        assert errors(ours(**given), truth, real) <= 1.1 * errors(emulated, truth, real)
+        assert rms_error(ours(**given), truth, real) <= 1.1 * rms_error(emulated, truth, real)
 
 
 def test_loading(fp8_gpu, tmp_path, device):
@@ -349,7 +347,7 @@ def test_loading(fp8_gpu, tmp_path, device):
             load(tmp_path, quantization="fp8")
 
 
-def test_what_cannot_be_says_so(fp8_gpu, monkeypatch, device):
+def test_unsupported_uses_raise(fp8_gpu, monkeypatch, device):
     fp8_gpu(True)
     ours, original = pair_of("BertModel", torch.bfloat16, device, **SIZES)
     bertfast.optimize(ours, quantization="fp8")

@@ -1,5 +1,5 @@
-"""generate() on the CUDA backend: the decoding kernels, and steps captured once for each number of sequences. Without a GPU a Recorder
-stands in for CUDA's capture, as in test_triton_graphs.py."""
+"""generate() on the CUDA backend: the cache kernels, and decode steps captured once for each number of sequences. Without a GPU,
+CountedCapture of test_triton_cuda_graphs.py stands in for CUDA's capture."""
 
 import copy
 import gc
@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_triton_graphs import Recorder
+from test_triton_cuda_graphs import CountedCapture
 from transformers import BertConfig
 from transformers.models.bert import modeling_bert as theirs
 
@@ -27,8 +27,8 @@ PROMPTS = [[0, 0, 11, 12, 13], [21, 22, 23, 24, 25], [0, 0, 0, 0, 31]]  # 0: pad
 
 
 @pytest.fixture(autouse=True)
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    stand_in = Recorder()
+def counted(monkeypatch: pytest.MonkeyPatch) -> CountedCapture:
+    stand_in = CountedCapture()
     monkeypatch.delenv("BERTFAST_CUDA_GRAPHS", raising=False)
     monkeypatch.setattr(cuda_capture, "capture", stand_in)
     monkeypatch.setattr(cuda_graph_eligibility, "_reasons", Counter())
@@ -47,7 +47,7 @@ def fast_path_only(monkeypatch):
 
 @pytest.fixture
 def sizes(monkeypatch) -> list[int]:
-    """How many sequences each step had."""
+    """The number of sequences of each decode step."""
     seen: list[int] = []
     call = cuda_decoder.CudaDecoder.__call__
 
@@ -79,7 +79,7 @@ def prompts(device, rows=PROMPTS):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def both(pair, given, **options):
+def generate_both(pair, given, **options):
     found = []
     for model in pair:
         torch.manual_seed(0)
@@ -87,30 +87,30 @@ def both(pair, given, **options):
     return found
 
 
-def test_greedy_tokens_are_transformers_and_each_size_is_recorded_once(pair, recorder, sizes, device):
+def test_greedy_tokens_are_transformers_and_each_size_is_captured_once(pair, counted, sizes, device):
     given = prompts(device)
-    for _ in range(2):  # the second generation finds the cache and the steps of the first
-        theirs_, ours = both(pair, given, do_sample=False, max_new_tokens=10, eos_token_id=None)
+    for _ in range(2):  # the second generation reuses the cache and the steps of the first
+        theirs_, ours = generate_both(pair, given, do_sample=False, max_new_tokens=10, eos_token_id=None)
         assert torch.equal(ours, theirs_)
     assert sizes == [3] * 18
-    assert recorder.captures == 1
-    assert recorder.replays == 1 + 18  # the first is the one that was compared with the eager step
+    assert counted.captures == 1
+    assert counted.replays == 1 + 18  # the first is the one that was compared with the eager step
     assert not cuda_graph_eligibility.eager_reasons()
 
 
-def test_ended_sequences_leave_when_the_rest_fits_a_smaller_step(pair, recorder, sizes, device):
+def test_finished_sequences_leave_when_the_rest_fits_a_smaller_step(pair, counted, sizes, device):
     given = prompts(device, [[11 + i, 12, 13 + 2 * i] for i in range(5)])
-    theirs_, ours = both(pair, given, do_sample=True, max_new_tokens=24)
+    theirs_, ours = generate_both(pair, given, do_sample=True, max_new_tokens=24)
     assert torch.equal(ours, theirs_)
     assert set(sizes) <= {5, 4, 2, 1}
     assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) > 1, "rows are to end at different times: choose other prompts"
-    assert recorder.captures == len(set(sizes))
+    assert len(set(sizes)) > 1, "sequences must finish at different times: choose other prompts"
+    assert counted.captures == len(set(sizes))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_half_precision_captured_and_eager(dtype, pair, recorder, monkeypatch, device):
-    """The same kernels either way: the same tokens and the same scores, bit for bit."""
+def test_half_precision_captured_and_eager(dtype, pair, counted, monkeypatch, device):
+    """Both run the same kernels: the same tokens, and scores of the same bits."""
     ours = pair[1].to(dtype)
     found = []
     for graphs in (True, False):
@@ -120,21 +120,21 @@ def test_half_precision_captured_and_eager(dtype, pair, recorder, monkeypatch, d
         found.append(ours.generate(**prompts(device, PROMPTS[1:2] * 2), **options))
     assert torch.equal(found[0].sequences, found[1].sequences)
     assert all(map(torch.equal, found[0].scores, found[1].scores))
-    assert recorder.captures == 1
+    assert counted.captures == 1
     assert cuda_graph_eligibility.eager_reasons() == {"BERTFAST_CUDA_GRAPHS=0": 1}
 
 
-def test_sampling_with_processors_and_token_types(pair, recorder, device):
+def test_sampling_with_processors_and_token_types(pair, counted, device):
     given = {**prompts(device), "token_type_ids": torch.tensor([[0, 0, 1, 1, 1], [0] * 5, [1] * 5], device=device)}
-    theirs_, ours = both(pair, given, do_sample=True, top_k=20, temperature=0.8, repetition_penalty=1.2, max_new_tokens=8)
+    theirs_, ours = generate_both(pair, given, do_sample=True, top_k=20, temperature=0.8, repetition_penalty=1.2, max_new_tokens=8)
     assert torch.equal(ours, theirs_)
-    assert recorder.captures >= 1
+    assert counted.captures >= 1
 
 
-def test_the_cache_that_is_returned_is_the_callers_own(pair, device):
+def test_a_later_generation_leaves_the_returned_cache_alone(pair, device):
     given = prompts(device, [[11, 12, 13], [21, 22, 23]])
     options = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": None, "return_dict_in_generate": True}
-    theirs_, ours = both(pair, given, **options)
+    theirs_, ours = generate_both(pair, given, **options)
     name = next(n for n in ("cache", "past_key_values") if ours.get(n) is not None)
     kept = [(layer.keys.clone(), layer.values.clone()) for layer in ours[name].layers]
     pair[1].generate(**prompts(device, [[5, 6, 7], [8, 9, 10]]), **options)
@@ -148,22 +148,22 @@ WAITS = ("tolist", "item", "__bool__", "__int__", "__index__", "cpu", "numpy")
 
 
 def test_no_token_waits_for_the_device(pair, monkeypatch, device):
-    """On a GPU each of these is a wait. A generation may wait where it begins, where it records, where it ends; never at a token."""
-    looks: list[loop.FinishedTracker] = []
-    if device.type == "cpu":  # as a GPU has it: late looks, with an event that has always happened
+    """On a GPU each method of WAITS waits. A generation may wait at its start, at a capture and at its end, at no token."""
+    trackers: list[loop.FinishedTracker] = []
+    if device.type == "cpu":  # as on a GPU: flags are read late, after an event, which here has always happened
 
-        class Ended(loop.FinishedTracker):
+        class PolledTracker(loop.FinishedTracker):
             def __init__(self, unfinished, each_step):
                 super().__init__(unfinished, each_step)
                 self.each_step = each_step
-                looks.append(self)
+                trackers.append(self)
 
         class Event:
             record = query = lambda self: True
 
-        monkeypatch.setattr(loop, "FinishedTracker", Ended)
+        monkeypatch.setattr(loop, "FinishedTracker", PolledTracker)
         monkeypatch.setattr(torch.cuda, "Event", Event)
-    for module in (cuda, cuda_rows):  # it reads pinned memory of the host
+    for module in (cuda, cuda_rows):  # it reads pinned host memory
         monkeypatch.setattr(module, "raise_out_of_range", lambda device: None)
     waits: list[str] = []
 
@@ -171,8 +171,8 @@ def test_no_token_waits_for_the_device(pair, monkeypatch, device):
         real = getattr(torch.Tensor, name)
 
         def watched(self, *arguments):
-            arrived = any(self is look.host for look in looks)  # on a GPU these flags lie on the host
-            if not arrived and (device.type == "cpu" or self.is_cuda):
+            on_host = any(self is tracker.host for tracker in trackers)  # as a GPU's copies of these flags are
+            if not on_host and (device.type == "cpu" or self.is_cuda):
                 waits.append(name)
             return real(self, *arguments)
 
@@ -187,16 +187,16 @@ def test_no_token_waits_for_the_device(pair, monkeypatch, device):
         assert out.shape[1] == 5 + tokens
         return len(waits)
 
-    generate(4)  # records
+    generate(4)  # captures
     few = generate(4)
     assert few > 0, "nothing is watched"
     assert generate(25) == few
 
 
-def test_flags_that_arrive_late_change_no_token(pair, monkeypatch, sizes, device):
-    """Steps that went too far are cut off."""
+def test_finished_flags_that_are_read_late_change_no_token(pair, monkeypatch, sizes, device):
+    """The tokens of steps after the last sequence has finished are cut off."""
 
-    class Late(loop.FinishedTracker):
+    class LateTracker(loop.FinishedTracker):
         def __init__(self, unfinished, each_step):
             super().__init__(unfinished, each_step)
             self.each_step, self.seen = False, []
@@ -205,26 +205,26 @@ def test_flags_that_arrive_late_change_no_token(pair, monkeypatch, sizes, device
             self.seen.append(unfinished.tolist())
             return self.seen[max(len(self.seen) - 4, 0)]
 
-    monkeypatch.setattr(loop, "FinishedTracker", Late)
+    monkeypatch.setattr(loop, "FinishedTracker", LateTracker)
     given = prompts(device, [[11 + i, 12, 13 + 2 * i] for i in range(3)])
-    theirs_, ours = both(pair, given, do_sample=True, max_new_tokens=40)
-    assert theirs_.shape[1] < 43, "the rows are to end early: choose other prompts"
+    theirs_, ours = generate_both(pair, given, do_sample=True, max_new_tokens=40)
+    assert theirs_.shape[1] < 43, "the sequences must finish early: choose other prompts"
     assert torch.equal(ours, theirs_)
     assert len(sizes) > ours.shape[1] - 3 - 1
 
 
-def test_weights_that_move_are_recorded_anew(pair, recorder, device):
+def test_weights_that_move_are_captured_anew(pair, counted, device):
     given, options = prompts(device), {"do_sample": False, "max_new_tokens": 3, "eos_token_id": None}
     pair[1].generate(**given, **options)
     for model in pair:
         dense = model.bert.encoder.layer[0].output.dense
         dense.weight.data = dense.weight.data * -2
-    theirs_, mine = both(pair, given, **options)
+    theirs_, mine = generate_both(pair, given, **options)
     assert torch.equal(mine, theirs_)
-    assert recorder.captures == 2
+    assert counted.captures == 2
 
 
-def test_a_larger_generation_makes_a_larger_cache_and_a_smaller_one_reuses_it(pair, recorder, device):
+def test_a_larger_generation_makes_a_larger_cache_and_a_smaller_one_reuses_it(pair, counted, device):
     ours = pair[1]
     options = {"do_sample": False, "eos_token_id": None}
     ours.generate(**prompts(device), max_new_tokens=3, **options)
@@ -234,34 +234,34 @@ def test_a_larger_generation_makes_a_larger_cache_and_a_smaller_one_reuses_it(pa
     assert state_of(ours).idle_decoder is decoder
     ours.generate(**prompts(device, PROMPTS * 2), max_new_tokens=3, **options)
     assert state_of(ours).idle_decoder.rows == 8
-    assert recorder.captures == 3
+    assert counted.captures == 3
     del decoder
     gc.collect()
-    if device.type == "cuda":  # a Recorder's replay keeps what it replays
+    if device.type == "cuda":  # a stand-in's replay keeps its step alive
         assert len(cuda_graph_cache.cache) == 1
 
 
-def test_the_least_recently_used_step_goes(pair, monkeypatch, recorder, device):
+def test_the_least_recently_used_step_is_evicted(pair, monkeypatch, counted, device):
     monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(1))
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 3}
     for rows, expected in ((PROMPTS, 1), (PROMPTS, 1), (PROMPTS[:2], 2), (PROMPTS, 3)):
-        theirs_, ours = both(pair, prompts(device, rows), **options)
+        theirs_, ours = generate_both(pair, prompts(device, rows), **options)
         assert torch.equal(ours, theirs_)
-        assert recorder.captures == expected
+        assert counted.captures == expected
     assert len(cuda_graph_cache.cache) == 1
 
 
-def test_a_model_takes_its_steps_along(pair, monkeypatch, device):
-    if device.type == "cpu":  # a Recorder's replay keeps the model alive
+def test_steps_are_freed_with_their_model(pair, monkeypatch, device):
+    if device.type == "cpu":  # a stand-in's replay keeps the model alive
         monkeypatch.setattr(cuda_capture, "capture", lambda run, device: (lambda: None, run()))
         monkeypatch.setattr(cuda_decoder.torch, "equal", lambda a, b: True)
-    gone = []
+    freed = []
     model = copy.deepcopy(pair[1])
     model.generate(**prompts(device), do_sample=False, max_new_tokens=2, eos_token_id=None)
-    weakref.finalize(state_of(model).idle_decoder, gone.append, True)
+    weakref.finalize(state_of(model).idle_decoder, freed.append, True)
     del model
     gc.collect()
-    assert gone == [True]
+    assert freed == [True]
 
 
 def test_a_step_that_cuda_cannot_capture_runs_eagerly(pair, monkeypatch, caplog, device):
@@ -269,7 +269,7 @@ def test_a_step_that_cuda_cannot_capture_runs_eagerly(pair, monkeypatch, caplog,
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(cuda_capture, "capture", refuse)
-    theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=5, eos_token_id=None)
+    theirs_, ours = generate_both(pair, prompts(device), do_sample=False, max_new_tokens=5, eos_token_id=None)
     assert torch.equal(ours, theirs_)
     assert cuda_graph_eligibility.eager_reasons() == {
         "CUDA could not capture the step: operation not permitted when stream is capturing": 4
@@ -277,36 +277,36 @@ def test_a_step_that_cuda_cannot_capture_runs_eagerly(pair, monkeypatch, caplog,
     assert len([r for r in caplog.records if "no CUDA graph for a step of 3 sequences" in r.getMessage()]) == 1
 
 
-def test_beams_share_steps_of_one_size(pair, recorder, sizes, device):
-    """Beams change places between replays: slots are part of the state."""
+def test_beams_share_steps_of_one_size(pair, counted, sizes, device):
+    """Beams change cache rows between replays: the rows are part of the captured state."""
     given = {**prompts(device), "token_type_ids": torch.tensor([[0, 0, 1, 1, 1], [0] * 5, [1] * 5], device=device)}
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True}
     for _ in range(2):
-        theirs_, ours = both(pair, given, do_sample=False, **options)
+        theirs_, ours = generate_both(pair, given, do_sample=False, **options)
         assert torch.equal(ours.sequences, theirs_.sequences)
         assert torch.equal(ours.beam_indices, theirs_.beam_indices)
         torch.testing.assert_close(ours.sequences_scores, theirs_.sequences_scores, rtol=1e-4, atol=1e-4)
-    places = ours.beam_indices[:, :6]
-    assert (places[places >= 0] % 3).unique().numel() == 3, "beams are to change places: choose other prompts"
+    parents = ours.beam_indices[:, :6]
+    assert (parents[parents >= 0] % 3).unique().numel() == 3, "beams must change cache rows: choose other prompts"
     assert set(sizes) == {9}
-    assert recorder.captures == 1
-    theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=10, eos_token_id=None)
-    assert torch.equal(ours, theirs_), "three sequences in what was made for nine"
+    assert counted.captures == 1
+    theirs_, ours = generate_both(pair, prompts(device), do_sample=False, max_new_tokens=10, eos_token_id=None)
+    assert torch.equal(ours, theirs_), "three sequences in a decoder made for nine"
 
 
-def test_a_step_that_replays_other_values_is_not_used(pair, monkeypatch, recorder, device):
+def test_a_step_that_replays_other_values_is_not_used(pair, monkeypatch, counted, device):
     def forgetful(run, device):
-        replay, logits = recorder(run, device)
+        replay, logits = counted(run, device)
         return (lambda: (replay(), logits["logits"].value.add_(1))), logits
 
     monkeypatch.setattr(cuda_capture, "capture", forgetful)
-    theirs_, ours = both(pair, prompts(device), do_sample=False, max_new_tokens=4, eos_token_id=None)
+    theirs_, ours = generate_both(pair, prompts(device), do_sample=False, max_new_tokens=4, eos_token_id=None)
     assert torch.equal(ours, theirs_)
     assert list(cuda_graph_eligibility.eager_reasons()) == ["the first replay of a step gave other values than the eager step"]
 
 
 def test_batch_invariant(pair, device):
-    """A sequence's scores are the same bits alone and among others."""
+    """A sequence's scores have the same bits alone and in a batch."""
     ours = pair[1]
     ours.batch_invariant = True
     options = {"do_sample": False, "max_new_tokens": 3, "eos_token_id": None, "return_dict_in_generate": True, "output_scores": True}

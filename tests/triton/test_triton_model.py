@@ -1,4 +1,4 @@
-"""The whole model on the CUDA backend: packing, graph and heads on the Triton kernels, against transformers.
+"""Whole models on the CUDA backend, against transformers: layout, encoder and heads on the Triton kernels.
 
 Truth is transformers in float64; the yardstick is transformers in the dtype under test.
 """
@@ -57,7 +57,6 @@ def inputs(mask: list[list[int]], device: torch.device) -> dict[str, torch.Tenso
 
 def check(ours: nn.Module, reference: nn.Module, given: dict[str, torch.Tensor]) -> None:
     real = given["attention_mask"].bool() if "attention_mask" in given else None
-    # Not on this device: the interpreter's registration must not touch the reference, which calls no op of ours anyway.
     with torch.no_grad():
         actual = ours(**given)
         yardstick = reference(**given)
@@ -77,7 +76,7 @@ def check(ours: nn.Module, reference: nn.Module, given: dict[str, torch.Tensor])
 @pytest.mark.parametrize("shape", BATCHES)
 def test_hidden_states(shape, dtype, device):
     ours, reference = pair("BertModel", dtype, device)
-    if shape == "left-padded":  # transformers pools column 0 of such a row, so the call is computed with its padding
+    if shape == "left-padded":  # transformers pools column 0, here padding, which would make the layout KEPT
         ours.pooler = reference.pooler = None
     assert ops.has_kernels(device, dtype)
     check(ours, reference, inputs(BATCHES[shape], device))
@@ -118,11 +117,11 @@ def test_inputs_embeds(device):
 
 
 def test_no_op_runs_on_the_reference(monkeypatch, device):
-    """Otherwise everything above would hold without a kernel."""
-    from bertfast.ops import reference as plain
+    """Without this, the tests above would pass without a kernel."""
+    from bertfast.ops import reference as reference_ops
 
     for name in ("embed_layer_norm", "linear", "linear_concat", "add_layer_norm", "varlen_attention", "pack", "unpack"):
-        monkeypatch.setattr(plain, name, None)
+        monkeypatch.setattr(reference_ops, name, None)
     ours, _ = pair("BertForQuestionAnswering", torch.float16, device)
     with torch.no_grad():
         ours(**inputs(BATCHES["right-padded"], device))
@@ -137,24 +136,24 @@ def test_an_id_out_of_range_is_named(device):
         ours(**given)
         if device.type == "cuda":
             torch.cuda.synchronize()
-            ours(**given)  # a device reports late: the next call says it
+            ours(**given)  # a GPU reports late: the next call raises
 
     with torch.no_grad(), pytest.raises(ValueError, match=r"input_ids: got 97, expected 0 <= input_ids < 97"):
         run()
 
 
 @every_dtype
-@pytest.mark.parametrize("graph", [True, False], ids=["recorded", "launched"])
+@pytest.mark.parametrize("graph", [True, False], ids=["cuda_graph", "eager"])
 def test_batch_invariant(graph, dtype, monkeypatch, device):
-    """A sequence's bits are the same alone and among others, whatever their lengths and number; and they are right."""
+    """A sequence has the same bits alone and in a batch of other lengths, and they are right."""
     from bertfast.engine import cpu_plans, cuda_capture, cuda_graph_cache, cuda_graphs
 
     if not graph:
         monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
-    elif device.type == "cpu":  # the stand-in for CUDA's capture: see test_triton_graphs.py
+    elif device.type == "cpu":  # the stand-in for CUDA's capture: see test_triton_cuda_graphs.py
         monkeypatch.setattr(cpu_plans, "run", cuda_graphs.run)
         monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(8))
-        monkeypatch.setattr(cuda_capture, "capture", rerun)
+        monkeypatch.setattr(cuda_capture, "capture", capture_stand_in)
     _, reference = pair("BertModel", dtype, device, hidden_act="gelu_new")
     ours = bertfast.optimize(copy.deepcopy(reference), batch_invariant=True)
     given = inputs([[1] * 5 + [0] * 4, [1] * 9, [1] + [0] * 8], device)
@@ -166,7 +165,8 @@ def test_batch_invariant(graph, dtype, monkeypatch, device):
     check(ours, reference, given)
 
 
-def rerun(run, device):
+def capture_stand_in(run, device):
+    """In place of CUDA's capture: a replay runs the forward again, into the same outputs."""
     logits = run()
 
     def replay() -> None:
@@ -176,7 +176,7 @@ def rerun(run, device):
     return replay, logits
 
 
-def test_batch_invariant_leaves_no_product_to_cublas(monkeypatch, device):
+def test_batch_invariant_computes_no_product_by_cublas(monkeypatch, device):
     from bertfast.ops import cuda
 
     ours, _ = pair("BertForQuestionAnswering", torch.float16, device)

@@ -28,8 +28,8 @@ def varlen_attention(
     if q.shape[2] > varlen_kernel.MAX_HEAD_SIZE:
         return reference.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, scale)
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    fixed = is_batch_invariant()
-    tile = tuning.attention_invariant_tile(q.dtype, q.shape[2]) if fixed else tuning.attention_tile(q.dtype, q.shape[2], *lengths[2:])
+    fixed, D = is_batch_invariant(), q.shape[2]
+    tile = tuning.varlen_attention_invariant_tile(q.dtype, D) if fixed else tuning.varlen_attention_tile(q.dtype, D, *lengths[2:])
     return cast(
         Tensor,
         varlen_kernel.varlen_attention(q, k, v, *lengths, causal, scale, tile=tile, whole_in_one=not fixed, allow_tf32=allow_tf32()),
@@ -48,5 +48,9 @@ def cached_attention(
     T, N, D = q.shape
     if D > cached_kernel.MAX_HEAD_SIZE:
         return reference.cached_attention(q, keys, values, rows, first, last, scale)
-    tile = tuning.decode_invariant_tile(q.dtype, D) if is_batch_invariant() else tuning.decode_tile(q.dtype, D, T * N, keys.shape[2])
+    tile = (
+        tuning.cached_attention_invariant_tile(q.dtype, D)
+        if is_batch_invariant()
+        else tuning.cached_attention_tile(q.dtype, D, T * N, keys.shape[2])
+    )
     return cast(Tensor, cached_kernel.cached_attention(q, keys, values, rows, first, last, scale, tile=tile))

@@ -40,8 +40,8 @@ _local = threading.local()
 def batch_invariant() -> Iterator[None]:
     """Within, in this thread: one tile for every product and attention, so that a row has the same bits alone and in any batch.
 
-    cuBLAS chooses its kernel, and whether it splits a sum, by the number of rows, so the Triton GEMM computes all products. The row-wise
-    kernels are invariant anyway.
+    cuBLAS chooses its kernel, and whether it splits a sum, by the number of rows, so the Triton linear kernel computes all products. The
+    row-wise kernels are invariant anyway.
     """
     before = is_batch_invariant()
     _local.invariant = True

@@ -1,4 +1,4 @@
-"""CUDA matrix products: cuBLAS (through torch) with the activation kernel, or the Triton GEMM."""
+"""CUDA matrix products: cuBLAS (through torch) with the activation kernel, or the Triton linear kernel."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -16,7 +16,7 @@ from bertfast.ops.cuda.launch import allow_tf32, is_batch_invariant, on_its_devi
 @on_its_device
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
     fixed = is_batch_invariant()
-    if activation in (None, "gelu") and (fixed or _triton_gemm_wins(x, weight)):
+    if activation in (None, "gelu") and (fixed or _triton_linear_wins(x, weight)):
         return _triton_linear(x, weight, bias, activation == "gelu", fixed)
     if activation is None:
         return F.linear(x, weight, bias)
@@ -26,14 +26,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
 
 
 def _triton_linear(x: Tensor, weight: Tensor, bias: Tensor | None, with_gelu: bool, fixed: bool) -> Tensor:
-    tile = tuning.gemm_invariant_tile(x.dtype) if fixed else tuning.gemm_tile(x.dtype, x.shape[0])
+    tile = tuning.linear_invariant_tile(x.dtype) if fixed else tuning.linear_tile(x.dtype, x.shape[0])
     return cast(Tensor, linear_kernel.linear(x, weight, bias, gelu=with_gelu, tile=tile, allow_tf32=allow_tf32()))
 
 
-def _triton_gemm_wins(x: Tensor, weight: Tensor) -> bool:
-    if not tuning.GEMM_WINS or not x.is_cuda:
+def _triton_linear_wins(x: Tensor, weight: Tensor) -> bool:
+    if not tuning.TRITON_LINEAR_WINS or not x.is_cuda:
         return False
-    return tuning.triton_gemm_wins(torch.cuda.get_device_name(x.device), x.dtype, x.shape[0], weight.shape[1], weight.shape[0])
+    return tuning.triton_linear_wins(torch.cuda.get_device_name(x.device), x.dtype, x.shape[0], weight.shape[1], weight.shape[0])
 
 
 @on_its_device

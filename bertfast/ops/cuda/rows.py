@@ -11,6 +11,7 @@ from bertfast.kernels import embed_layer_norm as embed_kernel
 from bertfast.kernels import pack as pack_kernel
 from bertfast.kernels import stage as stage_kernel
 from bertfast.kernels import tuning
+from bertfast.kernels import unpack as unpack_kernel
 from bertfast.ops import reference
 from bertfast.ops.cuda.launch import on_its_device
 
@@ -76,7 +77,7 @@ def pack(x: Tensor, indices: Tensor) -> Tensor:
 
 @on_its_device
 def unpack(x: Tensor, indices: Tensor, rows: int, fill: float = 0.0) -> Tensor:
-    return cast(Tensor, pack_kernel.unpack(x, indices, rows, fill, tile=tuning.pack_tile(x.shape[1])))
+    return cast(Tensor, unpack_kernel.unpack(x, indices, rows, fill, tile=tuning.unpack_tile(x.shape[1])))
 
 
 @on_its_device

@@ -1,5 +1,4 @@
-"""Forwards captured as CUDA graphs and replayed. Without a GPU a Recorder stands in for CUDA's capture: it replays by running the forward
-again on the same buffers, into the same outputs. Everything else is as on a GPU."""
+"""Forwards captured as CUDA graphs and replayed. Without a GPU, CountedCapture stands in for CUDA's capture; the rest is as on a GPU."""
 
 import copy
 import gc
@@ -24,7 +23,9 @@ from bertfast.ops.cuda import rows as cuda_rows
 pytestmark = pytest.mark.usefixtures("cuda_path")
 
 
-class Recorder:
+class CountedCapture:
+    """Counts captures and replays. Without a GPU, a replay runs the forward again on the same buffers, into the same outputs."""
+
     def __init__(self) -> None:
         self.captures, self.replays = 0, 0
         self.outputs: list[dict[str, HeadOutput]] = []
@@ -47,8 +48,8 @@ class Recorder:
 
 
 @pytest.fixture(autouse=True)
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    stand_in = Recorder()
+def counted(monkeypatch: pytest.MonkeyPatch) -> CountedCapture:
+    stand_in = CountedCapture()
     monkeypatch.delenv("BERTFAST_CUDA_GRAPHS", raising=False)
     monkeypatch.setattr(cuda_capture, "capture", stand_in)
     monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(cuda_graph_cache.MAX_GRAPHS))
@@ -84,32 +85,32 @@ def test_buckets():
 
 @pytest.mark.parametrize("head", ["BertModel", "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-def test_one_graph_serves_every_batch_of_its_bucket(head, dtype, recorder, device):
+def test_one_graph_serves_every_batch_of_its_bucket(head, dtype, counted, device):
     ours, reference = pair(head, dtype, device)
     for given in (padded(7, 3, 5, device=device), padded(1, 2, 1, 4, device=device), padded(6, 6, 6, device=device)):
         check(ours, reference, given)
-    assert recorder.captures == 1
-    assert recorder.replays == 1 + 3  # the first is the one that was compared with the eager forward
+    assert counted.captures == 1
+    assert counted.replays == 1 + 3  # the first is the one that was compared with the eager forward
     assert not cuda_graph_eligibility.eager_reasons()
 
 
-def test_causal(recorder, device):
+def test_causal(counted, device):
     ours, reference = pair("BertLMHeadModel", torch.float16, device, is_decoder=True, use_cache=False)
     for given in (padded(7, 3, device=device), padded(2, 2, device=device)):
         check(ours, reference, given)
-    assert recorder.captures == 1
+    assert counted.captures == 1
 
 
-def test_nothing_leaks_out_of_the_padding_of_a_bucket(recorder, device):
-    """Rows past the real ones hold NaN from the first layer on: memory left uninitialised does, in these tests."""
+def test_the_padding_of_a_bucket_reaches_no_output(counted, device):
+    """Rows past the real ones hold NaN from the first layer on, as uninitialised memory does in these tests."""
     ours, _ = pair("BertModel", torch.float16, device)
     with torch.no_grad():
         for given in (padded(9, 4, 2, device=device), padded(3, 8, 1, device=device)):
             out = ours(**given)
             T = int(given["attention_mask"].sum())
-            [recorded] = recorder.outputs
-            assert recorded["last_hidden_state"].value.shape[0] == 32
-            assert recorded["last_hidden_state"].value[T:].isnan().any()
+            [captured] = counted.outputs
+            assert captured["last_hidden_state"].value.shape[0] == 32
+            assert captured["last_hidden_state"].value[T:].isnan().any()
             assert out.last_hidden_state.isfinite().all()
             assert out.pooler_output.isfinite().all()
             assert (out.last_hidden_state[given["attention_mask"] == 0] == 0).all()
@@ -117,14 +118,14 @@ def test_nothing_leaks_out_of_the_padding_of_a_bucket(recorder, device):
 
 @pytest.fixture
 def tf32() -> Iterator[Callable[[bool], None]]:
-    """Sets torch's switch, and puts it back."""
+    """Sets torch's switch; its value before is restored."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     yield lambda allowed: setattr(matmul, "allow_tf32", allowed)
     matmul.allow_tf32 = before
 
 
-def test_what_the_kernels_depend_on_is_in_the_key(tf32, recorder, device):
+def test_all_that_kernels_depend_on_is_in_the_key(tf32, counted, device):
     ours, _ = pair("BertModel", torch.float32, device)
     given = padded(3, 2, device=device)
     without_types = {name: t for name, t in given.items() if name != "token_type_ids"}
@@ -132,46 +133,46 @@ def test_what_the_kernels_depend_on_is_in_the_key(tf32, recorder, device):
     with torch.no_grad():
         for expected, arguments in ((1, given), (2, without_types), (2, given), (3, padded(2, 2, 2, device=device))):
             ours(**arguments)
-            assert recorder.captures == expected
+            assert counted.captures == expected
         tf32(True)
         ours(**given)
-        assert recorder.captures == 4
+        assert counted.captures == 4
         tf32(False)
         ours(**given)
-        assert recorder.captures == 4
+        assert counted.captures == 4
         ours.pooler = None
         ours(**given)
-        assert recorder.captures == 5
+        assert counted.captures == 5
 
 
-def test_weights_changed_in_place_are_seen_and_moved_ones_recorded_anew(recorder, device):
+def test_weights_changed_in_place_are_seen_and_moved_ones_captured_anew(counted, device):
     ours, reference = pair("BertModel", torch.float32, device)
     given = padded(5, 3, device=device)
     check(ours, reference, given)
     for model in (ours, reference):
         model.encoder.layer[0].output.dense.weight.data.mul_(0.5)
     check(ours, reference, given)
-    assert recorder.captures == 1
+    assert counted.captures == 1
     for model in (ours, reference):
         model.encoder.layer[0].output.dense.weight.data = model.encoder.layer[0].output.dense.weight.data * 2
     check(ours, reference, given)
-    assert recorder.captures == 2
+    assert counted.captures == 2
     assert len(cuda_graph_cache.cache) == 1
 
 
-def test_the_least_recently_used_graph_goes(monkeypatch, recorder, device):
+def test_the_least_recently_used_graph_is_evicted(monkeypatch, counted, device):
     monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(2))
     ours, _ = pair("BertModel", torch.float32, device)
     a, b, c = (2,), (2, 1), (1, 1, 1)  # one, two and four sequences: a bucket each
     with torch.no_grad():
         for lengths, expected in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4)):
             ours(**padded(*lengths, device=device))
-            assert recorder.captures == expected
+            assert counted.captures == expected
     assert len(cuda_graph_cache.cache) == 2
 
 
-def test_a_model_takes_its_graphs_along(monkeypatch, recorder, device):
-    real = recorder.real  # a Recorder's replay keeps the model alive
+def test_graphs_are_freed_with_their_model(monkeypatch, counted, device):
+    real = counted.real  # a stand-in's replay keeps the model alive
     monkeypatch.setattr(cuda_capture, "capture", lambda run, device: (lambda: None, run()) if device.type == "cpu" else real(run, device))
     ours, _ = pair("BertModel", torch.float32, device)
     other, _ = pair("BertModel", torch.float32, device)
@@ -184,7 +185,7 @@ def test_a_model_takes_its_graphs_along(monkeypatch, recorder, device):
     assert len(cuda_graph_cache.cache) == 1
 
 
-def test_outputs_are_the_callers_own(device):
+def test_a_later_call_leaves_outputs_alone(device):
     ours, _ = pair("BertModel", torch.float32, device)
     first_given, second_given = padded(5, 3, device=device), padded(2, 6, device=device)
     with torch.no_grad():
@@ -195,7 +196,7 @@ def test_outputs_are_the_callers_own(device):
         assert torch.equal(first[name], before[name])
 
 
-def test_threads_take_turns(device):
+def test_replays_of_several_threads_are_serialized(device):
     ours, _ = pair("BertModel", torch.float32, device)
     batches = [padded(5, 3, device=device), padded(1, 7, device=device), padded(4, 4, device=device)]
     with torch.no_grad():
@@ -214,12 +215,12 @@ def test_threads_take_turns(device):
     assert not wrong
 
 
-def test_under_grad_mode_a_graph_is_used_and_gradients_are_right(recorder, device):
+def test_under_grad_mode_a_graph_is_used_and_gradients_are_right(counted, device):
     ours, reference = pair("BertForSequenceClassification", torch.float32, device)
     given = padded(5, 3, device=device)
     for model in (ours, reference):
         model(**given).logits.sum().backward()
-    assert recorder.captures == 1
+    assert counted.captures == 1
     torch.testing.assert_close(ours.classifier.weight.grad, reference.classifier.weight.grad)
 
 
@@ -234,7 +235,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_what_no_cuda_graph_holds_runs_eagerly_with_a_reason(reason, monkeypatch, recorder, device):
+def test_a_call_that_no_cuda_graph_can_hold_runs_eagerly_with_a_reason(reason, monkeypatch, counted, device):
     ours, reference = pair("BertModel", torch.float32, device, **REASONS[reason])
     given = padded(5, 3, device=device)
     if reason == "BERTFAST_CUDA_GRAPHS=0":
@@ -250,7 +251,7 @@ def test_what_no_cuda_graph_holds_runs_eagerly_with_a_reason(reason, monkeypatch
     if reason == "cross-attention":
         given["encoder_hidden_states"] = torch.randn(2, 4, 64, device=device)
     check(ours, reference, given)
-    assert recorder.captures == 0
+    assert counted.captures == 0
     [(said, count)] = cuda_graph_eligibility.eager_reasons().items()
     assert reason in said
     assert count == 1
@@ -270,9 +271,9 @@ def test_a_forward_that_cuda_cannot_capture_runs_eagerly(monkeypatch, caplog, de
     assert len([r for r in caplog.records if "no CUDA graph for BertModel" in r.getMessage()]) == 1
 
 
-def test_a_graph_that_replays_other_values_is_not_used(monkeypatch, recorder, device):
+def test_a_graph_that_replays_other_values_is_not_used(monkeypatch, counted, device):
     def forgetful(run, device):
-        replay, logits = recorder(run, device)
+        replay, logits = counted(run, device)
         return (lambda: (replay(), logits["pooler_output"].value.add_(1))), logits
 
     monkeypatch.setattr(cuda_capture, "capture", forgetful)
@@ -281,7 +282,7 @@ def test_a_graph_that_replays_other_values_is_not_used(monkeypatch, recorder, de
     assert list(cuda_graph_eligibility.eager_reasons()) == ["the first replay gave other values for pooler_output than the eager forward"]
 
 
-def test_the_deferred_unpack_keeps_its_fill(recorder, device):
+def test_the_deferred_unpack_keeps_its_fill(counted, device):
     ours, _ = pair("BertForQuestionAnswering", torch.float16, device)
     given = padded(5, 3, device=device)
     with torch.no_grad():
@@ -294,8 +295,8 @@ def test_the_deferred_unpack_keeps_its_fill(recorder, device):
     }
 
 
-def test_an_id_out_of_range_is_named_by_the_next_call(recorder, device):
-    """No op of a replay passes the host, so the call itself checks."""
+def test_an_id_out_of_range_is_named_by_the_next_call(counted, device):
+    """A replay runs no Python op that could check, so the call does."""
     ours, _ = pair("BertModel", torch.float32, device)
     given = padded(3, 2, device=device)
     with torch.no_grad():
@@ -312,14 +313,14 @@ def test_an_id_out_of_range_is_named_by_the_next_call(recorder, device):
         with pytest.raises(ValueError, match=r"input_ids: got 97, expected 0 <= input_ids < 97"):
             run()
         assert ours(**given).last_hidden_state.isfinite().all()
-    assert recorder.captures == 1
+    assert counted.captures == 1
 
 
-def test_a_trial_says_whether_graphs_are_used_and_why_not(monkeypatch, recorder, device):
-    """What `bertfast info` shows."""
+def test_a_trial_says_why_calls_run_eagerly(monkeypatch, counted, device):
+    """`bertfast info` shows it."""
     ours, _ = pair("BertForTokenClassification", torch.float16, device)
     assert cuda_graph_eligibility.why_eager_trial(ours) is None
-    assert recorder.captures == 1
+    assert counted.captures == 1
     monkeypatch.setenv("BERTFAST_CUDA_GRAPHS", "0")
     for _ in range(2):
         assert cuda_graph_eligibility.why_eager_trial(ours) == "BERTFAST_CUDA_GRAPHS=0"
@@ -330,19 +331,19 @@ WAITS = ("tolist", "item", "__bool__", "__int__", "__index__", "cpu", "numpy", "
 
 @pytest.mark.parametrize("mask", ["none", "host", "device"])
 def test_the_host_waits_for_the_device_once_at_most(mask, monkeypatch, device):
-    """Only to learn how many tokens there are, and only where the mask lies on the device. Watched: what makes the host wait."""
+    """It waits for the number of tokens, where the mask lies on the device. Every tensor method that waits is watched."""
     from bertfast.ops import cuda
 
-    if mask == "device" and device.type == "cpu":  # as if the mask lay elsewhere
+    if mask == "device" and device.type == "cpu":  # pretend that the mask is on another device
         from bertfast.batch import inputs as batch_inputs
 
         real = read_mask
 
-        class Elsewhere(torch.Tensor):
+        class OnAnotherDevice(torch.Tensor):
             device = torch.device("meta")
 
-        monkeypatch.setattr(batch_inputs, "read_mask", lambda given, device: real(given.as_subclass(Elsewhere), device))
-    for module in (cuda, cuda_rows):  # it reads pinned memory of the host
+        monkeypatch.setattr(batch_inputs, "read_mask", lambda given, device: real(given.as_subclass(OnAnotherDevice), device))
+    for module in (cuda, cuda_rows):  # it reads pinned host memory
         monkeypatch.setattr(module, "raise_out_of_range", lambda device: None)
     ours, _ = pair("BertForTokenClassification", torch.float16, device)
     given = padded(5, 3, device=device)
@@ -362,15 +363,15 @@ def test_the_host_waits_for_the_device_once_at_most(mask, monkeypatch, device):
         monkeypatch.setattr(torch.Tensor, name, watched)
 
     with torch.no_grad():
-        ours(**given)  # records
+        ours(**given)  # captures
         for name in WAITS:
             watch(name)
         ours(**given)
     assert waits == (["cpu"] if mask == "device" else [])
 
 
-def test_what_was_queued_before_an_error_is_waited_for(monkeypatch):
-    """The next user of the graphs' memory waits for the event of the last one, also where that one raised."""
+def test_work_queued_before_an_error_is_waited_for(monkeypatch):
+    """The next user of the graphs' memory waits for the event of the last one, even if that one raised."""
 
     class Stream:
         def __init__(self):
@@ -399,7 +400,7 @@ def test_what_was_queued_before_an_error_is_waited_for(monkeypatch):
 
 
 def test_buffers_of_a_graph_wait_for_every_stream_that_reads_them(monkeypatch):
-    """A graph may go, and its memory to somebody else, while another stream than the one that allocated it still reads."""
+    """A graph's memory may be freed and reused while another stream than the allocating one still reads it."""
     ids, cu = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 4], dtype=torch.int32)
     batch = PackedBatch(GraphInputs(ids, None, ids, ids, VarlenAttention(cu, cu, 4, 4)), 1, 4, None, None, ids[:1])
     monkeypatch.setattr(cuda_buffers, "stage", lambda *batches: None)
@@ -413,8 +414,8 @@ def test_buffers_of_a_graph_wait_for_every_stream_that_reads_them(monkeypatch):
     assert len(waiting) == 6
 
 
-def test_a_graph_is_recorded_on_a_stream_of_its_device(monkeypatch, recorder):
-    """torch's own choice is one stream for the process, of the device that was current first."""
+def test_a_graph_is_captured_on_a_stream_of_its_device(monkeypatch, counted):
+    """torch's default is one stream for the process, of the device that was current first."""
     seen = []
 
     class Context:
@@ -433,17 +434,17 @@ def test_a_graph_is_recorded_on_a_stream_of_its_device(monkeypatch, recorder):
     monkeypatch.setattr(torch.cuda, "graph", Context)
     monkeypatch.setattr(cuda_capture, "_pools", {})
     cuda_capture._side_stream.cache_clear()
-    recorder.real(dict, torch.device("cuda", 1))
+    counted.real(dict, torch.device("cuda", 1))
     cuda_capture._side_stream.cache_clear()
     (where, _), (_, how) = seen
     assert where == (torch.device("cuda", 1),)
     assert how == {"pool": "pool", "stream": "stream of cuda:1", "capture_error_mode": "thread_local"}
 
 
-def test_what_cannot_be_recorded_is_counted_with_its_reason(recorder, device):
+def test_calls_that_run_eagerly_are_counted_by_reason(counted, device):
     ours, _ = pair("BertLMHeadModel", torch.float16, device, is_decoder=True, use_cache=False)
     with torch.no_grad():
         ours(**padded(5, 3, device=device), logits_to_keep=1)
         ours(**padded(5, 3, device=device), output_hidden_states=True)
     assert cuda_graph_eligibility.eager_reasons() == {"logits_to_keep is set": 1, "hidden states are returned": 1}
-    assert recorder.captures == 0
+    assert counted.captures == 0

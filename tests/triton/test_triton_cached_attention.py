@@ -12,22 +12,22 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 
 
-def cache(R: int, N: int, C: int, D: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[R, N, C, D] inside a longer buffer, as a cache is that has room left: rows and heads lie apart."""
+def kv_cache(R: int, N: int, C: int, D: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[R, N, C, D] inside a longer buffer, like a cache with spare capacity: rows and heads are strided."""
     return torch.randn(R, N, C + 3, D).to(device, dtype)[:, :, :C]
 
 
-def queries(T: int, N: int, D: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    """q, k and v as the fused projection leaves them: three slices of one [T, 3, N, D]."""
+def projected_qkv(T: int, N: int, D: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    """q, k and v as the fused projection returns them: three slices of one [T, 3, N, D]."""
     return list(torch.randn(T, 3, N, D).to(device, dtype).unbind(1))
 
 
 def check(q, keys, values, rows, first, last, scale=None, attend=backend.cached_attention) -> torch.Tensor:
-    """Positions outside the ranges are NaN for the kernel, and zeros for the reference, which multiplies them by zero."""
-    cell = torch.arange(keys.shape[2], device=q.device)
+    """Positions outside the ranges hold NaN for the kernel and zeros for the reference, which multiplies them by zero."""
+    position = torch.arange(keys.shape[2], device=q.device)
     seen = torch.zeros(keys.shape[0], keys.shape[2], dtype=torch.bool, device=q.device)
     for t, row in enumerate(rows.tolist()):
-        seen[row] |= (cell < last[t]) & (cell >= (0 if first is None else first[t]))
+        seen[row] |= (position < last[t]) & (position >= (0 if first is None else first[t]))
     outside = ~seen[:, None, :, None]
     actual = attend(q, *(t.masked_fill(outside, float("nan")) for t in (keys, values)), rows, first, last, scale)
     definition = [
@@ -48,9 +48,9 @@ def ints(values: list[int], device: torch.device) -> torch.Tensor:
 @every_dtype
 @pytest.mark.parametrize("D", [8, 16, 32, 37, 48, 64, 96, 128])
 def test_ragged_ranges(D, dtype, device):
-    """One cell, none, a prime number of them, all; from the first one and from later ones; rows in any order, one of them twice."""
-    keys, values = (cache(3, 2, 130, D, dtype, device) for _ in range(2))
-    q, _, _ = queries(5, 2, D, dtype, device)
+    """Ranges of one position, none, a prime number, all; from position 0 and from later ones; cache rows in any order, one twice."""
+    keys, values = (kv_cache(3, 2, 130, D, dtype, device) for _ in range(2))
+    q, _, _ = projected_qkv(5, 2, D, dtype, device)
     rows, last = ints([2, 0, 1, 2, 0], device), ints([1, 0, 67, 130, 66], device)
     out = check(q, keys, values, rows, None, last)
     assert (out[1] == 0).all()
@@ -58,17 +58,17 @@ def test_ragged_ranges(D, dtype, device):
 
 
 ENTRIES = [
-    pytest.param(D, heads, cells, tile, id=f"D{D}-heads{heads}-cells{cells}")
+    pytest.param(D, heads, positions, tile, id=f"D{D}-heads{heads}-positions{positions}")
     for D in (32, 64, 128)
-    for heads, cells, tile in tuning.decode_entries(torch.float16, D)
+    for heads, positions, tile in tuning.cached_attention_entries(torch.float16, D)
 ]
 
 
-@pytest.mark.parametrize(("D", "most_heads", "fewest_cells", "tile"), ENTRIES)
-def test_every_tuning_entry_up_to_the_longest_sequence_of_bert(D, most_heads, fewest_cells, tile, device):
-    assert tuning.decode_tile(torch.float16, D, most_heads, fewest_cells) == tile
-    keys, values = (cache(2, 1, 512, D, torch.float16, device) for _ in range(2))
-    q, _, _ = queries(6, 1, D, torch.float16, device)
+@pytest.mark.parametrize(("D", "most_heads", "fewest_positions", "tile"), ENTRIES)
+def test_every_tuning_entry_up_to_the_longest_sequence_of_bert(D, most_heads, fewest_positions, tile, device):
+    assert tuning.cached_attention_tile(torch.float16, D, most_heads, fewest_positions) == tile
+    keys, values = (kv_cache(2, 1, 512, D, torch.float16, device) for _ in range(2))
+    q, _, _ = projected_qkv(6, 1, D, torch.float16, device)
     block = tile.block_c
     last = ints([512, 1, block * tile.splits, block * tile.splits + 1, block, 0], device)
     first = ints([0, 0, 1, 3, 2, 0], device)
@@ -82,9 +82,9 @@ def test_every_tuning_entry_up_to_the_longest_sequence_of_bert(D, most_heads, fe
 @every_dtype
 @pytest.mark.parametrize("splits", [1, 4])
 def test_large_scores_do_not_overflow(splits, dtype, device):
-    """exp(1000) is inf: the running maximum must be subtracted first, in one program and across several."""
-    keys, values = (cache(1, 1, 150, 32, dtype, device) for _ in range(2))
-    q, _, _ = queries(2, 1, 32, dtype, device)
+    """exp(1000) is inf: the running maximum is subtracted first, in one program and across several."""
+    keys, values = (kv_cache(1, 1, 150, 32, dtype, device) for _ in range(2))
+    q, _, _ = projected_qkv(2, 1, 32, dtype, device)
 
     def attend(*arguments):
         return cached_attention.cached_attention(*arguments, tile=cached_attention.Tile(16, splits, 2))
@@ -93,42 +93,42 @@ def test_large_scores_do_not_overflow(splits, dtype, device):
 
 
 @every_dtype
-def test_one_tile_for_all_gives_a_sequence_the_same_bits_in_any_batch(dtype, device):
+def test_the_invariant_tile_gives_a_sequence_the_same_bits_in_any_batch(dtype, device):
     D, last = 32, [300, 7, 64]
-    keys, values = (cache(3, 2, 300, D, dtype, device) for _ in range(2))
-    q, _, _ = queries(3, 2, D, dtype, device)
+    keys, values = (kv_cache(3, 2, 300, D, dtype, device) for _ in range(2))
+    q, _, _ = projected_qkv(3, 2, D, dtype, device)
     with backend.batch_invariant():
         together = check(q, keys, values, ints([0, 1, 2], device), None, ints(last, device))
-        for t, cells in enumerate(last):  # alone, and in a cache that is just long enough
-            alone = [part[t : t + 1, :, :cells].contiguous() for part in (keys, values)]
-            out = backend.cached_attention(q[t : t + 1], *alone, ints([0], device), None, ints([cells], device))
+        for t, positions in enumerate(last):  # alone, in a cache that is just long enough
+            alone = [part[t : t + 1, :, :positions].contiguous() for part in (keys, values)]
+            out = backend.cached_attention(q[t : t + 1], *alone, ints([0], device), None, ints([positions], device))
             assert torch.equal(out[0], together[t])
 
 
-def test_a_head_wider_than_the_kernel_takes(device):
-    keys, values = (cache(1, 1, 9, 136, torch.float32, device) for _ in range(2))
-    q, _, _ = queries(1, 1, 136, torch.float32, device)
+def test_a_head_wider_than_the_kernel_takes_runs_on_the_reference_op(device):
+    keys, values = (kv_cache(1, 1, 9, 136, torch.float32, device) for _ in range(2))
+    q, _, _ = projected_qkv(1, 1, 136, torch.float32, device)
     check(q, keys, values, ints([0], device), None, ints([9], device))
     with pytest.raises(ValueError, match=r"head size 136, expected at most 128"):
         cached_attention.cached_attention(
-            q, keys, values, ints([0], device), None, ints([9], device), None, tile=tuning.decode_tile(torch.float32, 128, 1, 9)
+            q, keys, values, ints([0], device), None, ints([9], device), None, tile=tuning.cached_attention_tile(torch.float32, 128, 1, 9)
         )
 
 
 @every_dtype
 @pytest.mark.parametrize(("N", "D"), [(12, 64), (3, 37), (1, 128), (20, 8)])
-def test_writing_touches_the_cells_it_is_given_and_no_others(N, D, dtype, device):
-    keys, values = (cache(3, N, 6, D, dtype, device) for _ in range(2))
-    _, k, v = queries(4, N, D, dtype, device)
-    rows, cells = ints([2, 0, 2, 1], device), ints([5, 0, 1, 3], device)
+def test_write_cache_writes_the_given_positions_alone(N, D, dtype, device):
+    keys, values = (kv_cache(3, N, 6, D, dtype, device) for _ in range(2))
+    _, k, v = projected_qkv(4, N, D, dtype, device)
+    rows, positions = ints([2, 0, 2, 1], device), ints([5, 0, 1, 3], device)
     want = [keys.clone(), values.clone()]
-    reference.write_cache(k, v, *want, rows, cells)
-    backend.write_cache(k, v, keys, values, rows, cells)
+    reference.write_cache(k, v, *want, rows, positions)
+    backend.write_cache(k, v, keys, values, rows, positions)
     assert torch.equal(keys, want[0])
     assert torch.equal(values, want[1])
 
 
-def test_nothing_to_do(device):
+def test_no_queries_and_no_rows_to_write(device):
     keys = torch.randn(2, 3, 4, 16, device=device)
     before, none = keys.clone(), ints([], device)
     empty = torch.empty(0, 3, 16, device=device)

@@ -1,4 +1,4 @@
-"""varlen_attention in Triton: against its float64 definition."""
+"""varlen_attention in Triton, against the reference op in float64."""
 
 from itertools import accumulate
 
@@ -15,19 +15,19 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dty
 both_ways = pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 
 
-def bounds(lengths: list[int], device: torch.device) -> torch.Tensor:
+def cu_seqlens(lengths: list[int], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def packed_qkv(tokens: int, heads: int, D: int, dtype: torch.dtype, device: torch.device, magnitude: float = 1.0) -> list[torch.Tensor]:
-    """q, k and v as the fused projection leaves them: three slices of one [T, 3, N, D], and NaN in the rows behind it."""
+    """q, k and v as the fused projection returns them: three slices of one [T, 3, N, D], followed by rows of NaN."""
     buffer = torch.full((tokens + 40, 3, heads, D), float("nan"))
     buffer[:tokens] = torch.randn(tokens, 3, heads, D) * magnitude
     return [part[:tokens] for part in buffer.to(device, dtype).unbind(1)]
 
 
 def check(q, k, v, lengths_q, lengths_k, causal, scale=None, attend=backend.varlen_attention) -> torch.Tensor:
-    cu_q, cu_k = bounds(lengths_q, q.device), bounds(lengths_k, q.device)
+    cu_q, cu_k = cu_seqlens(lengths_q, q.device), cu_seqlens(lengths_k, q.device)
     longest = (max(lengths_q), max(lengths_k))
     actual = attend(q, k, v, cu_q, cu_k, *longest, causal, scale)
     definition = [
@@ -42,7 +42,7 @@ def check(q, k, v, lengths_q, lengths_k, causal, scale=None, attend=backend.varl
 @every_dtype
 @both_ways
 @pytest.mark.parametrize("D", [8, 16, 32, 37, 48, 64, 96, 128])
-def test_matches_definition(D, causal, dtype, device):
+def test_head_sizes(D, causal, dtype, device):
     lengths = [1, 0, 7, 31, 2]
     check(*packed_qkv(sum(lengths), 2, D, dtype, device), lengths, lengths, causal)
 
@@ -59,7 +59,7 @@ def entries() -> list:
     found = []
     for dtype in DTYPES:
         for width in (32, 64, 96, 128):
-            for keys, queries, tile in tuning.attention_entries(dtype, width):
+            for keys, queries, tile in tuning.varlen_attention_entries(dtype, width):
                 at = pytest.param(dtype, width, min(queries, 199), min(keys, 199), tile, id=f"{str(dtype)[6:]}-D{width}-q{queries}-k{keys}")
                 found.append(at)
     return found
@@ -68,8 +68,8 @@ def entries() -> list:
 @both_ways
 @pytest.mark.parametrize(("dtype", "D", "most_q", "most_k", "tile"), entries())
 def test_every_tuning_entry_at_its_edges(dtype, D, most_q, most_k, tile, causal, device):
-    """A sequence as long as the entry allows, one a block longer or shorter than the tile, one of a single token."""
-    assert tuning.attention_tile(dtype, D, most_q, most_k) == tile
+    """A sequence as long as the entry allows, one as long as a block, one of a single token."""
+    assert tuning.varlen_attention_tile(dtype, D, most_q, most_k) == tile
     lengths_q = [most_q, min(tile.block_m, most_q), 1]
     lengths_k = [most_k, min(tile.block_n, most_k), max(most_k - 1, 1)]
     q = packed_qkv(sum(lengths_q), 1, D, dtype, device)[0]
@@ -82,14 +82,14 @@ def test_every_tuning_entry_at_its_edges(dtype, D, most_q, most_k, tile, causal,
 @pytest.mark.parametrize(
     ("lengths_q", "lengths_k"),
     [
-        pytest.param([1, 1, 1], [17, 1, 140], id="decoding"),
+        pytest.param([1, 1, 1], [17, 1, 140], id="one-query"),
         pytest.param([5, 0, 3], [2, 4, 67], id="cross"),
         pytest.param([9, 70], [4, 3], id="more-queries-than-keys"),  # causal: the first ones see nothing
         pytest.param([3, 2], [0, 5], id="no-keys"),
         pytest.param([0, 0], [0, 0], id="nothing"),
     ],
 )
-def test_queries_and_keys_apart(lengths_q, lengths_k, causal, dtype, device):
+def test_queries_and_keys_of_different_lengths(lengths_q, lengths_k, causal, dtype, device):
     q = packed_qkv(sum(lengths_q), 2, 32, dtype, device)[0]
     _, k, v = packed_qkv(sum(lengths_k), 2, 32, dtype, device)
     out = check(q, k, v, lengths_q, lengths_k, causal)
@@ -103,23 +103,23 @@ def test_queries_and_keys_apart(lengths_q, lengths_k, causal, dtype, device):
 @every_dtype
 @pytest.mark.parametrize("length", [40, 150])
 def test_large_scores_do_not_overflow(length, dtype, device):
-    """exp(1000) is inf: the running maximum must be subtracted first, in one tile and across several."""
+    """exp(1000) is inf: the running maximum is subtracted first, in one tile and across several."""
     q, k, v = packed_qkv(length, 1, 32, dtype, device)
     check(q * 8, k * 8, v, [length], [length], False, scale=1.0)
 
 
 def test_no_row_outside_the_sequences_is_read_or_written(device):
-    """As in a batch padded to a fixed size: NaN before, between and behind the sequences stays where it is."""
+    """As in a batch padded to a fixed size: rows of NaN before and after the sequences change nothing and stay NaN."""
     lengths = [5, 66]
     q, k, v = packed_qkv(sum(lengths), 2, 32, torch.float16, device)
-    want = backend.varlen_attention(q, k, v, bounds(lengths, device), bounds(lengths, device), 66, 66)
+    want = backend.varlen_attention(q, k, v, cu_seqlens(lengths, device), cu_seqlens(lengths, device), 66, 66)
 
     def with_gaps(t):
         padded = t.new_full((100, *t.shape[1:]), float("nan"))
         padded[4:9], padded[9:75] = t[:5], t[5:]
         return padded
 
-    # A sequence of length zero at each end; the longest length rounded up, as a recorded graph's is.
+    # An empty sequence at each end; the longest length rounded up, as in a CUDA graph.
     cu = torch.tensor([4, 4, 9, 75, 75], dtype=torch.int32, device=device)
     got = backend.varlen_attention(with_gaps(q), with_gaps(k), with_gaps(v), cu, cu, 128, 128)
     assert torch.equal(got[4:75].isnan(), torch.zeros_like(got[4:75], dtype=torch.bool))
@@ -130,9 +130,9 @@ def test_no_row_outside_the_sequences_is_read_or_written(device):
 
 @every_dtype
 @both_ways
-def test_one_tile_for_all_gives_a_sequence_the_same_bits_in_any_batch(causal, dtype, device):
+def test_the_invariant_tile_gives_a_sequence_the_same_bits_in_any_batch(causal, dtype, device):
     D, lengths = 32, [3, 150, 40]
-    tile = tuning.attention_invariant_tile(dtype, D)
+    tile = tuning.varlen_attention_invariant_tile(dtype, D)
 
     def attend(*arguments):
         return varlen_attention.varlen_attention(*arguments, tile=tile, whole_in_one=False)
@@ -142,15 +142,15 @@ def test_one_tile_for_all_gives_a_sequence_the_same_bits_in_any_batch(causal, dt
     begin = 0
     for length in lengths:
         end = begin + length
-        cu = bounds([length], device)
+        cu = cu_seqlens([length], device)
         alone = attend(q[begin:end], k[begin:end], v[begin:end], cu, cu, length, length, causal, None)
         assert torch.equal(alone, together[begin:end])
         begin = end
 
 
-def test_a_head_wider_than_the_kernel_takes(device):
+def test_a_head_wider_than_the_kernel_takes_runs_on_the_reference_op(device):
     q, k, v = packed_qkv(4, 1, 136, torch.float16, device)
-    cu = bounds([4], device)
+    cu = cu_seqlens([4], device)
     assert torch.equal(backend.varlen_attention(q, k, v, cu, cu, 4, 4), reference.varlen_attention(q, k, v, cu, cu, 4, 4))
     with pytest.raises(ValueError, match=r"head size 136, expected at most 128"):
-        varlen_attention.varlen_attention(q, k, v, cu, cu, 4, 4, False, None, tile=tuning.attention_tile(q.dtype, 128, 4, 4))
+        varlen_attention.varlen_attention(q, k, v, cu, cu, 4, 4, False, None, tile=tuning.varlen_attention_tile(q.dtype, 128, 4, 4))
