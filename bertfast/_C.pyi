@@ -168,7 +168,7 @@ class Plan:
     def linear(
         self, x: _Ref, x_stride: int, parts: Sequence[tuple[_Ref, _Ref, int]], activation: int, out: _Ref, rows: int, inputs: int
     ) -> None: ...
-    def int8_rows(self, x: _Ref, x_stride: int, out: _Ref, rows: int, inputs: int) -> None: ...
+    def int8_quantize(self, x: _Ref, x_stride: int, out: _Ref, rows: int, inputs: int) -> None: ...
     def int8_linear(
         self, x: _Ref, parts: Sequence[tuple[_Ref, _Ref, _Ref, int]], activation: int, out: _Ref, quantized: _Ref, rows: int, inputs: int
     ) -> None: ...
@@ -206,7 +206,7 @@ class Plan:
         value_strides: Sequence[int],
         shape: Sequence[int],
         cache_rows: _Ref,
-        cells: _Ref,
+        positions: _Ref,
         rows: int,
     ) -> None: ...
     def cached_attention(
@@ -239,7 +239,7 @@ def write_cache(
     value_strides: Sequence[int],
     shape: Sequence[int],
     rows: int,
-    cells: int,
+    positions: int,
     bfloat16: bool = False,
 ) -> None: ...
 def cached_attention(
@@ -261,13 +261,13 @@ def cached_attention(
 def argmax(scores: int, rows: int, columns: int, out: int) -> None: ...
 
 class SlotTable:
-    """Which rows of a KV cache (slots) are in use, and how many of their cells are filled."""
+    """Which rows of a KV cache (slots) are in use, and how many of their positions are filled."""
 
-    def __init__(self, slots: int, cells: int) -> None: ...
+    def __init__(self, slots: int, positions: int) -> None: ...
     @property
     def slots(self) -> int: ...
     @property
-    def cells(self) -> int: ...
+    def positions(self) -> int: ...
     @property
     def running(self) -> list[int]: ...
     @property

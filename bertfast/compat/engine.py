@@ -65,7 +65,7 @@ class Engine:
         rows = encode(self.bert, batch.rows, O, collected)
         seen = rows if dropout is None else dropout(rows, head_dropout)
         logits = self.head.compute(self.module, HeadInputs(seen, batch, {}, O, only_first=False))
-        outputs = {name: batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
+        outputs = {name: batch.cells(each.value) if each.padded_rows else each.value for name, each in logits.items()}
         if self.head.finish is not None:
             outputs = self.head.finish(outputs, {})
         states = None

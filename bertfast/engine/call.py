@@ -67,14 +67,14 @@ class ForwardCall:
 
     def tensors(self) -> dict[str, Tensor]:
         """The computed outputs in the shapes that transformers returns."""
-        tensors = {name: self.batch.cells(each.value) if each.cells else each.value for name, each in self.logits.items()}
+        tensors = {name: self.batch.cells(each.value) if each.padded_rows else each.value for name, each in self.logits.items()}
         return tensors if self.head.finish is None else self.head.finish(tensors, self.inputs)
 
     def pad_masks(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
         """For each of these outputs, where it is padding: bool over its leading dimensions, or None for nowhere."""
         # An output of `finish` (start and end logits) shares the mask of the one it was made from.
         sources = [self.logits.get(name) or next(iter(self.logits.values())) for name in tensors]
-        return [self.batch.padding() if each.cells else each.pad_mask for each in sources]
+        return [self.batch.padding() if each.padded_rows else each.pad_mask for each in sources]
 
     def hidden_states(self) -> list[Tensor]:  # [B, S, H] each
         return [self.batch.cells(self.batch.unpack(x, self.O)) for x in self.hidden or ()]

@@ -76,7 +76,9 @@ def record(call: ForwardCall, plans: PlanCache, key: PlanKey) -> dict[str, HeadO
 
 def replay(call: ForwardCall, recorded: RecordedPlan) -> dict[str, HeadOutput]:
     counts, dtype = row_counts(call.batch), recorded.dtype
-    outputs = {o.name: HeadOutput(torch.empty(counts[o.rows], o.columns, dtype=dtype, device="cpu"), o.cells) for o in recorded.outputs}
+    outputs = {
+        o.name: HeadOutput(torch.empty(counts[o.rows], o.columns, dtype=dtype, device="cpu"), o.padded_rows) for o in recorded.outputs
+    }
     inputs = plan_inputs(call.batch)  # alive until the replay is done
     addresses = inputs.addresses()
     addresses.extend(each.value.data_ptr() for each in outputs.values())

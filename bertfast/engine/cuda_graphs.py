@@ -87,10 +87,11 @@ def capture_forward(call: ForwardCall, bucket: Bucket) -> CapturedForward | str:
         replay, logits = cuda_capture.capture(run_ops, device)
     except RuntimeError as error:
         return f"CUDA could not capture the forward: {str(error).splitlines()[0]}"
-    outputs = {name: CapturedOutput(each.value, each.cells, batch.fills.get(each.value.data_ptr(), 0.0)) for name, each in logits.items()}
+    fills = batch.fills
+    outputs = {name: CapturedOutput(each.value, each.padded_rows, fills.get(each.value.data_ptr(), 0.0)) for name, each in logits.items()}
     replay()
     for name, each in outputs.items():
-        real = call.batch.rows.input_ids.shape[0] if each.cells else call.batch.batch
+        real = call.batch.rows.input_ids.shape[0] if each.padded_rows else call.batch.batch
         if not torch.equal(bit_pattern(each.value[:real]), bit_pattern(eager[name][:real])):
             return f"the first replay gave other values for {name} than the eager forward"
     return CapturedForward(batch, replay, outputs, cuda_graph_cache.stream_of(device))

@@ -47,11 +47,11 @@ class HeadInputs:
 
 @dataclass(frozen=True, slots=True)
 class HeadOutput:
-    """One output of a head, as the ops return it: a matrix, reshaped to [B, S, C] if its rows are the cells of the batch."""
+    """One output of a head, as the ops return it: a matrix, reshaped to [B, S, C] if its rows are those of the padded batch."""
 
     value: Tensor
-    cells: bool = False
-    pad_mask: Tensor | None = None  # if not cells: bool over the leading dimensions of value, True at padding
+    padded_rows: bool = False
+    pad_mask: Tensor | None = None  # if not padded_rows: bool over the leading dimensions of value, True at padding
 
 
 Compute = Callable[[Any, HeadInputs], dict[str, HeadOutput]]
@@ -78,7 +78,7 @@ def pooled_output(model: Any, inputs: HeadInputs) -> Tensor:  # -> [B, H]
 
 
 def token_logits(module: Any, inputs: HeadInputs, fill: float = 0.0) -> HeadOutput:
-    return HeadOutput(inputs.batch.unpack(linear(inputs.rows, [module], inputs.O), inputs.O, fill), cells=True)
+    return HeadOutput(inputs.batch.unpack(linear(inputs.rows, [module], inputs.O), inputs.O, fill), padded_rows=True)
 
 
 def lm_head_logits(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionHead: [R, H] -> [R, V]
@@ -88,7 +88,7 @@ def lm_head_logits(head: Any, x: Tensor, O: Ops) -> Tensor:  # BertLMPredictionH
 
 
 def encoder_outputs(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
-    out = {"last_hidden_state": HeadOutput(inputs.batch.unpack(inputs.rows, inputs.O), cells=True)}
+    out = {"last_hidden_state": HeadOutput(inputs.batch.unpack(inputs.rows, inputs.O), padded_rows=True)}
     if model.pooler is not None:
         out["pooler_output"] = HeadOutput(pooled_output(model, inputs))
     return out
@@ -96,7 +96,7 @@ def encoder_outputs(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
 
 def masked_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
     logits = model.family.lm_logits(model, inputs.rows, inputs.O)
-    return {"logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True)}
+    return {"logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), padded_rows=True)}
 
 
 def causal_lm(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
@@ -127,7 +127,7 @@ def select_columns(x: Tensor, keep: Any) -> Tensor:
 def pretraining(model: Any, inputs: HeadInputs) -> dict[str, HeadOutput]:
     logits = model.family.lm_logits(model, inputs.rows, inputs.O)
     return {
-        "prediction_logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True),
+        "prediction_logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), padded_rows=True),
         "seq_relationship_logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.cls.seq_relationship], inputs.O)),
     }
 
