@@ -138,7 +138,7 @@ void int8_linear(PlanOf<float>& self, const PyRef& x, const std::vector<std::tup
                  const PyRef& out, const PyRef& quantized, int64_t rows, int64_t inputs) {
   BF_CHECK(is_none(quantized) || parts.size() == 1, "plan: int8_linear quantizes the result of one weight, got ", parts.size());
   using Args = cpu::Int8LinearArgs;
-  Recorded<std::vector<Args>> op;
+  Recorded<cpu::Int8LinearOp::Args> op;
   int64_t columns = 0, column = 0;
   for (const auto& part : parts) columns += std::get<3>(part);
   for (const auto& [panels, scales, bias, features] : parts) {
