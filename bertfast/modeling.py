@@ -69,6 +69,12 @@ class FastBertMixin:
     keep_padding: bool = False
     batch_invariant: bool = False
     config: Any
+    base_model_prefix: str
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its head. As transformers', without the AttributeError that a model without a head costs."""
+        return self._modules.get(self.base_model_prefix, self)  # type: ignore[attr-defined]  # nn.Module's
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         kind = getattr(config, "position_embedding_type", None)

@@ -4,8 +4,7 @@ Shape letters: B batch, S new columns, P cached columns, N heads, H embedding si
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +17,7 @@ from bertfast.runtime.config_access import is_causal, setting
 Arguments = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):  # a frozen dataclass of so many fields would cost microseconds a call
     """What a call reads, as tensors on the model's device, in the caller's padded shapes."""
 
     batch: int  # B
