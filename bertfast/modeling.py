@@ -19,6 +19,7 @@ from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import output_capturing
 
 from bertfast.engine.forward import forward as run_forward
+from bertfast.engine.model_state import forget_moved_weights
 from bertfast.generation import beam_search, loop
 from bertfast.generation.eligibility import check_length
 from bertfast.graph.family import BERT, Family
@@ -90,7 +91,9 @@ class FastBertMixin:
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         schemes.check_conversion(self, fn)
-        return super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
+        super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
+        forget_moved_weights(self)  # type: ignore[arg-type]  # a module
+        return self
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Int8Table):

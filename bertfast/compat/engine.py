@@ -55,7 +55,7 @@ class Engine:
             return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:
             return EngineOutput(cached_layout_or_graph(self.module, state, self.head, arguments)[0])
-        call = ForwardCall(self.module, self.head, arguments, hidden=True)
+        call = ForwardCall(self.module, self.head, arguments, hidden=True, state=state)
         return EngineOutput(run_graph(call), tuple(call.hidden_states()))
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:

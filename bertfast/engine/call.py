@@ -12,6 +12,7 @@ from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
 from bertfast.cache.store import open_cache
+from bertfast.engine.model_state import ModelState
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
 from bertfast.ops import Ops, reference
@@ -24,11 +25,12 @@ class ForwardCall:
 
     def __init__(
         self, model: Any, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
-        cached: bool = False,
+        cached: bool = False, state: ModelState | None = None,
     ) -> None:  # fmt: skip
         """inputs: the caller's arguments, choices flattened. hidden, attentions: collect them. differentiable: on the reference ops under
-        autograd. cached: with a KV cache. ValueError, naming the argument, for inputs that make no sense."""
-        self.model, self.head, self.inputs = model, head, inputs
+        autograd. cached: with a KV cache. state: the one that was checked for this call; None: the latest. ValueError, naming the argument,
+        for inputs that make no sense."""
+        self.model, self.head, self.inputs, self.state = model, head, inputs, state
         self.base = model.base_model
         self.O: Ops = reference if differentiable else ops
         self.hidden: list[Tensor] | None = [] if hidden else None  # [R, H] after the embeddings and each layer

@@ -26,7 +26,8 @@ def run(call: ForwardCall) -> dict[str, HeadOutput]:
     key = plan_key(call)
     if key is None:
         return call.run_ops(call.batch, call.O)
-    plans = state_of(call.model).plans
+    state = state_of(call.model) if call.state is None else call.state  # owns the weights until the replay is done
+    plans = state.plans
     plan = plans.find(key)
     if plan is None:
         return record(call, plans, key)

@@ -52,7 +52,9 @@ def run(call: ForwardCall) -> dict[str, HeadOutput]:
     if reason is None:
         rows = call.batch.rows
         bucket = bucket_of(rows.input_ids.shape[0], call.batch.batch, call.batch.rows.require_varlen().max_seqlen_k)
-        state = state_of(call.model)  # alive until the graph is in the cache: what it owns leaves the cache with it
+        state = (
+            state_of(call.model) if call.state is None else call.state
+        )  # alive until the graph is in the cache: what it owns leaves the cache with it
         key: GraphKey = (state.cuda_graphs.number, bucket, *graph_key(call))
         with serialized(rows.input_ids.device):
             entry = cuda_graph_cache.cache.find(key)

@@ -44,6 +44,8 @@ class Guard:
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
         watched = [*parameters, *quantized] if self._reason is None else []
+        # Own the memory that plans hold addresses of: another thread may replace a weight while a call computes without the GIL.
+        self._storages = [d[name].detach() for d, name in watched]
         self._pointers = _C.Pointers(watched, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # not in every torch
 
     def holds(self, model: Any) -> bool:
