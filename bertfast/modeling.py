@@ -21,6 +21,7 @@ from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import ModelOutput, output_capturing
 
 from bertfast.engine.forward import forward as run_forward
+from bertfast.engine.model_state import forget_moved_weights
 from bertfast.generation import beam_search, loop
 from bertfast.generation.eligibility import check_length
 from bertfast.graph.family import BERT, Family
@@ -77,6 +78,12 @@ class FastBertMixin:
     batch_invariant: bool = False
     config: PreTrainedConfig
     forward: ClassVar[Callable[..., ModelOutput | tuple[object, ...]]]
+    base_model_prefix: str
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its head. As transformers', without the AttributeError that a model without a head costs."""
+        return self._modules.get(self.base_model_prefix, self)  # type: ignore[attr-defined]  # nn.Module's
 
     def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         kind = getattr(config, "position_embedding_type", None)
@@ -92,7 +99,9 @@ class FastBertMixin:
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastBertMixin":
         schemes.check_conversion(self, fn)
-        return super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
+        super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
+        forget_moved_weights(self)  # type: ignore[arg-type]  # a module
+        return self
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Int8Table):

@@ -4,8 +4,7 @@ Shape letters: B batch, S new columns, P cached columns, N heads, H embedding si
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ Arguments = Mapping[str, object]  # of a forward, as the caller passed them
 CheckedArguments = Mapping[str, Any]  # the same for code that need not check: read_inputs has, or torch's loss functions do
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):  # a frozen dataclass of so many fields would cost microseconds a call
     """What a call reads, as tensors on the model's device, in the caller's padded shapes."""
 
     batch: int  # B

@@ -81,7 +81,7 @@ def masked_attention(inputs: Inputs, real: Tensor | None, keep_probabilities: bo
 def varlen_attention(inputs: Inputs, dropped: PackedMask | None, model: BaseModel) -> VarlenAttention:
     B, S, causal, keys = inputs.batch, inputs.columns, inputs.causal, inputs.packed_keys
     # int8's own error is coarser than bfloat16. A decoder is not rounded: its steps on a cache must agree with a whole forward.
-    rounded = not causal and getattr(model.embeddings.word_embeddings, "bfloat16_attention", False)
+    rounded = not causal and getattr(type(model.embeddings.word_embeddings), "bfloat16_attention", False)
     if dropped is None:
         cu_seqlens, longest = uniform_cu_seqlens(B, S, inputs.device), S
     else:

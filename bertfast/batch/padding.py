@@ -1,7 +1,7 @@
 """What becomes of padding: one decision, made from eight facts of a call."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from bertfast.batch.inputs import Inputs
 from bertfast.batch.packed import OutputNeeds
@@ -13,8 +13,7 @@ class Padding(Enum):
     MASKED = "rows are all cells of [B, S]; the reference attention runs under a mask"
 
 
-@dataclass(frozen=True, slots=True)
-class PaddingFacts:
+class PaddingFacts(NamedTuple):
     needs_mask: bool  # something that varlen kernels do not cover
     padded: bool  # padding among the new columns
     padded_keys: bool  # padding among all columns, cached ones included

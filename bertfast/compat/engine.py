@@ -58,7 +58,7 @@ class Engine:
             return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:
             return EngineOutput(cached_layout_or_graph(self.module, state, self.head, arguments)[0])
-        call = ForwardCall(self.module, self.head, arguments, hidden=True)
+        call = ForwardCall(self.module, self.head, arguments, hidden=True, state=state)
         return EngineOutput(run_graph(call), tuple(call.hidden_states()))
 
     def encoded(self, batch: PackedBatch, hidden_states: bool, dropout: Dropout | None = None, head_dropout: float = 0.0) -> EngineOutput:
@@ -68,7 +68,7 @@ class Engine:
         rows = encode(self.bert, batch.rows, O, collected)
         seen = rows if dropout is None else dropout(rows, head_dropout)
         logits = self.head.compute(self.module, HeadInputs(seen, batch, {}, O, first_rows_only=False))
-        outputs = {name: batch.cells(each.value) if each.cells else each.value for name, each in logits.items()}
+        outputs = {name: batch.cells(each.value) if each.padded_rows else each.value for name, each in logits.items()}
         if self.head.finish is not None:
             outputs = self.head.finish(outputs, {})
         states = None

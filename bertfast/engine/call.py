@@ -12,6 +12,7 @@ from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
 from bertfast.cache.store import open_cache
+from bertfast.engine.model_state import ModelState
 from bertfast.engine.padding_policy import computes_padding
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
@@ -24,11 +25,12 @@ class ForwardCall:
 
     def __init__(
         self, model: Model, head: Head, inputs: Arguments, hidden: bool = False, attentions: bool = False, differentiable: bool = False,
-        cached: bool = False,
+        cached: bool = False, state: ModelState | None = None,
     ) -> None:  # fmt: skip
         """inputs: the caller's arguments, choices flattened. hidden, attentions: collect them. differentiable: on the reference ops under
-        autograd. cached: with a KV cache. ValueError, naming the argument, for inputs that make no sense."""
-        self.model, self.head = model, head
+        autograd. cached: with a KV cache. state: the one that was checked for this call; None: the latest. ValueError, naming the argument,
+        for inputs that make no sense."""
+        self.model, self.head, self.state = model, head, state
         self.inputs: CheckedArguments = inputs
         self.base = model.base_model
         self.O: Ops = reference if differentiable else ops
@@ -68,14 +70,14 @@ class ForwardCall:
 
     def tensors(self) -> dict[str, Tensor]:
         """The computed outputs in the shapes that transformers returns."""
-        tensors = {name: self.batch.cells(each.value) if each.cells else each.value for name, each in self.logits.items()}
+        tensors = {name: self.batch.cells(each.value) if each.padded_rows else each.value for name, each in self.logits.items()}
         return tensors if self.head.finish is None else self.head.finish(tensors, self.inputs)
 
     def pad_masks(self, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
         """For each of these outputs, where it is padding: bool over its leading dimensions, or None for nowhere."""
         # An output of `finish` (start and end logits) shares the mask of the one it was made from.
         sources = [self.logits.get(name) or next(iter(self.logits.values())) for name in tensors]
-        return [self.batch.padding() if each.cells else each.pad_mask for each in sources]
+        return [self.batch.padding() if each.padded_rows else each.pad_mask for each in sources]
 
     def hidden_states(self) -> list[Tensor]:  # [B, S, H] each
         return [self.batch.cells(self.batch.unpack(x, self.O)) for x in self.hidden or ()]

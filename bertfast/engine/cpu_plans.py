@@ -26,7 +26,8 @@ def run(call: ForwardCall) -> dict[str, HeadOutput]:
     key = plan_key(call)
     if key is None:
         return call.run_ops(call.batch, call.O)
-    plans = state_of(call.model).plans
+    state = state_of(call.model) if call.state is None else call.state  # owns the weights until the replay is done
+    plans = state.plans
     plan = plans.find(key)
     if plan is None:
         return record(call, plans, key)
@@ -76,7 +77,9 @@ def record(call: ForwardCall, plans: PlanCache, key: PlanKey) -> dict[str, HeadO
 
 def replay(call: ForwardCall, recorded: RecordedPlan) -> dict[str, HeadOutput]:
     counts, dtype = row_counts(call.batch), recorded.dtype
-    outputs = {o.name: HeadOutput(torch.empty(counts[o.rows], o.columns, dtype=dtype, device="cpu"), o.cells) for o in recorded.outputs}
+    outputs = {
+        o.name: HeadOutput(torch.empty(counts[o.rows], o.columns, dtype=dtype, device="cpu"), o.padded_rows) for o in recorded.outputs
+    }
     inputs = plan_inputs(call.batch)  # alive until the replay is done
     addresses = inputs.addresses()
     addresses.extend(each.value.data_ptr() for each in outputs.values())

@@ -42,7 +42,7 @@ class CapturedOutput:
     """One output of a head as the graph leaves it."""
 
     value: Tensor  # [Tb, C], or [Bb, C] where it is one row a sequence; rewritten by every replay
-    cells: bool  # its rows become those of the padded batch
+    padded_rows: bool  # its rows become those of the padded batch
     fill: float  # the value of padded ones
 
 
@@ -118,11 +118,11 @@ def copy_outputs(outputs: Outputs, batch: PackedBatch) -> dict[str, HeadOutput]:
     T = batch.rows.input_ids.shape[0]
     copies = {}
     for name, each in outputs.items():
-        if not each.cells:
+        if not each.padded_rows:
             value = each.value[: batch.batch].clone()
         elif batch.indices is None:
             value = each.value[:T].clone()
         else:
             value = batch.unpack(each.value[:T], ops, each.fill)
-        copies[name] = HeadOutput(value, each.cells)
+        copies[name] = HeadOutput(value, each.padded_rows)
     return copies

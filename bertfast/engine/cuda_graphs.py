@@ -51,7 +51,9 @@ def run(call: ForwardCall) -> dict[str, HeadOutput]:
     if reason is None:
         rows = call.batch.rows
         bucket = bucket_of(rows.input_ids.shape[0], call.batch.batch, call.batch.rows.require_varlen().max_seqlen_k)
-        state = state_of(call.model)  # alive until the graph is in the cache: what it owns leaves the cache with it
+        state = (
+            state_of(call.model) if call.state is None else call.state
+        )  # alive until the graph is in the cache: what it owns leaves the cache with it
         key: GraphKey = (state.cuda_graphs.number, bucket, *graph_key(call))
         with serialized(rows.input_ids.device):
             entry = cuda_graph_cache.cache.find(key)
@@ -86,10 +88,11 @@ def capture_forward(call: ForwardCall, bucket: Bucket) -> CapturedForward | str:
         replay, logits = cuda_capture.capture(run_ops, device)
     except RuntimeError as error:
         return f"CUDA could not capture the forward: {str(error).splitlines()[0]}"
-    outputs = {name: CapturedOutput(each.value, each.cells, batch.fills.get(each.value.data_ptr(), 0.0)) for name, each in logits.items()}
+    fills = batch.fills
+    outputs = {name: CapturedOutput(each.value, each.padded_rows, fills.get(each.value.data_ptr(), 0.0)) for name, each in logits.items()}
     replay()
     for name, each in outputs.items():
-        real = call.batch.rows.input_ids.shape[0] if each.cells else call.batch.batch
+        real = call.batch.rows.input_ids.shape[0] if each.padded_rows else call.batch.batch
         if not torch.equal(bit_pattern(each.value[:real]), bit_pattern(eager[name][:real])):
             return f"the first replay gave other values for {name} than the eager forward"
     return CapturedForward(batch, replay, outputs, cuda_graph_cache.stream_of(device))

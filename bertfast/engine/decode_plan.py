@@ -38,7 +38,8 @@ class DecodeStepPlan:
         """inputs: input_ids, position_ids, token_type_ids or None, cache_rows, cache_positions, cache_lengths, each [A]."""
         if self.why_eager is not None:
             return self.run_ops(ops)
-        plans = current_state(self.model).plans
+        state = current_state(self.model)  # owns the weights until the replay is done
+        plans = state.plans
         if plans is not self.plans:
             return self._record(inputs, plans)
         assert self.recorded is not None, "set together with self.plans"

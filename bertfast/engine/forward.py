@@ -63,7 +63,9 @@ def compute(
     differentiated = grad_mode and state.guard.wants_gradient(inputs)
     call: ForwardCall | None = None
     if inspected or cached:
-        call = ForwardCall(model, head, inputs, bool(options.hidden_states), options.attentions, differentiated and inspected, cached)
+        call = ForwardCall(
+            model, head, inputs, bool(options.hidden_states), options.attentions, differentiated and inspected, cached, state
+        )
 
     if differentiated and not inspected:
         compute_tensors = partial(cached_layout_or_graph, model, state, head, inputs) if call is None else partial(run_call, call)
@@ -83,7 +85,7 @@ def cached_layout_or_graph(model: Model, state: ModelState, head: Head, inputs: 
     if layout is not None:
         tensors = layout(inputs)
         return (tensors if head.finish is None else head.finish(tensors, inputs)), None
-    call = ForwardCall(model, head, inputs)
+    call = ForwardCall(model, head, inputs, state=state)
     tensors = run_graph(call)
     if key is not None:
         shape_cache.remember(call, state, key)

@@ -48,6 +48,8 @@ class Guard:
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
         watched: list[tuple[Mapping[str, object], str]] = [*parameters, *quantized] if self._reason is None else []
+        # Own the memory that plans hold addresses of: another thread may replace a weight while a call computes without the GIL.
+        self._storages = [t.detach() for d, name in watched if isinstance(t := d[name], Tensor)]
         self._pointers = _C.Pointers(watched, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # not in every torch
 
     def holds(self, model: "PreTrainedModel") -> bool:

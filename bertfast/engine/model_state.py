@@ -17,7 +17,7 @@ from bertfast.engine.plan_cache import PlanCache
 
 
 class ModelState:
-    """Holds no strong reference to the model."""
+    """Holds no strong reference to the model, but owns the memory of its weights: a call holds its state until it is done."""
 
     def __init__(self, model: nn.Module) -> None:
         self.guard = Guard(model)
@@ -35,6 +35,13 @@ def state_of(model: nn.Module) -> ModelState:
     """The state as of the last `current_state`, unchecked."""
     state = _states.get(model)
     return current_state(model) if state is None else state
+
+
+def forget_moved_weights(model: nn.Module) -> None:
+    """Frees the memory in which the weights were, instead of at the next call. For a model that may have moved or converted them."""
+    state = _states.get(model)
+    if state is not None and not state.guard.holds(model):
+        _states.pop(model, None)
 
 
 def current_state(model: nn.Module) -> ModelState:

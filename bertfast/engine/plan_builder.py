@@ -26,7 +26,7 @@ class CannotRecordError(Exception):
 @dataclass(frozen=True, slots=True)
 class PlanOutput:
     name: str
-    cells: bool  # its rows are those of the padded batch, [B * S]
+    padded_rows: bool  # its rows are those of the padded batch, [B * S]
     rows: int  # a RowCount
     columns: int
 
@@ -96,7 +96,7 @@ class PlanBuilder:
             if buffer is None or each.value.shape[1:] != (buffer.columns,) or each.value.storage_offset() or buffer.ref != NO_REF:
                 raise CannotRecordError(f"the output {name} is not the whole result of an op")
             buffer.ref = (_C.REF_SLOT, len(SLOT_OF) + len(outputs), 0)
-            outputs.append(PlanOutput(name, each.cells, buffer.rows, buffer.columns))
+            outputs.append(PlanOutput(name, each.padded_rows, buffer.rows, buffer.columns))
         self._drop_float_results()
         for buffer, offset in assign_offsets([b for b in self.buffers.values() if b.ref == NO_REF]):
             buffer.ref = (_C.REF_BUFFER, plan.add_buffer(buffer.rows, offset, buffer.columns), 0)

@@ -117,10 +117,10 @@ class Recorder(PlanBuilder):
         )  # fmt: skip
         return out
 
-    def write_cache(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, cells: Tensor) -> None:
-        ops.write_cache(k, v, keys, values, rows, cells)
+    def write_cache(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor) -> None:
+        ops.write_cache(k, v, keys, values, rows, positions)
         self.add_without_result("write_cache",
-            k=k, k_stride=self.stride_of(k), v=v, v_stride=self.stride_of(v), **strides(keys, values), cache_rows=rows, cells=cells,
+            k=k, k_stride=self.stride_of(k), v=v, v_stride=self.stride_of(v), **strides(keys, values), cache_rows=rows, positions=positions,
             rows=self.rows_of(k),
         )  # fmt: skip
 
@@ -151,7 +151,7 @@ class Recorder(PlanBuilder):
             self.buffers[storage(out)] = Buffer(rows, columns, buffer.first, buffer.first)
             self.alive.append(out)
         else:
-            self.add("int8_rows", out, rows, columns, x=x, x_stride=self.stride_of(x), rows=rows, inputs=x.shape[1])
+            self.add("int8_quantize", out, rows, columns, x=x, x_stride=self.stride_of(x), rows=rows, inputs=x.shape[1])
         if key is not None:
             self.int8_rows[key] = out
         return out

@@ -77,7 +77,7 @@ def remember(call: ForwardCall, state: ModelState, key: Key) -> None:
     without_values = torch.empty(1, dtype=recorded.dtype, device="cpu")
     outputs = []
     for out in recorded.outputs:
-        rows = (call.batch.batch, call.batch.columns) if out.cells else (counts[out.rows],)
+        rows = (call.batch.batch, call.batch.columns) if out.padded_rows else (counts[out.rows],)
         outputs.append((out.name, without_values.expand(*rows, out.columns)))
     slots = [(name, SLOT_OF[name]) for name in patched]
     state.layouts.put(key, CachedLayout(recorded.plan, counts, inputs.addresses(), slots, outputs, inputs))

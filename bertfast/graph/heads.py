@@ -52,11 +52,11 @@ class HeadInputs:
 
 @dataclass(frozen=True, slots=True)
 class HeadOutput:
-    """One output of a head, as the ops return it: a matrix, reshaped to [B, S, C] if its rows are the cells of the batch."""
+    """One output of a head, as the ops return it: a matrix, reshaped to [B, S, C] if its rows are those of the padded batch."""
 
     value: Tensor
-    cells: bool = False
-    pad_mask: Tensor | None = None  # if not cells: bool over the leading dimensions of value, True at padding
+    padded_rows: bool = False
+    pad_mask: Tensor | None = None  # if not padded_rows: bool over the leading dimensions of value, True at padding
 
 
 Compute = Callable[[Model, HeadInputs], dict[str, HeadOutput]]
@@ -85,7 +85,7 @@ def pooled_output(model: modeling_bert.BertModel, inputs: HeadInputs) -> Tensor:
 
 
 def token_logits(module: LinearLayer, inputs: HeadInputs, fill: float = 0.0) -> HeadOutput:
-    return HeadOutput(inputs.batch.unpack(linear(inputs.rows, [module], inputs.O), inputs.O, fill), cells=True)
+    return HeadOutput(inputs.batch.unpack(linear(inputs.rows, [module], inputs.O), inputs.O, fill), padded_rows=True)
 
 
 def lm_head_logits(head: modeling_bert.BertLMPredictionHead, x: Tensor, O: Ops) -> Tensor:  # [R, H] -> [R, V]
@@ -95,7 +95,7 @@ def lm_head_logits(head: modeling_bert.BertLMPredictionHead, x: Tensor, O: Ops) 
 
 
 def encoder_outputs(model: modeling_bert.BertModel, inputs: HeadInputs) -> dict[str, HeadOutput]:
-    out = {"last_hidden_state": HeadOutput(inputs.batch.unpack(inputs.rows, inputs.O), cells=True)}
+    out = {"last_hidden_state": HeadOutput(inputs.batch.unpack(inputs.rows, inputs.O), padded_rows=True)}
     if model.pooler is not None:
         out["pooler_output"] = HeadOutput(pooled_output(model, inputs))
     return out
@@ -103,7 +103,7 @@ def encoder_outputs(model: modeling_bert.BertModel, inputs: HeadInputs) -> dict[
 
 def masked_lm(model: Model, inputs: HeadInputs) -> dict[str, HeadOutput]:
     logits = model.family.lm_logits(model, inputs.rows, inputs.O)
-    return {"logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True)}
+    return {"logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), padded_rows=True)}
 
 
 def causal_lm(model: Model, inputs: HeadInputs) -> dict[str, HeadOutput]:
@@ -134,7 +134,7 @@ def select_columns(x: Tensor, keep: int | Tensor) -> Tensor:
 def pretraining(model: modeling_bert.BertForPreTraining, inputs: HeadInputs) -> dict[str, HeadOutput]:
     logits = model.family.lm_logits(model, inputs.rows, inputs.O)
     return {
-        "prediction_logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), cells=True),
+        "prediction_logits": HeadOutput(inputs.batch.unpack(logits, inputs.O), padded_rows=True),
         "seq_relationship_logits": HeadOutput(linear(pooled_output(model.base_model, inputs), [model.cls.seq_relationship], inputs.O)),
     }
 

@@ -6,10 +6,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
+#include "../inline_vector.h"
 #include "dlpack.h"
 
 namespace py = pybind11;
@@ -102,26 +105,34 @@ class Watch {
   std::vector<Attribute> attributes_;
 };
 
-// The addresses of a model's parameters. Without torch headers it asks DLPack's C exchange API if the tensor type has it, about 20 ns a
-// parameter, else the tensor's Python methods, ten times as long. The address does not change when `.data` becomes a view of itself, so
-// length and contiguity are compared too.
+// What plans and CUDA graphs rely on of a model's parameters: address, sizes, strides, dtype, device. Without torch headers it asks
+// DLPack's C exchange API if the tensor type has it, about 20 ns a parameter, else the tensor's Python attributes, ten times as long. The
+// size of a storage needs no comparison: it changes with the address, and a tensor of these sizes fits its storage.
 class Pointers {
  public:
   // parameters: (Module._parameters, name). exchange: __dlpack_c_exchange_api__ of their type, or None.
   Pointers(const py::list& parameters, const py::object& exchange) : from_object_(from_object_of(exchange)) {
     for (const py::handle entry : parameters) {
       const auto pair = entry.cast<py::tuple>();
-      Place place{py::dict(pair[0]), py::object(pair[1])};
+      Place place;
+      place.dict = py::dict(pair[0]);
+      place.name = pair[1];
       PyObject* parameter = find(place);
       if (parameter == nullptr) continue;
-      const auto shape = py::reinterpret_borrow<py::object>(parameter).attr("shape").cast<py::tuple>();
       place.address = address(parameter);
-      place.rows = shape.empty() ? 0 : shape[0].cast<int64_t>();
-      place.scalar = shape.empty();
-      place.square = shape.size() == 2 && shape[0].equal(shape[1]);
       dlpack::Tensor read;
-      place.exchanged = exchanged(parameter, read) && is_at(place, read);  // some devices lack DLPack
-      place.dtype = read.dtype;
+      place.exchanged = exchanged(parameter, read) && address(read) == place.address;  // some devices lack DLPack
+      if (place.exchanged) {
+        place.dtype = read.dtype;
+        place.device = read.device;
+        for (int32_t i = 0; i < read.ndim; ++i) {
+          place.sizes.push_back(read.shape[i]);
+          place.strides.push_back(read.strides[i]);
+        }
+      } else {
+        for (const py::str& name : attributes_) place.attributes.push_back(attribute(parameter, name));
+        place.attributes.push_back(call(parameter, stride_));
+      }
       places_.push_back(std::move(place));
     }
   }
@@ -132,11 +143,13 @@ class Pointers {
       if (parameter == nullptr) return false;
       if (place.exchanged) {
         dlpack::Tensor read;
-        if (!exchanged(parameter, read) || !is_at(place, read) || !same(read.dtype, place.dtype)) return false;
+        if (!exchanged(parameter, read) || !same(place, read)) return false;
         continue;
       }
-      if (address(parameter) != place.address || (!place.scalar && rows(parameter) != place.rows)) return false;
-      if (place.square && call(parameter, is_contiguous_).ptr() != Py_True) return false;
+      if (address(parameter) != place.address) return false;
+      for (size_t i = 0; i < attributes_.size(); ++i)
+        if (!attribute(parameter, attributes_[i]).equal(place.attributes[i])) return false;
+      if (!call(parameter, stride_).equal(place.attributes.back())) return false;
     }
     return true;
   }
@@ -158,9 +171,11 @@ class Pointers {
     py::dict dict;
     py::object name;
     size_t address = 0;
-    int64_t rows = 0;
-    dlpack::DataType dtype = {};
-    bool scalar = false, square = false, exchanged = false;
+    bool exchanged = false;
+    dlpack::DataType dtype = {};  // as the exchange API tells them
+    dlpack::Device device = {};
+    InlineVector<int64_t, 2> sizes, strides;
+    std::vector<py::object> attributes;  // else: the values of attributes_, then stride()
   };
   using FromObject = decltype(dlpack::ExchangeApi::from_object);
 
@@ -178,13 +193,14 @@ class Pointers {
     return false;
   }
 
-  static bool is_at(const Place& place, const dlpack::Tensor& read) {
-    return reinterpret_cast<size_t>(read.data) + read.byte_offset == place.address && place.scalar == (read.ndim == 0) &&
-           (place.scalar || read.shape[0] == place.rows) && dlpack::is_contiguous(read);
-  }
+  static size_t address(const dlpack::Tensor& read) { return reinterpret_cast<size_t>(read.data) + read.byte_offset; }
 
-  static bool same(const dlpack::DataType& a, const dlpack::DataType& b) {
-    return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+  static bool same(const Place& place, const dlpack::Tensor& read) {
+    const dlpack::DataType &a = place.dtype, &b = read.dtype;
+    return address(read) == place.address && static_cast<size_t>(read.ndim) == place.sizes.size() &&
+           std::equal(place.sizes.begin(), place.sizes.end(), read.shape) &&
+           std::equal(place.strides.begin(), place.strides.end(), read.strides) && a.code == b.code && a.bits == b.bits &&
+           a.lanes == b.lanes && place.device.type == read.device.type && place.device.id == read.device.id;
   }
 
   static PyObject* find(const Place& place) {  // borrowed; null if there is none
@@ -205,21 +221,18 @@ class Pointers {
     return value;
   }
 
-  // size(0) is C++; len() is a Python method of Tensor that takes several times as long.
-  int64_t rows(PyObject* parameter) const {
-    const auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodObjArgs(parameter, size_.ptr(), zero_.ptr(), nullptr));
-    if (!result) throw py::error_already_set();
-    const int64_t value = PyLong_AsLongLong(result.ptr());
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return value;
+  static py::object attribute(PyObject* parameter, const py::str& name) {
+    PyObject* result = PyObject_GetAttr(parameter, name.ptr());
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
   }
 
   static py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
 
   FromObject from_object_;
   std::vector<Place> places_;
-  py::str data_ptr_ = interned("data_ptr"), is_contiguous_ = interned("is_contiguous"), size_ = interned("size");
-  py::int_ zero_ = 0;
+  py::str data_ptr_ = interned("data_ptr"), stride_ = interned("stride");
+  std::array<py::str, 3> attributes_ = {interned("shape"), interned("dtype"), interned("device")};
 };
 
 }  // namespace
@@ -230,9 +243,9 @@ void bind_guard(py::module_& m) {
            py::arg("members"), py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("attributes"), py::arg("falsy"))
       .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type; type.name is value: all of them.")
       .def("quiet", &Watch::quiet, "Every watched flag exists and is false.");
-  py::class_<Pointers>(m, "Pointers", "The addresses of a model's parameters; each is (Module._parameters, name).")
+  py::class_<Pointers>(m, "Pointers", "What plans rely on of a model's parameters; each is (Module._parameters, name).")
       .def(py::init<const py::list&, const py::object&>(), py::arg("parameters"), py::arg("exchange") = py::none())
-      .def("hold", &Pointers::hold, "Every parameter has the same address, length and layout as before.")
+      .def("hold", &Pointers::hold, "Every parameter has the same address, sizes, strides, dtype and device as before.")
       .def("addresses", &Pointers::addresses, "The addresses when this was made.")
       .def("exchanged", py::overload_cast<>(&Pointers::exchanged, py::const_), "How many parameters are asked through the exchange API.");
 }

@@ -43,13 +43,13 @@ void bind_kv_cache(py::module_& m) {
   using py::arg;
 
   m.def("write_cache", BERTFAST_EITHER(write_cache), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"), arg("tokens"), arg("keys"),
-        arg("key_strides"), arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("cells"), arg("bfloat16") = false,
-        "keys[rows[t], :, cells[t]] = k[t], values likewise. ValueError for a row or cell outside the cache.");
+        arg("key_strides"), arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("positions"), arg("bfloat16") = false,
+        "keys[rows[t], :, positions[t]] = k[t], values likewise. ValueError for a row or position outside the cache.");
   m.def("cached_attention", BERTFAST_EITHER(cached_attention), arg("q"), arg("q_stride"), arg("queries"), arg("keys"), arg("key_strides"),
         arg("values"), arg("value_strides"), arg("shape"), arg("rows"), arg("first"), arg("last"), arg("scale"), arg("out"),
         arg("bfloat16") = false,
-        "out[t] = softmax(q[t] keys^T scale) values over cells first[t] .. last[t] - 1 of row rows[t]. ValueError for a range outside the "
-        "cache.");
+        "out[t] = softmax(q[t] keys^T scale) values over positions first[t] .. last[t] - 1 of row rows[t]. ValueError for a range outside "
+        "the cache.");
 
   m.def(
       "argmax",
@@ -59,15 +59,15 @@ void bind_kv_cache(py::module_& m) {
       release(), arg("scores"), arg("rows"), arg("columns"), arg("out"),
       "out int64[rows]: the first column where each row of scores float32[rows, columns] is largest; NaN is larger than anything.");
 
-  py::class_<SlotTable>(m, "SlotTable", "Which rows of a KV cache (slots) are in use, and how many of their cells are filled.")
-      .def(py::init<int64_t, int64_t>(), arg("slots"), arg("cells"))
+  py::class_<SlotTable>(m, "SlotTable", "Which rows of a KV cache (slots) are in use, and how many of their positions are filled.")
+      .def(py::init<int64_t, int64_t>(), arg("slots"), arg("positions"))
       .def_property_readonly("slots", &SlotTable::slots)
-      .def_property_readonly("cells", &SlotTable::cells)
+      .def_property_readonly("positions", &SlotTable::positions)
       .def_property_readonly("running", &SlotTable::running, "The slots of the running sequences, in the order of the batch.")
-      .def_property_readonly("lengths", &SlotTable::lengths, "How many cells of each running sequence are filled.")
-      .def("admit", &SlotTable::admit, arg("lengths"), "Adds sequences with so many cells filled; returns their slots.")
-      .def("extend", &SlotTable::extend, arg("count"), "Fills `count` more cells of every running sequence.")
-      .def("crop", &SlotTable::crop, arg("count"), "Frees the last `count` cells of every running sequence.")
+      .def_property_readonly("lengths", &SlotTable::lengths, "How many positions of each running sequence are filled.")
+      .def("admit", &SlotTable::admit, arg("lengths"), "Adds sequences with so many positions filled; returns their slots.")
+      .def("extend", &SlotTable::extend, arg("count"), "Fills `count` more positions of every running sequence.")
+      .def("crop", &SlotTable::crop, arg("count"), "Frees the last `count` positions of every running sequence.")
       .def(
           "reorder",
           [](SlotTable& table, const std::vector<int64_t>& parents) {
@@ -77,7 +77,7 @@ void bind_kv_cache(py::module_& m) {
           },
           arg("parents"),
           "Sequence i becomes a copy of sequence parents[i]; sequences without a child end. Returns the copies to make, each\n"
-          "[from slot, to slot, first cell, one past the last].")
+          "[from slot, to slot, first position, one past the last].")
       .def("check_integrity", &SlotTable::check_integrity, "RuntimeError unless every slot is either free or running, once.");
 }
 

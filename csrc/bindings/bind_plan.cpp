@@ -122,7 +122,7 @@ void linear(PlanOf<Number>& self, const PyRef& x, int64_t x_stride, const std::v
   self.template add<Op>(std::move(op));
 }
 
-void int8_rows(PlanOf<float>& self, const PyRef& x, int64_t x_stride, const PyRef& out, int64_t rows, int64_t inputs) {
+void int8_quantize(PlanOf<float>& self, const PyRef& x, int64_t x_stride, const PyRef& out, int64_t rows, int64_t inputs) {
   using Args = cpu::Int8QuantizeArgs;
   Recorded<Args> op;
   op.args.inputs = inputs;
@@ -138,7 +138,7 @@ void int8_linear(PlanOf<float>& self, const PyRef& x, const std::vector<std::tup
                  const PyRef& out, const PyRef& quantized, int64_t rows, int64_t inputs) {
   BF_CHECK(is_none(quantized) || parts.size() == 1, "plan: int8_linear quantizes the result of one weight, got ", parts.size());
   using Args = cpu::Int8LinearArgs;
-  Recorded<std::vector<Args>> op;
+  Recorded<cpu::Int8LinearOp::Args> op;
   int64_t columns = 0, column = 0;
   for (const auto& part : parts) columns += std::get<3>(part);
   for (const auto& [panels, scales, bias, features] : parts) {
@@ -315,7 +315,7 @@ void bind_plan(py::module_& m) {
            arg("out"), arg("quantized"), arg("rows"), arg("hidden"))
       .def("linear", BERTFAST_OF_EITHER(linear), arg("x"), arg("x_stride"), arg("parts"), arg("activation"), arg("out"), arg("rows"),
            arg("inputs"))
-      .def("int8_rows", of_float_only(int8_rows), arg("x"), arg("x_stride"), arg("out"), arg("rows"), arg("inputs"))
+      .def("int8_quantize", of_float_only(int8_quantize), arg("x"), arg("x_stride"), arg("out"), arg("rows"), arg("inputs"))
       .def("int8_linear", of_float_only(int8_linear), arg("x"), arg("parts"), arg("activation"), arg("out"), arg("quantized"), arg("rows"),
            arg("inputs"))
       .def("varlen_attention", BERTFAST_OF_EITHER(varlen_attention), arg("q"), arg("q_stride"), arg("k"), arg("k_stride"), arg("v"),
@@ -325,7 +325,7 @@ void bind_plan(py::module_& m) {
       .def("unpack", BERTFAST_OF_EITHER(unpack), arg("x"), arg("indices"), arg("out"), arg("from_rows"), arg("rows"), arg("columns"),
            arg("fill"))
       .def("write_cache", BERTFAST_OF_EITHER(write_cache), arg("k"), arg("k_stride"), arg("v"), arg("v_stride"), arg("keys"),
-           arg("key_strides"), arg("values"), arg("value_strides"), arg("shape"), arg("cache_rows"), arg("cells"), arg("rows"))
+           arg("key_strides"), arg("values"), arg("value_strides"), arg("shape"), arg("cache_rows"), arg("positions"), arg("rows"))
       .def("cached_attention", BERTFAST_OF_EITHER(cached_attention), arg("q"), arg("q_stride"), arg("keys"), arg("key_strides"),
            arg("values"), arg("value_strides"), arg("shape"), arg("cache_rows"), arg("first"), arg("last"), arg("scale"), arg("rows"),
            arg("out"))

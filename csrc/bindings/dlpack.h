@@ -41,16 +41,5 @@ struct ExchangeApi {  // DLPackExchangeAPI; entries that are not called have no 
   void (*current_stream)();
 };
 
-// Whether a tensor is contiguous, row-major.
-inline bool is_contiguous(const Tensor& t) {
-  int64_t next = 1;
-  for (int32_t i = t.ndim - 1; i >= 0; --i) {
-    if (t.shape[i] == 0) return true;
-    if (t.shape[i] != 1 && t.strides[i] != next) return false;
-    next *= t.shape[i];
-  }
-  return true;
-}
-
 }  // namespace dlpack
 }  // namespace bertfast

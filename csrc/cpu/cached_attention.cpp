@@ -12,8 +12,8 @@ CachedAttentionOp<Number>::CachedAttentionOp(const Kernels& kernels, const Args&
   for (int64_t t = 0; t < args.queries; ++t) {
     const int64_t first = args.first ? args.first[t] : 0, last = args.last[t];
     check_cache_row("cached_attention", t, args.rows[t], args.cache_rows);
-    BF_CHECK(first >= 0 && first <= last && last <= args.cache_positions, "cached_attention: query ", t, " reads cells ", first, " to ",
-             last, ", expected 0 <= first <= last <= ", args.cache_positions, ", the cells of the cache");
+    BF_CHECK(first >= 0 && first <= last && last <= args.cache_positions, "cached_attention: query ", t, " reads positions ", first, " to ",
+             last, ", expected 0 <= first <= last <= ", args.cache_positions, ", the positions of the cache");
     longest_range_ = std::max(longest_range_, last - first);
   }
 }

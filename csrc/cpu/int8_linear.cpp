@@ -7,17 +7,9 @@
 namespace bertfast::cpu {
 namespace {
 
-constexpr int64_t quantize_grain = 64;   // groups in an item: a few microseconds
 constexpr int64_t most_item_rows = 192;  // a panel is read from L2 once for each 48 of them
 
 }  // namespace
-
-int64_t Int8QuantizeOp::items() const { return divide_up(args_.rows * int8_groups(args_.blocks), quantize_grain); }
-
-void Int8QuantizeOp::run(int64_t item) const {
-  const int64_t groups = args_.rows * int8_groups(args_.blocks);
-  kernels_.of_int8.quantize(args_, item * quantize_grain, std::min(groups, (item + 1) * quantize_grain));
-}
 
 Int8LinearOp::Int8LinearOp(const Kernels& kernels, Args parts, int /*threads*/)
     : kernels_(kernels),

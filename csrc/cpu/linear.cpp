@@ -17,9 +17,9 @@ LinearOp<Number>::LinearOp(const Kernels& kernels, Args parts, int threads)
   while (block_columns_ > 16 && divide_up(columns, block_columns_) < 2 * threads) block_columns_ /= 2;
   block_rows_ = linear_rows;
   row_blocks_ = std::max<int64_t>(rows > 0, divide_up(rows, block_rows_));
+  column_blocks_ = 0;
   first_block_.push_back(0);
-  for (const LinearArgs<Number>& part : parts_) first_block_.push_back(first_block_.back() + divide_up(part.features, block_columns_));
-  column_blocks_ = first_block_.back();
+  for (const LinearArgs<Number>& part : parts_) first_block_.push_back(column_blocks_ += divide_up(part.features, block_columns_));
 }
 
 template <class Number>

@@ -8,8 +8,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <vector>
 
+#include "../inline_vector.h"
 #include "kernels.h"
 
 namespace bertfast::cpu {
@@ -54,7 +54,7 @@ class AddLayerNormOp {
 template <class Number>
 class LinearOp {
  public:
-  using Args = std::vector<LinearArgs<Number>>;
+  using Args = InlineVector<LinearArgs<Number>, 3>;  // Q, K and V
   static constexpr bool sequences_independent = true;
 
   LinearOp(const Kernels& kernels, Args parts, int threads);
@@ -71,7 +71,7 @@ class LinearOp {
   const Kernels& kernels_;
   Args parts_;
   int threads_;
-  std::vector<int64_t> first_block_;  // of each part, then the number of all
+  InlineVector<int64_t, 4> first_block_;  // of each part, then the number of all
   int64_t block_rows_, block_columns_, row_blocks_, column_blocks_;
 };
 
@@ -95,7 +95,7 @@ class VarlenAttentionOp {
   const Kernels& kernels_;
   Args args_;
   int threads_;
-  std::vector<Piece> pieces_;  // most work first, so that threads finish together
+  InlineVector<Piece, 4> pieces_;  // most work first, so that threads finish together
 };
 
 template <class Number>
@@ -189,7 +189,7 @@ class Int8QuantizeOp {
 // One x, one or several weights, their outputs side by side in one matrix.
 class Int8LinearOp {
  public:
-  using Args = std::vector<Int8LinearArgs>;
+  using Args = InlineVector<Int8LinearArgs, 3>;
   static constexpr bool sequences_independent = true;
 
   Int8LinearOp(const Kernels& kernels, Args parts, int threads);

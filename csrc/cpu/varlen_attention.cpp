@@ -36,7 +36,8 @@ VarlenAttentionOp<Number>::VarlenAttentionOp(const Kernels& kernels, const Args&
     }
   }
   const auto more_work = [](const Piece& a, const Piece& b) { return a.work > b.work; };
-  std::stable_sort(pieces_.begin(), pieces_.end(), more_work);
+  if (!std::is_sorted(pieces_.begin(), pieces_.end(), more_work))  // stable_sort allocates
+    std::stable_sort(pieces_.begin(), pieces_.end(), more_work);
 }
 
 template <class Number>

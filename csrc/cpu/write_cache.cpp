@@ -21,8 +21,8 @@ WriteCacheOp<Number>::WriteCacheOp(const Kernels&, const Args& args, int /*threa
   tokens_per_item_ = std::max<int64_t>(1, grain / std::max<int64_t>(1, args.heads * args.head_size));
   for (int64_t t = 0; t < args.tokens; ++t) {
     check_cache_row("write_cache", t, args.rows[t], args.cache_rows);
-    BF_CHECK(args.positions[t] >= 0 && args.positions[t] < args.cache_positions, "write_cache: cells[", t, "] is ", args.positions[t],
-             ", expected 0 <= cell < ", args.cache_positions, ", the cells of the cache");
+    BF_CHECK(args.positions[t] >= 0 && args.positions[t] < args.cache_positions, "write_cache: positions[", t, "] is ", args.positions[t],
+             ", expected 0 <= position < ", args.cache_positions, ", the positions of the cache");
   }
 }
 

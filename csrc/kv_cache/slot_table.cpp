@@ -16,11 +16,11 @@ void broken(const std::string& what) { throw std::logic_error("SlotTable: " + wh
 
 }  // namespace
 
-SlotTable::SlotTable(int64_t slots, int64_t cells) : cells_(cells) {
+SlotTable::SlotTable(int64_t slots, int64_t positions) : positions_(positions) {
   BF_CHECK(slots >= 0, "slots: got ", slots, ", expected 0 or more");
-  BF_CHECK(cells >= 0, "cells: got ", cells, ", expected 0 or more");
+  BF_CHECK(positions >= 0, "positions: got ", positions, ", expected 0 or more");
   lengths_.assign(static_cast<size_t>(slots), 0);
-  labels_.assign(static_cast<size_t>(slots) * static_cast<size_t>(cells), 0);
+  labels_.assign(static_cast<size_t>(slots) * static_cast<size_t>(positions), 0);
   for (int64_t slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   running_.reserve(lengths_.size());
 }
@@ -33,7 +33,7 @@ std::vector<int64_t> SlotTable::lengths() const {
 
 void SlotTable::fill(int64_t slot, int64_t count) {
   int64_t& length = lengths_[static_cast<size_t>(slot)];
-  const auto start = labels_.begin() + slot * cells_ + length;
+  const auto start = labels_.begin() + slot * positions_ + length;
   std::iota(start, start + count, last_label_ + 1);
   last_label_ += count;
   length += count;
@@ -43,8 +43,8 @@ std::vector<int64_t> SlotTable::admit(const std::vector<int64_t>& lengths) {
   BF_CHECK(lengths.size() <= free_.size(), "admit: ", lengths.size(), " sequences came, expected at most ", free_.size(),
            ", the free ones of ", slots(), " slots; end some sequences, or make the cache larger");
   for (const int64_t length : lengths)
-    BF_CHECK(length >= 0 && length <= cells_, "admit: a sequence of length ", length, " came, expected 0 to ", cells_,
-             ", the cells of a slot");
+    BF_CHECK(length >= 0 && length <= positions_, "admit: a sequence of length ", length, " came, expected 0 to ", positions_,
+             ", the positions of a slot");
   const size_t before = running_.size();
   for (const int64_t length : lengths) {
     running_.push_back(free_.back());
@@ -55,20 +55,20 @@ std::vector<int64_t> SlotTable::admit(const std::vector<int64_t>& lengths) {
 }
 
 void SlotTable::extend(int64_t count) {
-  BF_CHECK(count >= 0, "extend: got ", count, " cells, expected 0 or more");
+  BF_CHECK(count >= 0, "extend: got ", count, " positions, expected 0 or more");
   for (const int64_t slot : running_) {
     const int64_t length = lengths_[static_cast<size_t>(slot)];
-    BF_CHECK(count <= cells_ - length, "extend: a sequence has ", length, " cells and needs ", count, " more, but the cache holds ",
-             cells_);
+    BF_CHECK(count <= positions_ - length, "extend: a sequence has ", length, " positions and needs ", count, " more, but the cache holds ",
+             positions_);
   }
   for (const int64_t slot : running_) fill(slot, count);
 }
 
 void SlotTable::crop(int64_t count) {
-  BF_CHECK(count >= 0, "crop: got ", count, " cells, expected 0 or more");
+  BF_CHECK(count >= 0, "crop: got ", count, " positions, expected 0 or more");
   for (const int64_t slot : running_) {
     const int64_t length = lengths_[static_cast<size_t>(slot)];
-    BF_CHECK(count <= length, "crop: got ", count, " cells, but a sequence has only ", length);
+    BF_CHECK(count <= length, "crop: got ", count, " positions, but a sequence has only ", length);
   }
   for (const int64_t slot : running_) lengths_[static_cast<size_t>(slot)] -= count;
 }
@@ -97,19 +97,19 @@ std::vector<SlotTable::Copy> SlotTable::reorder(const std::vector<int64_t>& pare
       after.push_back(from);
       continue;
     }
-    const auto labels = labels_.begin() + from * cells_;
+    const auto labels = labels_.begin() + from * positions_;
     const int64_t length = lengths_[static_cast<size_t>(from)];
     int64_t first = -1;
     auto found = free_.rbegin();
     for (auto each = free_.rbegin(); each != free_.rend() && first < length; ++each) {
-      const int64_t alike = std::mismatch(labels, labels + length, labels_.begin() + *each * cells_).first - labels;
+      const int64_t alike = std::mismatch(labels, labels + length, labels_.begin() + *each * positions_).first - labels;
       if (alike > first) first = alike, found = each;
     }
     const int64_t to = *found;
     free_.erase(std::next(found).base());
     lengths_[static_cast<size_t>(to)] = length;
     if (first < length) copies.push_back({from, to, first, length});
-    std::copy(labels + first, labels + length, labels_.begin() + to * cells_ + first);
+    std::copy(labels + first, labels + length, labels_.begin() + to * positions_ + first);
     after.push_back(to);
   }
   running_ = std::move(after);
@@ -125,7 +125,7 @@ void SlotTable::check_integrity() const {
   for (const int64_t slot : running_) {
     see(slot);
     const int64_t length = lengths_[static_cast<size_t>(slot)];
-    if (length < 0 || length > cells_) broken("slot " + std::to_string(slot) + " has length " + std::to_string(length));
+    if (length < 0 || length > positions_) broken("slot " + std::to_string(slot) + " has length " + std::to_string(length));
   }
   for (const int64_t slot : free_) {
     see(slot);

@@ -95,7 +95,7 @@ class BandsOp {
     counts[eligibility_.sequences()] = band.sequences;
     thread_local ThreadArena arena;
     const ThreadArena::Lease memory(arena, to_cache_lines(columns_ * band.rows * static_cast<int64_t>(sizeof(Number))));
-    Binder<Number> binder(whole_, counts, band, reinterpret_cast<Number*>(memory.data()));
+    Binder<Number> binder(whole_, counts, band, reinterpret_cast<Number*>(memory.data()), count_);
     for (size_t n = 0; n < count_; ++n) std::visit(binder, nodes_[n]);
     for (const Step& step : binder.steps())
       for (int64_t k = 0; k < step.items; ++k) step.run(step.op, k);

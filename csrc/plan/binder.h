@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <tuple>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -22,14 +22,23 @@ struct Band {
 template <class Number>
 class Binder {
  public:
-  // arenas: one for each row count. outlives_bands: of each buffer, whether nodes after the bands read or write it.
+  // arenas: one for each row count. nodes: how many will be bound. outlives_bands: of each buffer, whether nodes after the bands read or
+  // write it.
   Binder(const std::vector<Buffer>& buffers, const std::vector<char>& outlives_bands, const std::vector<int64_t>& counts,
-         const std::vector<Address>& slots, const std::vector<Number*>& arenas)
-      : buffers_(buffers), outlives_bands_(outlives_bands), counts_(counts), slots_(slots), arenas_(arenas), threads_(num_threads()) {}
+         const std::vector<Address>& slots, const Number* const* arenas, size_t nodes)
+      : buffers_(buffers),
+        outlives_bands_(outlives_bands),
+        counts_(counts),
+        slots_(slots),
+        arenas_(arenas),
+        threads_(num_threads()),
+        ops_(new BoundOp[nodes]) {
+    steps_.reserve(nodes);
+  }
 
   // For a band of the batch that `whole` binds; counts are the band's. Buffers that outlive bands lie in whole's arenas, the others in
   // band_arena.
-  Binder(const Binder& whole, const std::vector<int64_t>& counts, const Band& band, Number* band_arena)
+  Binder(const Binder& whole, const std::vector<int64_t>& counts, const Band& band, Number* band_arena, size_t nodes)
       : buffers_(whole.buffers_),
         outlives_bands_(whole.outlives_bands_),
         counts_(counts),
@@ -38,12 +47,15 @@ class Binder {
         threads_(1),
         band_(&band),
         batch_counts_(&whole.counts_),
-        band_arena_(band_arena) {}
+        band_arena_(band_arena),
+        ops_(new BoundOp[nodes]) {
+    steps_.reserve(nodes);
+  }
 
   template <class Op>
   void operator()(const Node<Op>& node) {
-    auto& ops = std::get<std::deque<Op>>(ops_);
-    steps_.push_back(step_of(ops.emplace_back(kernels_, node.recorded.bind(*this), threads_)));
+    BoundOp& op = ops_[steps_.size()];
+    steps_.push_back(step_of(op.template emplace<Op>(kernels_, node.recorded.bind(*this), threads_)));
   }
 
   const std::vector<Step>& steps() const { return steps_; }
@@ -81,6 +93,8 @@ class Binder {
   }
 
  private:
+  using BoundOp = typename PlanOps<Number>::BoundOp;
+
   // The first row of a buffer, of the band's rows if there is a band.
   const Number* row_of(size_t index) const {
     const Buffer& buffer = buffers_[index];
@@ -92,22 +106,24 @@ class Binder {
 
   template <class Body>
   void each_embedding(Body body) const {
-    for (const auto& op : std::get<std::deque<cpu::EmbedLayerNormOp<Number>>>(ops_)) body(op);
-    if constexpr (std::is_same_v<Number, float>)
-      for (const auto& op : std::get<std::deque<cpu::EmbedLayerNormOp<float, uint8_t>>>(ops_)) body(op);
+    for (size_t n = 0; n < steps_.size(); ++n) {
+      if (const auto* op = std::get_if<cpu::EmbedLayerNormOp<Number>>(&ops_[n])) body(*op);
+      if constexpr (std::is_same_v<Number, float>)
+        if (const auto* op = std::get_if<cpu::EmbedLayerNormOp<float, uint8_t>>(&ops_[n])) body(*op);
+    }
   }
 
   const std::vector<Buffer>& buffers_;
   const std::vector<char>& outlives_bands_;
   const std::vector<int64_t>& counts_;
   const std::vector<Address>& slots_;
-  const std::vector<Number*>& arenas_;
+  const Number* const* arenas_;
   const cpu::Kernels& kernels_ = cpu::kernels();
   int threads_;
   const Band* band_ = nullptr;
   const std::vector<int64_t>* batch_counts_ = nullptr;
   Number* band_arena_ = nullptr;
-  typename PlanOps<Number>::BoundOps ops_;
+  std::unique_ptr<BoundOp[]> ops_;  // by node; steps point at them, so they must not move
   std::vector<Step> steps_;
 };
 

@@ -5,8 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <deque>
-#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -101,15 +99,14 @@ class Recorded {
 };
 
 // Of an op on several weights: the arguments for each.
-template <class Args>
-class Recorded<std::vector<Args>> {
+template <class Args, size_t most>
+class Recorded<InlineVector<Args, most>> {
  public:
   std::vector<Recorded<Args>> parts;
 
   template <class Resolver>
-  std::vector<Args> bind(const Resolver& resolver) const {
-    std::vector<Args> bound;
-    bound.reserve(parts.size());
+  InlineVector<Args, most> bind(const Resolver& resolver) const {
+    InlineVector<Args, most> bound;
     for (const Recorded<Args>& part : parts) bound.push_back(part.bind(resolver));
     return bound;
   }
@@ -129,7 +126,7 @@ struct Node {
 template <class... Ops>
 struct OpList {
   using AnyNode = std::variant<Node<Ops>...>;
-  using BoundOps = std::tuple<std::deque<Ops>...>;  // deques: steps point at the ops, which must not move
+  using BoundOp = std::variant<std::monostate, Ops...>;
 };
 
 template <class Number, class... Others>

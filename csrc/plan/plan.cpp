@@ -38,19 +38,17 @@ template <class Number>
 void PlanOf<Number>::run(const std::vector<int64_t>& counts, const std::vector<Address>& slots) const {
   BF_CHECK(counts.size() >= arena_columns_.size(), "plan: got ", counts.size(), " row counts, expected ", arena_columns_.size());
   BF_CHECK(static_cast<int64_t>(slots.size()) >= slots_, "plan: got ", slots.size(), " slots, expected ", slots_);
+  const auto arena_bytes = [&](size_t s) { return to_cache_lines(arena_columns_[s] * counts[s] * static_cast<int64_t>(sizeof(Number))); };
   int64_t bytes = 0;
-  std::vector<int64_t> offsets;
-  for (size_t s = 0; s < arena_columns_.size(); ++s) {
-    offsets.push_back(bytes);
-    bytes += to_cache_lines(arena_columns_[s] * counts[s] * static_cast<int64_t>(sizeof(Number)));
-  }
+  for (size_t s = 0; s < arena_columns_.size(); ++s) bytes += arena_bytes(s);
   thread_local ThreadArena arena;
   const ThreadArena::Lease memory(arena, bytes);
-  std::vector<Number*> arenas;
-  for (const int64_t offset : offsets) arenas.push_back(reinterpret_cast<Number*>(memory.data() + offset));
+  InlineVector<Number*, 8> arenas;
+  char* place = memory.data();
+  for (size_t s = 0; s < arena_columns_.size(); place += arena_bytes(s), ++s) arenas.push_back(reinterpret_cast<Number*>(place));
 
   // All nodes are bound first, so that bad boundaries or indices raise before anything is written.
-  Binder<Number> binder(buffers_, outlives_bands_, counts, slots, arenas);
+  Binder<Number> binder(buffers_, outlives_bands_, counts, slots, arenas.begin(), nodes_.size());
   for (const AnyNode& node : nodes_) std::visit(binder, node);
   const std::vector<Step>& steps = binder.steps();
 

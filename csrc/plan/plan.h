@@ -1,9 +1,9 @@
 // A forward as a flat list of ops, recorded once from the Python graph and replayed in one call: one crossing of the language border, one
 // parallel region, a barrier between ops.
 //
-// A plan holds for any batch. Row counts are symbols (rows, sequences, cells) whose values each replay brings, as it brings the addresses
-// of inputs and outputs (slots). Weights are constants: their addresses, which the caller checks before every replay. Results for later
-// ops lie in an arena for each row count; their places there are columns, so that they hold for any number of rows.
+// A plan holds for any batch. Row counts are symbols (rows, sequences, padded rows) whose values each replay brings, as it brings the
+// addresses of inputs and outputs (slots). Weights are constants: their addresses, which the caller checks before every replay. Results for
+// later ops lie in an arena for each row count; their places there are columns, so that they hold for any number of rows.
 #pragma once
 
 #include <cstdint>

@@ -36,7 +36,7 @@ NAMES, *LINES = [line.split() for line in TABLE.strip().splitlines()]
 
 
 def test_the_table_names_the_facts_in_their_order():
-    assert tuple(NAMES) == PaddingFacts.__slots__
+    assert tuple(NAMES) == PaddingFacts._fields
 
 
 @pytest.mark.parametrize("values", list(itertools.product((False, True), repeat=len(NAMES))), ids=lambda v: "".join(map(str, map(int, v))))

@@ -121,13 +121,13 @@ def test_messages():
     table.admit([3])
     for call, message in (
         (lambda: table.admit([1, 1]), "2 sequences came, expected at most 1, the free ones of 2 slots"),
-        (lambda: table.admit([5]), "length 5 came, expected 0 to 4, the cells of a slot"),
-        (lambda: table.extend(2), "has 3 cells and needs 2 more, but the cache holds 4"),
-        (lambda: table.crop(4), "got 4 cells, but a sequence has only 3"),
+        (lambda: table.admit([5]), "length 5 came, expected 0 to 4, the positions of a slot"),
+        (lambda: table.extend(2), "has 3 positions and needs 2 more, but the cache holds 4"),
+        (lambda: table.crop(4), "got 4 positions, but a sequence has only 3"),
         (lambda: table.reorder([1]), "got parent 1"),
         (lambda: table.reorder([0, 0, 0]), "3 sequences do not fit in 2 slots"),
         (lambda: SlotTable(-1, 4), "slots: got -1"),
-        (lambda: SlotTable(1, -4), "cells: got -4"),
+        (lambda: SlotTable(1, -4), "positions: got -4"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -41,7 +41,7 @@ def test_an_empty_range_gives_zeros():
     assert out[1].ne(0).all()
 
 
-def test_cells_outside_of_the_range_are_never_read():
+def test_positions_outside_of_the_range_are_never_read():
     keys, values = make_cache(1, 2, 40, 24)
     arguments = make_queries(1, 2, 24), keys, values, torch.tensor([0]), torch.tensor([5]), torch.tensor([31])
     before = cpu.cached_attention(*arguments)
@@ -91,9 +91,9 @@ def test_writing(tokens):
     [
         ([0, 2], [0, 0], [1, 1], r"rows\[1\] is 2"),
         ([-1, 0], [0, 0], [1, 1], r"rows\[0\] is -1"),
-        ([0, 0], [0, -1], [1, 1], "query 1 reads cells -1 to 1"),
-        ([0, 0], [0, 3], [1, 2], "query 1 reads cells 3 to 2"),
-        ([0, 0], [0, 0], [1, 9], "query 1 reads cells 0 to 9"),
+        ([0, 0], [0, -1], [1, 1], "query 1 reads positions -1 to 1"),
+        ([0, 0], [0, 3], [1, 2], "query 1 reads positions 3 to 2"),
+        ([0, 0], [0, 0], [1, 9], "query 1 reads positions 0 to 9"),
     ],
 )
 def test_a_range_outside_of_the_cache_is_an_error(rows, first, last, message):
@@ -102,12 +102,14 @@ def test_a_range_outside_of_the_cache_is_an_error(rows, first, last, message):
         ops.cached_attention(make_queries(2, 2, 16), keys, values, *map(torch.tensor, (rows, first, last)))
 
 
-@pytest.mark.parametrize(("row", "cell", "message"), [(2, 0, r"rows\[0\] is 2"), (0, 8, r"cells\[0\] is 8"), (0, -1, r"cells\[0\] is -1")])
-def test_a_cell_outside_of_the_cache_is_an_error_and_nothing_is_written(row, cell, message):
+@pytest.mark.parametrize(
+    ("row", "position", "message"), [(2, 0, r"rows\[0\] is 2"), (0, 8, r"positions\[0\] is 8"), (0, -1, r"positions\[0\] is -1")]
+)
+def test_a_position_outside_of_the_cache_is_an_error_and_nothing_is_written(row, position, message):
     keys, values = make_cache(2, 2, 8, 16)
     before = keys.clone()
     with pytest.raises(ValueError, match=message):
-        ops.write_cache(make_queries(1, 2, 16), make_queries(1, 2, 16), keys, values, torch.tensor([row]), torch.tensor([cell]))
+        ops.write_cache(make_queries(1, 2, 16), make_queries(1, 2, 16), keys, values, torch.tensor([row]), torch.tensor([position]))
     assert torch.equal(keys, before)
 
 

@@ -63,7 +63,7 @@ def test_replay_without_all_counts_and_slots_is_refused():
 def test_int8_op_in_a_plan_of_bfloat16_is_refused():
     plan = _C.Plan(bfloat16=True)
     with pytest.raises(ValueError, match="an int8 op came, but the plan is of bfloat16"):
-        plan.int8_rows(x=NONE, x_stride=1, out=NONE, rows=0, inputs=1)
+        plan.int8_quantize(x=NONE, x_stride=1, out=NONE, rows=0, inputs=1)
     with pytest.raises(ValueError, match="an int8 op came, but the plan is of bfloat16"):
         plan.add_layer_norm(
             x=NONE, residual=NONE, weight=NONE, bias=NONE, eps=1e-12, out=NONE, quantized=(_C.REF_SLOT, 0, 0), rows=0, hidden=1

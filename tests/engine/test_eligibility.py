@@ -378,7 +378,31 @@ class TestWeights:
             deepest(model).weight.data = deepest(model).weight.data.t()
         arguments = call(fast)
         with torch.no_grad():
-            assert_agree(fast(**arguments), expected_of(**arguments), arguments["attention_mask"])
+            for _ in range(2):  # recorded or not, then replayed or not
+                assert_agree(fast(**arguments), expected_of(**arguments), arguments["attention_mask"])
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda w: w[:, :-1],
+            lambda w: w.reshape(-1)[: w.numel() - w.shape[1]].view(-1, w.shape[1]),
+            lambda w: w.view(torch.float16),
+            lambda w: w.reshape(-1)[: -w.shape[0]].view(w.shape[0], -1),
+        ],
+        ids=["fewer columns", "fewer rows", "float16", "fewer columns and contiguous"],
+    )
+    def test_what_transformers_refuses_in_the_same_place(self, both: Any, change: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """A plan would read past the end of the weight, or its bytes as other numbers."""
+        expected_of, fast = both
+        stays(fast, expected_of, caplog)
+        for model in both:
+            weight = deepest(model).weight
+            address, weight.data = weight.data_ptr(), change(weight.data)
+            assert weight.data_ptr() == address
+        for _ in range(2):
+            for model in (expected_of, fast):
+                with pytest.raises((RuntimeError, ValueError)), torch.no_grad():
+                    model(**call(model))
 
     def test_fewer_rows_in_the_same_place(self, both: Any, caplog: pytest.LogCaptureFixture) -> None:
         expected_of, fast = both

@@ -230,19 +230,19 @@ def test_where_parameters_lie(exchange):
     assert pointers.addresses() == [linear.weight.data_ptr(), linear.bias.data_ptr()]
     weight, data = linear.weight, linear.weight.data
     assert pointers.hold()
-    for other in (data.t(), data[:3], data.clone()):
+    for other in (data.t(), data[:3], data[:, :3], data.flatten(), data[None], data.as_strided((4, 4), (3, 1)), data.clone()):
         weight.data = other
         assert not pointers.hold()
         weight.data = data
         assert pointers.hold()
+    members["weight"] = data.view(torch.int32)  # the same place, another dtype
+    assert not pointers.hold()
     members["weight"] = None
     assert not pointers.hold()
     if exchange is not None:
         for stranger in (3, "weight", data.to("meta"), data.to_sparse()):
             members["weight"] = stranger
             assert not pointers.hold()
-        members["weight"] = data.view(torch.int32)  # the same place, another dtype
-        assert not pointers.hold()
         members["weight"] = weight
         other = _C.Pointers([(members, "weight")], 3)  # no such thing: it is done without
         assert other.exchanged() == 0

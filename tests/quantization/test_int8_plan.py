@@ -88,7 +88,7 @@ def test_a_plan_gives_the_bits_of_the_ops(lengths, tied):
 def test_rows_are_quantized_by_the_op_that_makes_them():
     recorder, recorded = record(Layer(), *make_inputs([4, 2]))
     names = [op for op, _ in recorder.calls]
-    assert names.count("int8_rows") == 1, "only attention makes float rows alone"
+    assert names.count("int8_quantize") == 1, "only attention makes float rows alone"
     assert [ops["quantized"] is not None for name, ops in recorder.calls if name in QUANTIZING_OPS] == [
         *(True, False, False, True),  # embeddings; QKV; the output product; LayerNorm
         *(True, False, True, False),  # up; down; LayerNorm; the head

@@ -290,7 +290,7 @@ def test_the_deferred_unpack_keeps_its_fill(counted, device):
         out = ours(**given)
     assert (out.start_logits[given["attention_mask"] == 0] == -1e4).all()
     [graph] = cuda_graph_cache.cache.entries()
-    assert {name: (each.cells, each.fill) for name, each in graph.outputs.items() if isinstance(each, CapturedOutput)} == {
+    assert {name: (each.padded_rows, each.fill) for name, each in graph.outputs.items() if isinstance(each, CapturedOutput)} == {
         "logits": (True, -1e4)
     }
 
