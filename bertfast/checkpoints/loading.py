@@ -99,6 +99,8 @@ def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: Any, *
     if not isinstance(path, (str, PathLike)) or kwargs.get("gguf_file") is not None:
         return load(path, *args, **kwargs)
     folder = Path(path) / (kwargs.get("subfolder") or "")
+    if folder.is_dir():
+        kwargs.setdefault("trust_remote_code", False)  # for None, transformers may ask on standard input, and run custom_generate/
     checkpoint = detect(folder, wanted)
     if wanted is not None and (checkpoint is None or checkpoint.origin != wanted):
         raise ValueError(f"from_{wanted}=True: {folder} has no weights written by {'TensorFlow' if wanted == 'tf' else 'Flax'}")

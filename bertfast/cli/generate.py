@@ -81,9 +81,12 @@ def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str |
     import transformers
 
     from bertfast import BertConfig, BertLMHeadModel
+    from bertfast.checkpoints.own_code import read_bert_config
+    from bertfast.graph.family import FAMILIES
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"--model: {folder} is not a model folder: no config.json")
+    read_bert_config(folder, FAMILIES)
     config = BertConfig.from_pretrained(folder)
     if not config.is_decoder:
         console.print(f"{folder}: config.is_decoder is not set; the model was probably not trained to generate text", highlight=False)
@@ -92,7 +95,7 @@ def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str |
     transformers.logging.set_verbosity_error()  # its table of missing weights is the ValueError below
     try:
         model, report = BertLMHeadModel.from_pretrained(
-            folder, config=config, dtype=dtype, quantization=quantization, output_loading_info=True
+            folder, config=config, dtype=dtype, quantization=quantization, output_loading_info=True, trust_remote_code=False
         )
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -104,16 +107,12 @@ def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str |
 
 def load_prompt_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`. Raises ValueError, pointing to --ids, where there is none."""
-    from transformers import AutoTokenizer
+    from bertfast.text.tokenizer_files import load_tokenizer_of
 
     try:
-        if not any(
-            (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")
-        ):  # transformers would build one with an empty vocabulary
-            raise OSError("neither tokenizer.json nor vocab.txt")
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--model: {folder} has no tokenizer that can be loaded; pass token ids with --ids") from error
+        return load_tokenizer_of(folder)
+    except ValueError as error:
+        raise ValueError(f"--model: {error}; pass token ids with --ids") from error
 
 
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:

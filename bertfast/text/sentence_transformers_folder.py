@@ -8,10 +8,12 @@
 A folder without modules.json is a plain model: mean pooling, no normalization, as in sentence-transformers.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bertfast.checkpoints.json_files import read_json
+from bertfast.checkpoints.own_code import read_bert_config
 
 _OLDER_POOLING_KEYS = {  # in the order of concatenation
     "pooling_mode_cls_token": "cls",
@@ -43,12 +45,12 @@ def read_settings(folder: str | Path) -> SentenceSettings:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"model folder {str(folder)!r} {what}; expected a local folder with config.json, the weights and a tokenizer")
-    modules = _read_json(folder / "modules.json", list)
+    modules = read_json(folder / "modules.json", list)
     if modules is None:
         _require_config(folder)
         return SentenceSettings(folder)
 
-    kinds = [str(module["type"]).rsplit(".", 1)[-1] if isinstance(module, dict) and "type" in module else "?" for module in modules]
+    kinds = [_kind(module) for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(
             f"{folder / 'modules.json'} names the modules {', '.join(kinds)}; expected Transformer, Pooling and optionally Normalize. "
@@ -58,11 +60,11 @@ def read_settings(folder: str | Path) -> SentenceSettings:
     model_dir, pooling_dir = paths[0], paths[1]
     _require_config(model_dir)
 
-    transformer = _read_json(model_dir / "sentence_bert_config.json", dict) or {}
-    pooling = _read_json(pooling_dir / "config.json", dict)
+    transformer = read_json(model_dir / "sentence_bert_config.json", dict) or {}
+    pooling = read_json(pooling_dir / "config.json", dict)
     if pooling is None:
         raise ValueError(f"{pooling_dir / 'config.json'} does not exist, but modules.json names it")
-    prompts = _read_json(folder / "config_sentence_transformers.json", dict) or {}
+    prompts = read_json(folder / "config_sentence_transformers.json", dict) or {}
     by_name = {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()}
     default = prompts.get("default_prompt_name")
     if default is not None and default not in by_name:
@@ -79,6 +81,14 @@ def read_settings(folder: str | Path) -> SentenceSettings:
     )
 
 
+def _kind(module: Any) -> str:
+    """The class of an entry of modules.json: its bare name for a class of sentence-transformers, else its full name."""
+    name = module.get("type") if isinstance(module, dict) else None
+    if not isinstance(name, str):
+        return "?"
+    return name.rpartition(".")[2] if name.startswith("sentence_transformers.") else name
+
+
 def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
     mode = config.get("pooling_mode")
     if mode is None:
@@ -87,24 +97,6 @@ def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _require_config(model_dir: Path) -> None:
-    config = _read_json(model_dir / "config.json", dict)
-    if config is None:
-        raise ValueError(f"{model_dir / 'config.json'} does not exist; expected the folder of a BERT model, as save_pretrained writes it")
     from bertfast.graph.family import FAMILIES  # imports transformers' models
 
-    if config.get("model_type", "bert") not in FAMILIES:
-        found = f"{model_dir / 'config.json'}: model_type is {config['model_type']!r}"
-        raise ValueError(f"{found}, bertfast runs {' or '.join(map(repr, FAMILIES))}")
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    """The parsed file, None where it does not exist. Raises ValueError for invalid JSON or another type than `kind`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected a {kind.__name__}")
-    return content
+    read_bert_config(model_dir, FAMILIES)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-import transformers
-
 from bertfast.text.sentence_transformers_folder import SentenceSettings
+from bertfast.text.tokenizer_files import load_tokenizer_of
 
 CHUNK_TEXTS = 4096  # texts of a chunk, at most (rounded up to a block); an interrupted stream repeats one chunk
 TOKENIZE_TEXTS = 256  # texts of a block: tokenized in one call, so a chunk of long texts ends near its token limit
@@ -14,10 +13,7 @@ TOKENIZE_TEXTS = 256  # texts of a block: tokenized in one call, so a chunk of l
 
 def load_tokenizer(settings: SentenceSettings) -> Any:
     """The tokenizer in `settings.model_dir`; settings.lower_case puts a lowercase step before its normalizer. Raises ValueError."""
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model_dir)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {str(settings.model_dir)!r}: {error}") from error
+    tokenizer = load_tokenizer_of(settings.model_dir)
     if settings.lower_case:
         from tokenizers import normalizers
 
