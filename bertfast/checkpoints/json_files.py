@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 MAX_BYTES = 1 << 22  # BERT-large's index has 40 KB, a config with 10,000 labels 1 MB
+_READ_BY_TRANSFORMERS = ("config.json", "generation_config.json", "adapter_config.json")
 T = TypeVar("T")
 
 
@@ -34,6 +35,23 @@ def read_json(path: Path, kind: type[T], max_bytes: int = MAX_BYTES) -> T | None
     if not isinstance(content, kind):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected a {kind.__name__}")
     return content
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError, naming the file, where JSON that transformers reads from a folder is too long or too deep, or no regular file.
+
+    Other damage is left to transformers, which names the file.
+    """
+    for name in _READ_BY_TRANSFORMERS:
+        path = folder / name
+        try:
+            json.loads(read_text(path))
+        except FileNotFoundError:
+            continue
+        except RecursionError as error:
+            raise ValueError(f"{path} is not valid JSON of a model folder: it is nested too deeply") from error
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            continue
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bertfast import checkpoints
+from bertfast.checkpoints.json_files import check_folder
 from bertfast.checkpoints.loading import LoadedFamily
 from bertfast.quantization import fp8_support, int8
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear, Int8Table
@@ -125,6 +126,7 @@ def _stored_scheme(path: Any, kwargs: dict[str, Any]) -> str | None:
     if not isinstance(path, (str, PathLike)):
         return None
     file = Path(path) / (kwargs.get("subfolder") or "") / "config.json"
+    check_folder(file.parent)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # transformers reads it next, and says what is wrong
