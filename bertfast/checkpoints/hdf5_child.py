@@ -123,11 +123,8 @@ def member(h5py: Any, group: Any, name: str) -> Any:
 
 def link_of(h5py: Any, group: Any, level: str) -> int | None:
     """The type of a link in a group, None where there is none. Does not follow it, as `in` and Group.get do: it may lead to a pipe."""
-    try:
-        kind: int = group.id.links.get_info(level.encode("utf-8", "surrogateescape")).type
-    except KeyError:
-        return None
-    return kind
+    name = level.encode("utf-8", "surrogateescape")
+    return group.id.links.get_info(name).type if group.id.links.exists(name) else None
 
 
 def values(dataset: Any, name: str, budget: int) -> tuple[Any, int]:

@@ -8,6 +8,7 @@ import typer
 
 from bertfast.cli.errors import exit_code
 from bertfast.cli.options import Debug, Device, Dtype, Quantization
+from bertfast.cli.standard_streams import reserve_descriptors
 
 app = typer.Typer(
     name="bertfast",
@@ -157,5 +158,6 @@ def convert(
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit; exit codes: bertfast.cli.errors.exit_code."""
+    reserve_descriptors()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one even for a load of half a second
     sys.exit(exit_code(lambda: app(argv, prog_name="bertfast", standalone_mode=False)))

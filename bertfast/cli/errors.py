@@ -19,7 +19,7 @@ def exit_code(command: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of standard output is gone (bertfast embed ... -o - | head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
         if debug:
@@ -36,5 +36,6 @@ def exit_code(command: Callable[[], Any]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("bertfast: error: " + " ".join(message.split()), file=sys.stderr)
+    if sys.stderr is not None:  # None where the caller closed it; print would write to standard output
+        print("bertfast: error: " + " ".join(message.split()), file=sys.stderr)
     return code

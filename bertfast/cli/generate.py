@@ -1,13 +1,13 @@
 """bertfast generate: the continuation of a prompt, printed token by token."""
 
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from bertfast.cli.standard_streams import standard_input, standard_output
 from bertfast.cli.token_printer import TokenPrinter
 
 
@@ -39,7 +39,8 @@ def run(
         raise ValueError(f"--max-new-tokens: got {max_new_tokens}, expected at least 1")
     if temperature < 0:
         raise ValueError(f"--temperature: got {temperature}, expected 0 (greedy decoding) or more")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_prompt() if prompt == "-" else prompt
+    standard_output()  # before the model is loaded
     with console.status(f"loading {model}"):
         import torch
 
@@ -74,6 +75,14 @@ def run(
         printer.end()
     seconds = time.perf_counter() - start
     console.print(f"{len(new):,} tokens in {seconds:.2f} s, {len(new) / seconds:,.1f} tokens/s", highlight=False)
+
+
+def read_prompt() -> str:
+    """Standard input. Raises ValueError where it is closed, or not UTF-8."""
+    try:
+        return standard_input().read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str | None = None) -> Any:

@@ -1,7 +1,8 @@
 """Tokens printed as they are generated."""
 
-import sys
 from typing import Any
+
+from bertfast.cli.standard_streams import standard_output
 
 
 class TokenPrinter:
@@ -37,12 +38,14 @@ class TokenPrinter:
 
     def write(self, piece: str) -> None:
         if piece:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            out = standard_output()
+            out.write(piece)
+            out.flush()
             self.printed += len(piece)
 
     def end(self) -> None:
         if self.tokenizer is not None:
             self.write(self.text()[self.printed :])
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        out = standard_output()
+        out.write("\n")
+        out.flush()

@@ -95,13 +95,8 @@ class Embedder:
 
         Raises ValueError, naming the file or argument. A checkpoint that lacks weights is refused, never filled with random numbers.
         """
-        settings = _override(
-            read_settings(folder),
-            prompt_name,
-            pooling=pooling if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling),
-            normalize=normalize,
-            max_seq_length=max_seq_length,
-            prompt=prompt,
+        settings = settings_of(
+            folder, pooling=pooling, normalize=normalize, max_seq_length=max_seq_length, prompt=prompt, prompt_name=prompt_name
         )
         dtype = read_dtype(dtype)
         tokenizer = load_tokenizer(settings)
@@ -168,12 +163,24 @@ class Embedder:
         return vectors
 
 
-def _override(settings: SentenceSettings, prompt_name: str | None, **arguments: Any) -> SentenceSettings:
-    """The folder's settings with the arguments that are not None in their place."""
+def settings_of(
+    folder: str | Path,
+    *,
+    pooling: str | Sequence[str] | None = None,
+    normalize: bool | None = None,
+    max_seq_length: int | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+) -> SentenceSettings:
+    """The settings of Embedder.from_pretrained with these arguments: the folder's, where an argument is None. Raises its ValueErrors."""
+    settings = read_settings(folder)
     if prompt_name is not None:
-        if arguments["prompt"] is not None:
-            raise ValueError(f"prompt and prompt_name: got both ({arguments['prompt']!r}, {prompt_name!r}), expected one of them")
+        if prompt is not None:
+            raise ValueError(f"prompt and prompt_name: got both ({prompt!r}, {prompt_name!r}), expected one of them")
         if prompt_name not in settings.prompts:
             raise ValueError(f"prompt_name: got {prompt_name!r}, expected one of {sorted(settings.prompts)}")
-        arguments["prompt"] = settings.prompts[prompt_name]
-    return replace(settings, **{name: value for name, value in arguments.items() if value is not None})
+        prompt = settings.prompts[prompt_name]
+    modes = pooling if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling)
+    given = {"pooling": modes, "normalize": normalize, "max_seq_length": max_seq_length, "prompt": prompt}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(settings, **changes)

@@ -191,9 +191,9 @@ def test_resume_refuses_rows_of_another_input(small_dir, text_file, tmp_path, ca
     before = (tmp_path / "out.npy.part").read_bytes()
     capfd.readouterr()
     assert run(*arguments, "--resume", "--pooling", "cls") == 1
-    assert "is not what this model and these options give for line 4" in error_line(capfd)
+    assert "was begun by another run: pooling was mean, now cls; --restart starts over" in error_line(capfd)
     assert run(*arguments, "--resume", "--pooling", "cls,max") == 1
-    assert "holds float32 [4, 32], expected float32 vectors of 64; --restart starts over" in error_line(capfd)
+    assert "was begun by another run: pooling was mean, now cls+max; --restart starts over" in error_line(capfd)
     text_file.write_text("one line\n")
     assert run(*arguments, "--resume") == 1
     assert "holds 4 rows" in error_line(capfd)
