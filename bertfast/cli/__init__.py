@@ -4,7 +4,7 @@
     options.py        options that several commands share
     errors.py         a failure as one line and an exit code
     embed.py          bertfast embed
-    input_lines.py    its input: the lines of a UTF-8 file
+    input_texts.py    its input: lines, JSON Lines, CSV
     output_files.py   its output: .npy and JSON Lines, resumable
     part_file.py      OUT.part: one writer, no links
     run_file.py       OUT.run.json: what the rows were computed from

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from bertfast.cli.embed_run import facts_of
-from bertfast.cli.input_lines import count_lines, read_lines
+from bertfast.cli.input_texts import InputTexts
 from bertfast.cli.output_files import RESTART, OutputFile, check_output, finished_run, open_output, part_of
 from bertfast.cli.run_file import Digests, Facts
 from bertfast.cli.standard_streams import standard_input
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from bertfast.text.embedder import Embedder
 
 
-def run(source: str, output: str, *, model: str, resume: bool, restart: bool, quiet: bool, **options: Any) -> None:
-    """Embed every line of `source` (a path, or "-" for standard input) into `output`; row i belongs to line i.
+def run(source: str, output: str, *, reader: InputTexts, model: str, resume: bool, restart: bool, quiet: bool, **options: Any) -> None:
+    """Embed every text of `source` (a path, or "-" for standard input) into `output`; row i belongs to text i.
 
     options: passed to Embedder.from_pretrained. Raises ValueError; rows finished before an error stay in OUT.part.
     """
@@ -32,10 +32,10 @@ def run(source: str, output: str, *, model: str, resume: bool, restart: bool, qu
     if resume and restart:
         raise ValueError("--resume and --restart: got both, expected one of them")
     check_output(output)
-    total = count_lines(source)
+    total = reader.count(source)
     with ExitStack() as stack:
         stream: IO[bytes] = standard_input() if source == "-" else stack.enter_context(open(source, "rb"))
-        texts = read_lines(stream, name)
+        texts = reader.read(stream, name)
         if resume and output != "-" and not os.path.lexists(part_of(Path(output))) and Path(output).exists():
             rows = check_finished(Path(output), facts_of(model, **options), texts, name)
             console.print(f"{output} is complete: {rows:,} rows of the same run; nothing to do", highlight=False)

@@ -26,7 +26,8 @@ def exit_code(command: Callable[[], Any]) -> int:
             raise
         if hasattr(error, "format_message"):  # click's usage errors; newer versions of typer have their own copy of the class
             message = error.format_message()  # empty where only the help was shown
-            return _fail(f"{message} (see bertfast --help)", 2) if message else 2
+            context = getattr(error, "ctx", None)  # of the command that was called
+            return _fail(f"{message} (see {getattr(context, 'command_path', 'bertfast')} --help)", 2) if message else 2
         if isinstance(error, USER_ERRORS):
             return _fail(str(error) or type(error).__name__, 1)
         return _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1)
