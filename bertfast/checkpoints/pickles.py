@@ -17,6 +17,7 @@ from torch import Tensor
 from bertfast.checkpoints.errors import damaged
 
 SAFE_TORCH = "2.6"
+_ARCHIVE = b"PK\x03\x04"  # how a file starts
 _MAX_DIRECTORY = 1 << 22  # bytes of the archive's list of records; BERT-large's has 30 KB
 _MAX_OPCODES = 500_000  # of data.pkl; BERT-large's has 12,000
 _TAIL = 1 << 16  # bytes from the end within which the archive's end record lies: a comment has at most 65,535
@@ -38,7 +39,7 @@ def check(path: Path) -> None:
     Reads the list of records and data.pkl.
     """
     with path.open("rb") as f:
-        if f.read(4) != b"PK\x03\x04":  # before torch 1.6: one pickle stream
+        if f.read(4) != _ARCHIVE:  # before torch 1.6: one pickle stream
             f.seek(0)
             for _ in range(4):  # magic number, version, system, state dict
                 _check_opcodes(f, path)
@@ -59,17 +60,25 @@ def check(path: Path) -> None:
             raise damaged(path, f"its archive is damaged: {error}") from error
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name. Raises ValueError, naming the file, where it is damaged."""
+def read(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file by name; views of the mapped file if `mapped` and its format allows.
+
+    Raises ValueError, naming the file, where it is damaged.
+    """
     require_safe_torch()
     check(path)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and _is_archive(path))
     except Exception as error:  # the unpickler raises any type
         raise damaged(path, str(error).partition("\n")[0]) from error
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise damaged(path, "its content is not a dict of tensors")
     return weights
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as f:
+        return f.read(4) == _ARCHIVE
 
 
 def _check_directory(f: IO[bytes], path: Path) -> None:

@@ -65,6 +65,7 @@ def embed(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text prepended to every text.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="Name of a prompt that the folder defines.")] = None,
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first values of a vector. Default: the folder's, else all.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per batch.")] = None,
     input_format: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="text, jsonl, csv or tsv. Default: by the name of FILE, else text.")
@@ -101,6 +102,7 @@ def embed(
         max_seq_length=max_seq_length,
         prompt=prompt,
         prompt_name=prompt_name,
+        truncate_dim=truncate_dim,
         max_tokens=max_tokens,
         dtype=dtype,
         device=device,

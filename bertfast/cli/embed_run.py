@@ -6,7 +6,6 @@ from typing import Any
 from bertfast import checkpoints
 from bertfast.cli.run_file import Facts, digest_of_files
 
-_SETTINGS = ("pooling", "normalize", "max_seq_length", "prompt", "prompt_name")  # arguments of settings_of
 _CONFIGURATION = ("*.json", "vocab.txt")
 
 
@@ -33,4 +32,6 @@ def facts_of(folder: str, *, dtype: str, quantization: str | None, device: str |
         "normalization": str(found.normalize).lower(),
         "maximum length": str(found.max_seq_length or "the model's"),
         "prompt": repr(found.prompt),
+        "truncation": str(found.truncate_dim or "none"),
+        "unit length after truncation": str(found.renormalize).lower(),
     }

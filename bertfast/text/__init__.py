@@ -7,6 +7,7 @@
     pooling.py                       token vectors to one vector per text
     model_loading.py                 the folder's BertModel, checked for missing weights
     sentence_transformers_folder.py  the settings that a folder saved by sentence-transformers carries
+    transformer_config.py            sentence_bert_config.json
 
 bertfast.tasks re-exports Embedder. Only bertfast.tasks and bertfast.cli import this package.
 """

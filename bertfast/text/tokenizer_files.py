@@ -25,7 +25,7 @@ def load_tokenizer_of(folder: Path) -> Any:
     try:
         # False, not the default None: for None transformers asks on standard input whether it may run the folder's code.
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        _check_size(tokenizer, config, folder)
+        _check_values(tokenizer, config, folder)
     except RecursionError as error:
         raise ValueError(f"no tokenizer could be loaded from {str(folder)!r}: one of its files is nested too deeply") from error
     except Exception as error:  # damaged values raise TypeError, OverflowError, AttributeError, and Exception itself from Rust
@@ -44,11 +44,15 @@ def _check_files(folder: Path) -> None:
         read_json(folder / name, dict, MAX_BYTES)
 
 
-def _check_size(tokenizer: Any, config: dict[str, Any], folder: Path) -> None:
-    """ValueError where the tokens have no embedding, or so many embeddings have no token that the vocabulary is another model's."""
+def _check_values(tokenizer: Any, config: dict[str, Any], folder: Path) -> None:
+    """ValueError for a length that no text has, for tokens without an embedding, and for so many embeddings without a token that the
+    vocabulary is another model's."""
     rows = config.get("vocab_size", 30522)  # transformers' default
     if type(rows) is not int:
         raise ValueError(f"{folder / 'config.json'}: vocab_size is {rows!r}, expected an integer")
+    length = tokenizer.model_max_length
+    if not isinstance(length, (int, float)) or not length >= 3:
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: model_max_length is {length!r}, expected a number of at least 3")
     tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
     if not rows - max(_SPARE_ROWS, rows // 8) <= tokens <= rows:
         raise ValueError(f"its vocabulary has {tokens:,} tokens, but config.json says vocab_size {rows:,}: it belongs to another model")
