@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bertfast import checkpoints
+from bertfast.checkpoints import own_code
 from bertfast.graph.family import FAMILIES
 from bertfast.optimize import optimize
 from bertfast.quantization import schemes
@@ -86,12 +87,10 @@ def _load(
 ) -> tuple["PreTrainedModel", dict[str, Collection[str]], str]:
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source)
+    family = FAMILIES[own_code.read_bert_config(source, FAMILIES)["model_type"]]
+    config = family.config.from_pretrained(source)
     if (scheme := schemes.scheme_in_config(config, str(source))) is not None:
         raise ValueError(f"{source}: it is quantized to {scheme} already; convert the original model")
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{source}: its config says model_type {config.model_type!r}, expected {' or '.join(map(repr, FAMILIES))}")
-    family = FAMILIES[config.model_type]
     named = architecture or next(iter(getattr(config, "architectures", None) or ()), None) or _infer_class(checkpoint, config)
     name = named.removeprefix("TF").removeprefix("Flax")
     name = _ALIASES.get(name, name)

@@ -10,6 +10,9 @@ dict; prefixes, tying, dtype and the report of missing and unexpected keys are t
     hdf5_child.py    the child process that runs h5py, which may crash
     flax_msgpack.py  flax_model.msgpack, whole or sharded (needs msgpack)
     tensors.py       safetensors, and arrays to tensors
+    pickles.py       pytorch_model.bin, checked before torch reads it
+    json_files.py    JSON files in bounded time and memory
+    own_code.py      refuses a folder that asks for code of its own
     loading.py       state dict -> model, through the class's from_pretrained
     errors.py        the two errors of this package
 

@@ -1,13 +1,14 @@
 """Detects the checkpoint format of a folder."""
 
-import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
 
+from bertfast.checkpoints import pickles
 from bertfast.checkpoints.errors import damaged
-from bertfast.checkpoints.tensors import safetensors_header
+from bertfast.checkpoints.json_files import read_json
+from bertfast.checkpoints.tensors import check_header, safetensors_header
 
 Format = Literal["pytorch", "safetensors", "tf_safetensors", "flax_safetensors", "tf_h5", "flax_msgpack"]
 Origin = Literal["pt", "tf", "flax"]
@@ -20,7 +21,6 @@ _FILES = [
     ("flax_model.msgpack", "flax_model.msgpack.index.json"),
 ]
 _FORMATS: dict[str, Format] = {"pytorch_model.bin": "pytorch", "tf_model.h5": "tf_h5", "flax_model.msgpack": "flax_msgpack"}
-_MAX_INDEX = 1 << 26  # bytes; BERT-large's index has 40 KB
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,21 @@ def detect(folder: str | PathLike[str], prefer: Origin | None = None) -> Checkpo
 
 def _describe(path: Path, single: str, sharded: bool) -> Checkpoint:
     if not sharded:
+        _check_size(path, single)
         return Checkpoint(_format(path, single), (path,))
     weight_map = _read_index(path)
     files = tuple(path.parent / name for name in dict.fromkeys(weight_map.values()))
+    for file in files:
+        _check_size(file, single)
     return Checkpoint(_format(files[0], single), files, path, tuple(weight_map.items()))
+
+
+def _check_size(path: Path, single: str) -> None:
+    """ValueError for a file whose reader would take far more memory than the file has bytes."""
+    if single == "model.safetensors":
+        check_header(path)
+    elif single == "pytorch_model.bin":
+        pickles.check(path)
 
 
 def _format(path: Path, single: str) -> Format:
@@ -94,12 +105,10 @@ def _format(path: Path, single: str) -> Format:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _MAX_INDEX:
-        raise damaged(path, f"an index of {path.stat().st_size} bytes")
     try:
-        index: object = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, f"not JSON: {error}") from error
+        index = read_json(path, object)
+    except ValueError as error:
+        raise damaged(path, str(error).removeprefix(f"{path} ")) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise damaged(path, "no 'weight_map' of weight names to file names")

@@ -32,6 +32,7 @@ from bertfast.checkpoints.tensors import from_numpy
 _HEAP = b"GCOL\x01\x00\x00\x00"  # signature and version of a global heap collection
 _TIMEOUT = 60.0  # seconds without a byte from the child
 _MAX_LINE = 1 << 20  # bytes
+_MAX_HEAP_OBJECTS = 1_000_000  # of all heaps; BERT-large's file has 800
 # Runs the child with this interpreter's sys.path: -I ignores the environment, and the child's folder is not on it.
 _BOOT = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
@@ -113,7 +114,9 @@ def _check_heaps(path: Path) -> None:
 
     Source: https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, "Disk Format: Level 1E": a signature, the size of the
     collection, then objects: index, reference count, 4 bytes, size. Index 0 is free space, and its size includes this 16-byte header.
+    Heaps lie side by side: where they overlap or have too many objects, the file is refused, so the time is linear in its size.
     """
+    objects = claimed = 0
     with path.open("rb") as f:
         if path.stat().st_size == 0:
             raise damaged(path, "the file is empty")
@@ -124,6 +127,9 @@ def _check_heaps(path: Path) -> None:
                 end = at + size
                 if end > len(data):
                     raise damaged(path, f"the heap at byte {at} claims {size} bytes, {len(data) - at} are left")
+                claimed += size
+                if claimed > len(data):
+                    raise damaged(path, f"the heap at byte {at} overlaps another")
                 item = at + 16
                 while item + 16 <= end:
                     index, _, _, length = struct.unpack_from("<HHIQ", data, item)
@@ -131,4 +137,7 @@ def _check_heaps(path: Path) -> None:
                     if not 16 <= taken <= end - item:
                         raise damaged(path, f"the heap at byte {at} has an object of {length} bytes at byte {item}")
                     item += taken
+                    objects += 1
+                    if objects > _MAX_HEAP_OBJECTS:
+                        raise damaged(path, f"its heaps have more than {_MAX_HEAP_OBJECTS:,} objects")
                 at = data.find(_HEAP, at + 16)

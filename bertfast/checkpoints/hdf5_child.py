@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MAX_NAMES = 100_000
 _SLACK = 1 << 16  # bytes allowed for attributes and headers of a tiny file
+_SECONDS = 30  # of processor time, for a tiny file: importing h5py takes half a second
+_BYTES_A_SECOND = 10_000_000  # read and written by a slow machine
 _LIBRARY_MEMORY = 1 << 26  # bytes that libhdf5 may use beside the arrays, for caches
 
 
@@ -29,7 +31,7 @@ class DamageError(Exception):
 def main(path: str, out: BinaryIO) -> None:
     import h5py
 
-    limit_memory(os.path.getsize(path))
+    limit_resources(os.path.getsize(path))
     try:
         with h5py.File(path, "r", locking=False) as f:
             budget = allowance(os.path.getsize(path))
@@ -53,8 +55,8 @@ def allowance(size: int) -> int:
     return 4 * size + _SLACK
 
 
-def limit_memory(size: int) -> None:
-    """Limits this process's memory to a few times the file: larger allocations fail."""
+def limit_resources(size: int) -> None:
+    """Limits this process's memory to a few times the file, so that larger allocations fail, and its processor time."""
     import resource
 
     with open("/proc/self/statm", encoding="ascii") as f:
@@ -62,6 +64,9 @@ def limit_memory(size: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = used + 2 * allowance(size) + _LIBRARY_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    seconds = _SECONDS + size // _BYTES_A_SECOND
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds if most == resource.RLIM_INFINITY else min(seconds, most), most))
 
 
 def write_line(out: BinaryIO, **what: object) -> None:
@@ -70,7 +75,8 @@ def write_line(out: BinaryIO, **what: object) -> None:
 
 
 def datasets(h5py: ModuleType, f: "Group", size: int) -> Iterator[tuple[str, "Dataset"]]:
-    root = f["model_weights"] if "layer_names" not in f.attrs and "model_weights" in f else f  # the layout of Model.save
+    saved_whole = "layer_names" not in f.attrs and link_of(h5py, f, "model_weights") is not None  # the layout of Model.save
+    root = member(h5py, f, "model_weights") if saved_whole else f
     for layer in names(root, "layer_names", size):
         group = member(h5py, root, layer)
         if isinstance(group, h5py.Dataset):
@@ -112,13 +118,19 @@ def member(h5py: ModuleType, group: "Group", name: str) -> "Group | Dataset":
     """The member `name`, resolved level by level: a soft or external link could lead to any file of this machine."""
     found = group
     for level in filter(None, name.split("/")):
-        link = found.get(level, getlink=True) if isinstance(found, h5py.Group) else None
+        link = link_of(h5py, found, level) if isinstance(found, h5py.Group) else None
         if link is None:
             raise DamageError(f"{group.name} lists {name!r}, but has no such member")
-        if not isinstance(link, h5py.HardLink):
+        if link != h5py.h5l.TYPE_HARD:
             raise DamageError(f"{name!r} in {group.name} is a soft or external link")
         found = found[level]
     return found
+
+
+def link_of(h5py: ModuleType, group: "Group", level: str) -> int | None:
+    """The type of a link in a group, None where there is none. Does not follow it, as `in` and Group.get do: it may lead to a pipe."""
+    name = level.encode("utf-8", "surrogateescape")
+    return group.id.links.get_info(name).type if group.id.links.exists(name) else None
 
 
 def values(dataset: "Dataset", name: str, budget: int) -> "tuple[npt.NDArray[np.generic], int]":

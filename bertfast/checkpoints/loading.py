@@ -1,18 +1,20 @@
 """Loads a checkpoint of any format into a model, through the class's from_pretrained."""
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
 
-from bertfast.checkpoints import flax_msgpack, hdf5, names
+from bertfast.checkpoints import flax_msgpack, hdf5, names, pickles
 from bertfast.checkpoints.errors import DamagedCheckpoint, damaged
 from bertfast.checkpoints.folder import Checkpoint, Origin, detect
+from bertfast.checkpoints.json_files import check_folder
 from bertfast.checkpoints.tensors import read_safetensors, to_pytorch_layout
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def read_weights(checkpoint: Checkpoint) -> Weights:
     weights: Weights = {}
     if checkpoint.format == "pytorch":
         for path in checkpoint.files:
-            weights |= {names.modernized(name): tensor for name, tensor in _read_pickle(path).items()}
+            weights |= {names.modernized(name): tensor for name, tensor in pickles.read(path).items()}
         return weights
     read, translate = _READERS.get(checkpoint.format, (read_safetensors, None))
     listed = {(name.partition("/")[2] if checkpoint.format == "tf_h5" else name): file for name, file in checkpoint.weight_map}
@@ -71,16 +73,6 @@ def read_weights(checkpoint: Checkpoint) -> Weights:
         raise damaged(checkpoint.index or checkpoint.files[0], f"it lists {name!r} in {file}, but the file has no such weight")
     if not weights:
         raise damaged(checkpoint.files[0], "it contains no weights")
-    return weights
-
-
-def _read_pickle(path: Path) -> Weights:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises any type
-        raise damaged(path, str(error).partition("\n")[0]) from error
-    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise damaged(path, "its content is not a dict of tensors")
     return weights
 
 
@@ -102,24 +94,40 @@ def from_pretrained(load: Callable[..., Any], family: LoadedFamily, path: object
     if not isinstance(path, (str, PathLike)) or kwargs.get("gguf_file") is not None:
         return load(path, *args, **kwargs)
     folder = Path(path) / (kwargs.get("subfolder") or "")
+    if folder.is_dir():
+        kwargs.setdefault("trust_remote_code", False)  # for None, transformers may ask on standard input, and run custom_generate/
     checkpoint = detect(folder, wanted)
     if wanted is not None and (checkpoint is None or checkpoint.origin != wanted):
         raise ValueError(f"from_{wanted}=True: {folder} has no weights written by {'TensorFlow' if wanted == 'tf' else 'Flax'}")
     if checkpoint is None:
         return load(path, *args, **kwargs)
     if not checkpoint.foreign:
+        if checkpoint.format == "pytorch":
+            pickles.require_safe_torch()
         try:
             return load(path, *args, **kwargs)
-        except Exception:
-            _raise_if_damaged(checkpoint)  # names the file where the file is the cause
+        except Exception as error:
+            if _raised_by_a_reader(error):  # what transformers refused for another reason is not read
+                _raise_if_damaged(checkpoint)  # names the file where the file is the cause
             raise
     return load_foreign(load, family, folder, checkpoint, *args, **kwargs)
+
+
+def _raised_by_a_reader(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, comes from torch's or safetensors' reader."""
+    while error is not None:
+        if type(error).__name__ == "SafetensorError" or isinstance(error, UnpicklingError):
+            return True
+        if any(frame.f_globals.get("__name__") == "torch.serialization" for frame, _ in traceback.walk_tb(error.__traceback__)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _raise_if_damaged(checkpoint: Checkpoint) -> None:
     for file in checkpoint.files:
         if checkpoint.format == "pytorch":
-            _read_pickle(file)
+            pickles.read(file)
         else:
             next(read_safetensors(file), None)  # opening it validates the whole header
 
@@ -140,6 +148,7 @@ def load_foreign(
     """
     from transformers import PreTrainedConfig
 
+    check_folder(Path(folder))
     config = kwargs.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
         kept = {name: kwargs.pop(name) for name in NOT_CONFIG & kwargs.keys()}

@@ -10,6 +10,17 @@ from torch import Tensor
 
 from bertfast.checkpoints.errors import damaged
 
+_MAX_HEADER = 1 << 22  # bytes; BERT-large's has 50 KB
+
+
+def check_header(path: Path) -> None:
+    """ValueError where the JSON header of a safetensors file is longer than any BERT's: parsed, it takes 25 times its size."""
+    with path.open("rb") as f:
+        head = f.read(8)
+    length = int.from_bytes(head, "little")
+    if len(head) == 8 and _MAX_HEADER < length <= path.stat().st_size:
+        raise damaged(path, f"its header has {length:,} bytes, expected at most {_MAX_HEADER:,}")
+
 
 def safetensors_header(path: Path) -> tuple[list[str], dict[str, str]]:
     """The tensor names and the metadata of a safetensors file. Reads the header alone; raises ValueError for a damaged file."""

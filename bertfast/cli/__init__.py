@@ -4,9 +4,13 @@
     options.py        options that several commands share
     errors.py         a failure as one line and an exit code
     embed.py          bertfast embed
-    input_lines.py    its input: the lines of a UTF-8 file
+    input_texts.py    its input: lines, JSON Lines, CSV
     output_files.py   its output: .npy and JSON Lines, resumable
+    part_file.py      OUT.part: one writer, no links
+    run_file.py       OUT.run.json: what the rows were computed from
+    embed_run.py      the facts in it
     generate.py       bertfast generate
+    standard_streams.py  which may be closed
     token_printer.py  its output: tokens printed as they are generated
     demo.py, info.py, convert.py
     info_model.py     the rows of bertfast info --model

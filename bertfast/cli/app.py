@@ -7,7 +7,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from bertfast.cli.errors import exit_code
-from bertfast.cli.options import Debug, Device, Dtype, Quantization
+from bertfast.cli.options import Debug, Device, Dtype, Quantization, Threads, use_threads
+from bertfast.cli.standard_streams import reserve_descriptors
 
 app = typer.Typer(
     name="bertfast",
@@ -19,9 +20,29 @@ app = typer.Typer(
 )
 
 
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"bertfast {version('bertfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fast BERT inference: embeddings, text generation, checkpoint conversion."""
+
+
 @app.command()
 def embed(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="UTF-8 file with one text per line; - reads standard input.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="Texts: a line each, or a field of .jsonl, a column of .csv or .tsv; - reads standard input."),
+    ],
     model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Model folder: sentence-transformers or plain BERT.")],
     output: Annotated[
         str,
@@ -44,21 +65,34 @@ def embed(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text prepended to every text.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="Name of a prompt that the folder defines.")] = None,
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first values of a vector. Default: the folder's, else all.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per batch.")] = None,
+    input_format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="text, jsonl, csv or tsv. Default: by the name of FILE, else text.")
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The JSON field or CSV column that holds the text. Default: text.")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of FILE.")] = "utf-8",
+    decoding_errors: Annotated[str, typer.Option("--errors", help="Bytes that are not text: strict, replace or ignore.")] = "strict",
     dtype: Dtype = "float32",
     device: Device = None,
     quantization: Quantization = None,
+    threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its finished rows (OUT.part).")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Discard those rows and start over.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar and no summary.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Compute the embedding of every line of a text file."""
+    """Compute the embedding of every text of a file."""
     from bertfast.cli import embed as command
+    from bertfast.cli.input_texts import InputTexts
 
+    use_threads(threads)
     command.run(
         source,
         output,
+        reader=InputTexts.of(source, input_format, text_field, encoding, decoding_errors),
         model=model,
         resume=resume,
         restart=restart,
@@ -68,6 +102,7 @@ def embed(
         max_seq_length=max_seq_length,
         prompt=prompt,
         prompt_name=prompt_name,
+        truncate_dim=truncate_dim,
         max_tokens=max_tokens,
         dtype=dtype,
         device=device,
@@ -90,12 +125,14 @@ def generate(
     dtype: Dtype = "float32",
     device: Device = None,
     quantization: Quantization = None,
+    threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the continuation only.")] = False,
     debug: Debug = False,
 ) -> None:
     """Continue a text, token by token."""
     from bertfast.cli import generate as command
 
+    use_threads(threads)
     command.run(
         prompt,
         model=model,
@@ -115,10 +152,11 @@ def generate(
 
 
 @app.command()
-def demo(quantization: Quantization = None, debug: Debug = False) -> None:
+def demo(quantization: Quantization = None, threads: Threads = None, debug: Debug = False) -> None:
     """Compare bertfast with transformers: embeddings of 60 sentences with all-MiniLM-L6-v2."""
     from bertfast.cli import demo as command
 
+    use_threads(threads)
     command.run(quantization)
 
 
@@ -157,5 +195,6 @@ def convert(
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit; exit codes: bertfast.cli.errors.exit_code."""
+    reserve_descriptors()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers shows one even for a load of half a second
     sys.exit(exit_code(lambda: app(argv, prog_name="bertfast", standalone_mode=False)))

@@ -18,14 +18,15 @@ def exit_code(command: Callable[[], object]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of standard output is gone (bertfast embed ... -o - | head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
         if debug:
             raise
         if hasattr(error, "format_message"):  # click's usage errors; newer versions of typer have their own copy of the class
             message = error.format_message()  # empty where only the help was shown
-            return _fail(f"{message} (see bertfast --help)", 2) if message else 2
+            context = getattr(error, "ctx", None)  # of the command that was called
+            return _fail(f"{message} (see {getattr(context, 'command_path', 'bertfast')} --help)", 2) if message else 2
         if isinstance(error, USER_ERRORS):
             return _fail(str(error) or type(error).__name__, 1)
         return _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1)
@@ -35,5 +36,6 @@ def exit_code(command: Callable[[], object]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("bertfast: error: " + " ".join(message.split()), file=sys.stderr)
+    if sys.stderr is not None:  # None where the caller closed it; print would write to standard output
+        print("bertfast: error: " + " ".join(message.split()), file=sys.stderr)
     return code

@@ -1,13 +1,13 @@
 """bertfast generate: the continuation of a prompt, printed token by token."""
 
 import re
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from bertfast.cli.standard_streams import standard_input, standard_output
 from bertfast.cli.token_printer import TokenPrinter
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def run(
         raise ValueError(f"--max-new-tokens: got {max_new_tokens}, expected at least 1")
     if temperature < 0:
         raise ValueError(f"--temperature: got {temperature}, expected 0 (greedy decoding) or more")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_prompt() if prompt == "-" else prompt
+    standard_output()  # before the model is loaded
     with console.status(f"loading {model}"):
         import torch
 
@@ -82,14 +83,25 @@ def run(
     console.print(f"{len(new):,} tokens in {seconds:.2f} s, {len(new) / seconds:,.1f} tokens/s", highlight=False)
 
 
+def read_prompt() -> str:
+    """Standard input. Raises ValueError where it is closed, or not UTF-8."""
+    try:
+        return standard_input().read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
 def load_decoder(folder: Path, dtype: "torch.dtype", console: Console, quantization: str | None = None) -> "BertLMHeadModel":
     """The BertLMHeadModel in `folder`, in eval mode. Raises ValueError where it lacks weights."""
     import transformers
 
     from bertfast import BertConfig, BertLMHeadModel
+    from bertfast.checkpoints.own_code import read_bert_config
+    from bertfast.graph.family import FAMILIES
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"--model: {folder} is not a model folder: no config.json")
+    read_bert_config(folder, FAMILIES)
     config = BertConfig.from_pretrained(folder)
     if not config.is_decoder:
         console.print(f"{folder}: config.is_decoder is not set; the model was probably not trained to generate text", highlight=False)
@@ -98,7 +110,7 @@ def load_decoder(folder: Path, dtype: "torch.dtype", console: Console, quantizat
     transformers.logging.set_verbosity_error()  # its table of missing weights is the ValueError below
     try:
         model, report = BertLMHeadModel.from_pretrained(
-            folder, config=config, dtype=dtype, quantization=quantization, output_loading_info=True
+            folder, config=config, dtype=dtype, quantization=quantization, output_loading_info=True, trust_remote_code=False
         )
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -110,15 +122,12 @@ def load_decoder(folder: Path, dtype: "torch.dtype", console: Console, quantizat
 
 def load_prompt_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in `folder`. Raises ValueError, pointing to --ids, where there is none."""
-    from transformers import AutoTokenizer
+    from bertfast.text.tokenizer_files import load_tokenizer_of
 
     try:
-        # transformers would build a tokenizer with an empty vocabulary.
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-            raise OSError("neither tokenizer.json nor vocab.txt")
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--model: {folder} has no tokenizer that can be loaded; pass token ids with --ids") from error
+        return load_tokenizer_of(folder)
+    except ValueError as error:
+        raise ValueError(f"--model: {error}; pass token ids with --ids") from error
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -23,7 +23,7 @@ def model_rows(folder: str) -> Iterator[Row]:
     config = model.config
     head_size = config.hidden_size // config.num_attention_heads
     shape = f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {config.num_attention_heads} heads of {head_size}"
-    yield type(model).__name__, shape, f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} million parameters"
+    yield type(model).__name__, shape, f"{count_parameters(model) / 1e6:,.1f} million parameters"
     scheme = scheme_of(model)
     yield from _path_rows(model, scheme)
     if torch.cuda.is_available() and scheme is None:
@@ -31,6 +31,18 @@ def model_rows(folder: str) -> Iterator[Row]:
     yield from activation_rows(config.hidden_act)
     yield "reference path", "training mode, autocast, torch.compile", "also hooks or adapters inside the model"
     yield "padding", "an encoder's hidden states are zero there", "keep_padding=True computes them as transformers does"
+
+
+def count_parameters(model: "PreTrainedModel") -> int:
+    """The parameters of a model, those in int8 included; a matrix that two layers share counts once."""
+    from bertfast.quantization.int8_layers import Int8Linear, Int8Table
+
+    count = sum(p.numel() for p in model.parameters())
+    for module in model.modules():
+        if isinstance(module, Int8Table) and not (isinstance(module, Int8Linear) and module.tied):
+            weight = module.kernel_weight
+            count += weight.features * weight.inputs
+    return int(count)
 
 
 def _load(folder: str) -> "PreTrainedModel":

@@ -18,3 +18,15 @@ Quantization = Annotated[
     str | None,
     typer.Option(metavar="SCHEME", help="Quantize the weights: int8 (CPU) or fp8 (GPU with float8). Default: as in the folder."),
 ]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of bertfast and torch on the CPU. Default: torch's, the cores.")]
+
+
+def use_threads(count: int | None) -> None:
+    """Sets the threads of bertfast and torch; None leaves them. Imports torch."""
+    if count is not None:
+        import torch
+
+        from bertfast.runtime.threads import set_num_threads
+
+        torch.set_num_threads(count)
+        set_num_threads(count)

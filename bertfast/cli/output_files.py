@@ -1,36 +1,32 @@
 """The output of bertfast embed: .npy and JSON Lines files that an interrupted run can continue.
 
 Rows are written to OUT.part, chunk by chunk; a complete file is renamed to OUT. OUT.part is valid after every chunk, so an interrupted
-run (Ctrl-C, a full disk, a bad line) loses the current chunk only.
+run (Ctrl-C, a full disk, a bad line) loses the current chunk only. Its run file says what the rows were computed from.
 """
 
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, ClassVar
 
 import numpy as np
+
+from bertfast.cli import run_file
+from bertfast.cli.part_file import open_part
+from bertfast.cli.run_file import Digests, Facts, Run
+from bertfast.cli.standard_streams import standard_output
 
 if TYPE_CHECKING:
     from bertfast.text.embedder import Embeddings  # importing it here would import torch before the arguments are checked
 
-
-class OutputFile(Protocol):
-    """An open result file."""
-
-    rows: int  # written so far
-    part: Path | None  # OUT.part; None for standard output
-
-    def append(self, texts: Sequence[str], vectors: "Embeddings") -> None: ...
-    def last(self) -> "Embeddings": ...  # the last row, [dim]; needs rows > 0
-    def finish(self) -> None: ...  # rename OUT.part to OUT
-    def close(self) -> None: ...
+_BLOCK = 1 << 20  # bytes
+RESTART = "--restart starts over"
 
 
-def check_output(path: str, *, resume: bool, restart: bool) -> None:
-    """Raises ValueError where `path` cannot be written, or where OUT.part exists and neither flag says what to do with it."""
+def check_output(path: str) -> None:
+    """Raises ValueError where `path` is no name of a result file in a folder that exists."""
     if path == "-":
         return
     target = Path(path)
@@ -40,80 +36,195 @@ def check_output(path: str, *, resume: bool, restart: bool) -> None:
         raise ValueError(f"--output: {path!r} is a folder")
     if not target.parent.is_dir():
         raise ValueError(f"--output: the folder {str(target.parent)!r} does not exist")
-    if _part(target).exists() and not (resume or restart):
-        raise ValueError(f"{_part(target)} holds rows of an interrupted run; add --resume to continue it, or --restart to start over")
 
 
-def open_output(path: str, dim: int, *, resume: bool) -> OutputFile:
-    """Start the result file `path` (.npy, .jsonl, or "-": JSON Lines on standard output), or reopen its OUT.part."""
+def open_output(path: str, *, resume: bool, restart: bool) -> "OutputFile":
+    """The result file `path` (.npy, .jsonl, or "-": JSON Lines on standard output), new or reopened; see open_part for the errors."""
     if path == "-":
-        return JsonLinesFile(sys.stdout.buffer, None, dim)
+        return JsonLinesFile(standard_output().buffer, None, reopened=False)
     target = Path(path)
-    reopen = resume and _part(target).exists()
-    return FORMATS[target.suffix](open(_part(target), "r+b" if reopen else "w+b"), target, dim)
+    kind = FORMATS[target.suffix]
+    stream, reopened = open_part(part_of(target), kind.holds_rows, resume=resume, restart=restart)
+    if not reopened:
+        run_file.remove(part_of(target))
+    return kind(stream, target, reopened=reopened)
 
 
-def _part(target: Path) -> Path:
+def part_of(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
-class _PartFile:
-    """Common to both formats: the open file OUT.part, renamed when complete, removed when empty."""
+def finished_run(target: Path, facts: Facts) -> Run:
+    """The run that a complete result `target` came from, for a command that would repeat it.
 
-    def __init__(self, stream: IO[bytes], target: Path | None, dim: int) -> None:
-        self.stream, self.target, self.dim, self.rows = stream, target, dim, 0
-        self.part = None if target is None else _part(target)
-
-    def finish(self) -> None:
-        self.close()
-        if self.part is not None and self.target is not None:
-            os.replace(self.part, self.target)
-
-    def close(self) -> None:
-        if self.part is None or self.stream.closed:
-            return
-        self.stream.close()
-        if self.rows == 0:
-            self.part.unlink()
-
-    def _mismatch(self, found: object) -> ValueError:
-        return ValueError(f"{self.part} holds {found}, expected float32 vectors of {self.dim}; --restart starts over")
+    Raises ValueError where `target` was made by another command, or changed since.
+    """
+    with target.open("rb") as stream:
+        vectors = FORMATS[target.suffix].digest_all(stream)
+    candidates = (target, part_of(target))  # the second where a run was stopped between its last two renames
+    matching = [name for name in candidates if (run := run_file.read(name)) is not None and run.complete and run.vectors == vectors]
+    if not matching:
+        raise ValueError(f"{target} exists, and nothing says that its rows are those of an earlier run; leave --resume out to replace it")
+    if matching[0] != target:
+        os.replace(run_file.path_of(matching[0]), run_file.path_of(target))
+    found = run_file.read(target)
+    assert found is not None, "matching"
+    if differs := run_file.differences(found.facts, facts):
+        raise ValueError(f"{target} is the result of another run ({differs}); leave --resume out to replace it")
+    return found
 
 
-class NpyFile(_PartFile):
-    """A NumPy array [rows, dim]. NumPy pads the header so that the first dimension can grow: it is rewritten in place."""
+class OutputFile:
+    """The open result: OUT.part, renamed when complete, removed when empty; or standard output. Subclasses know the format."""
 
-    def __init__(self, stream: IO[bytes], target: Path | None, dim: int) -> None:
-        super().__init__(stream, target, dim)
-        if stream.seek(0, os.SEEK_END) == 0:
-            self._write_header()
-            self.start = stream.tell()
-            return
-        stream.seek(0)
-        try:
-            np.lib.format.read_magic(stream)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        except ValueError as error:
-            raise self._mismatch("no NumPy array") from error
-        if len(shape) != 2 or shape[1] != dim or fortran or dtype != np.float32:
-            raise self._mismatch(f"{dtype} {list(shape)}")
-        self.start, self.rows = stream.tell(), shape[0]
-        stream.truncate(self._end())  # drop rows that the header does not count
+    suffix: ClassVar[str]
+
+    def __init__(self, stream: IO[bytes], target: Path | None, *, reopened: bool) -> None:
+        self.stream, self.target, self.reopened = stream, target, reopened
+        self.part = None if target is None else part_of(target)
+        self.facts: Facts = {}
+        self.digests = Digests()
+
+    @property
+    def rows(self) -> int:
+        """Rows written so far."""
+        return self.digests.rows
+
+    def begin(self, dim: int, facts: Facts) -> str | None:
+        """Starts a new file of vectors of `dim`, or checks the rows of a reopened one, which are then `rows`.
+
+        Returns the digest that the texts of those rows must have; None without rows. Raises ValueError, naming what differs.
+        """
+        self.dim, self.facts = dim, facts
+        if not self.reopened or self.part is None:
+            self._start()
+            if self.part is not None:
+                run_file.write(self.part, facts, self.digests)
+            return None
+        run = run_file.read(self.part)
+        if run is None:
+            raise ValueError(
+                f"{self.part} holds rows, and no {run_file.path_of(self.part).name} says what they were computed from; {RESTART}"
+            )
+        if differs := run_file.differences(run.facts, facts):
+            raise ValueError(f"{self.part} was begun by another run: {differs}; {RESTART}")
+        self.digests.rows = run.rows
+        self._check_rows(run)
+        self.reopened = run.rows > 0
+        if self.digests.vectors.hexdigest() != run.vectors:
+            raise ValueError(f"the rows of {self.part} changed since they were written; {RESTART}")
+        return run.texts
 
     def append(self, texts: Sequence[str], vectors: "Embeddings") -> None:
-        self.stream.seek(self._end())
-        self.stream.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
+        content = self._encoded(texts, vectors)
+        self._write(content, len(texts))
+        self.digests.vectors.update(content)
+        for text in texts:
+            self.digests.add_text(text)
+        if self.part is not None:
+            run_file.write(self.part, self.facts, self.digests)
+
+    def finish(self) -> None:
+        """Renames OUT.part to OUT once all its rows are on the disk."""
+        if self.part is not None and self.target is not None:
+            os.fsync(self.stream.fileno())
+            run_file.write(self.part, self.facts, self.digests, complete=True)
+            os.replace(self.part, self.target)
+            os.replace(run_file.path_of(self.part), run_file.path_of(self.target))
+            _sync_folder(self.target.parent)
+            self.stream.close()  # the lock goes with it
+
+    def close(self) -> None:
+        """Closes a file that is not finished; one that never had rows is removed."""
+        if self.part is None or self.stream.closed:
+            return
+        if not self.reopened and self.rows == 0:
+            self.part.unlink(missing_ok=True)
+            run_file.remove(self.part)
+        with suppress(OSError):  # a full disk, reported by the write before
+            self.stream.close()
+
+    def _mismatch(self, found: object) -> ValueError:
+        return ValueError(f"{self.part} holds {found}, expected float32 vectors of {self.dim}; {RESTART}")
+
+    @staticmethod
+    def holds_rows(stream: IO[bytes]) -> bool:
+        raise NotImplementedError
+
+    @staticmethod
+    def digest_all(stream: IO[bytes]) -> str:
+        """Of the rows of a complete file."""
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        """Writes what comes before the first row."""
+
+    def _check_rows(self, run: Run) -> None:
+        """Digests the first run.rows rows and discards what follows. Raises ValueError where the file has fewer."""
+        raise NotImplementedError
+
+    def _encoded(self, texts: Sequence[str], vectors: "Embeddings") -> bytes:
+        raise NotImplementedError
+
+    def _write(self, content: bytes, rows: int) -> None:
+        raise NotImplementedError
+
+
+class NpyFile(OutputFile):
+    """A NumPy array [rows, dim]. NumPy pads the header so that the first dimension can grow: it is rewritten in place."""
+
+    @staticmethod
+    def holds_rows(stream: IO[bytes]) -> bool:
+        stream.seek(0)
+        try:
+            return _read_npy_header(stream)[0][0] > 0
+        except (ValueError, IndexError):
+            return stream.seek(0, os.SEEK_END) > 0
+
+    @staticmethod
+    def digest_all(stream: IO[bytes]) -> str:
+        try:
+            _read_npy_header(stream)
+        except ValueError:
+            stream.seek(0)
+        digests = Digests()
+        for block in iter(lambda: stream.read(_BLOCK), b""):
+            digests.vectors.update(block)
+        return str(digests.vectors.hexdigest())
+
+    def _start(self) -> None:
+        self._write_header()
+        self.start = self.stream.tell()
+
+    def _check_rows(self, run: Run) -> None:
+        self.stream.seek(0)
+        try:
+            shape, fortran, dtype = _read_npy_header(self.stream)
+        except ValueError as error:
+            raise self._mismatch("no NumPy array") from error
+        if len(shape) != 2 or shape[1] != self.dim or fortran or dtype != np.float32:
+            raise self._mismatch(f"{dtype} {list(shape)}")
+        self.start = self.stream.tell()
+        left = 4 * self.dim * run.rows
+        if shape[0] < run.rows or os.fstat(self.stream.fileno()).st_size < self.start + left:
+            raise ValueError(f"{self.part} has lost rows, its run file says {run.rows:,}; {RESTART}")
+        while left:
+            block = self.stream.read(min(_BLOCK, left))
+            self.digests.vectors.update(block)
+            left -= len(block)
+        self.stream.truncate(self.stream.tell())  # rows that the run file does not count
+        self._write_header()
+
+    def _encoded(self, texts: Sequence[str], vectors: "Embeddings") -> bytes:
+        return np.ascontiguousarray(vectors, dtype="<f4").tobytes()
+
+    def _write(self, content: bytes, rows: int) -> None:
+        self.stream.seek(self.start + 4 * self.dim * self.rows)
+        self.stream.write(content)
         self.stream.flush()  # rows before the header that counts them
-        self.rows += len(vectors)
+        self.digests.rows += rows
         self._write_header()
         self.stream.flush()
-
-    def last(self) -> "Embeddings":
-        self.stream.seek(self._end() - 4 * self.dim)
-        return np.frombuffer(self.stream.read(4 * self.dim), dtype=np.float32)
-
-    def _end(self) -> int:
-        return self.start + 4 * self.dim * self.rows
 
     def _write_header(self) -> None:
         self.stream.seek(0)
@@ -121,39 +232,60 @@ class NpyFile(_PartFile):
         np.lib.format.write_array_header_1_0(self.stream, header)
 
 
-class JsonLinesFile(_PartFile):
+def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[np.float32]"]:
+    np.lib.format.read_magic(stream)
+    header: tuple[tuple[int, ...], bool, np.dtype[np.float32]] = np.lib.format.read_array_header_1_0(stream)
+    return header
+
+
+class JsonLinesFile(OutputFile):
     """One object per line: {"text": ..., "embedding": [...]}, with the 9 digits that float32 needs to round-trip."""
 
-    def __init__(self, stream: IO[bytes], target: Path | None, dim: int) -> None:
-        super().__init__(stream, target, dim)
-        self._last: bytes | None = None
-        if target is None:
-            return
-        end = 0
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break  # the run stopped within this line
-            self._last, self.rows, end = line, self.rows + 1, end + len(line)
-        if self._last is not None and len(self.last()) != dim:
-            raise self._mismatch(f"vectors of {len(self.last())}")
-        stream.seek(end)
-        stream.truncate()
+    @staticmethod
+    def holds_rows(stream: IO[bytes]) -> bool:
+        stream.seek(0)
+        return any(b"\n" in block for block in iter(lambda: stream.read(_BLOCK), b""))
 
-    def append(self, texts: Sequence[str], vectors: "Embeddings") -> None:
-        lines = [
+    @staticmethod
+    def digest_all(stream: IO[bytes]) -> str:
+        digests = Digests()
+        for block in iter(lambda: stream.read(_BLOCK), b""):
+            digests.vectors.update(block)
+        return str(digests.vectors.hexdigest())
+
+    def _check_rows(self, run: Run) -> None:
+        self.stream.seek(0)
+        for _ in range(run.rows):
+            if not self._digest_line():
+                raise ValueError(f"{self.part} has lost rows, its run file says {run.rows:,}; {RESTART}")
+        self.stream.seek(self.stream.tell())
+        self.stream.truncate()  # lines that the run file does not count
+
+    def _digest_line(self) -> bool:
+        while piece := self.stream.readline(_BLOCK):
+            self.digests.vectors.update(piece)
+            if piece.endswith(b"\n"):
+                return True
+        return False
+
+    def _encoded(self, texts: Sequence[str], vectors: "Embeddings") -> bytes:
+        lines: Iterable[str] = (
             f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{", ".join(map("{:.9g}".format, vector))}]}}\n'
             for text, vector in zip(texts, vectors.tolist(), strict=True)
-        ]
-        self.stream.write("".join(lines).encode())
-        self.stream.flush()
-        self.rows += len(lines)
+        )
+        return "".join(lines).encode("utf-8", "backslashreplace")  # a lone surrogate is written as its JSON escape
 
-    def last(self) -> "Embeddings":
-        assert self._last is not None, "rows > 0"
-        try:
-            return np.array(json.loads(self._last)["embedding"], dtype=np.float32)
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._mismatch("other lines than JSON objects with an embedding") from error
+    def _write(self, content: bytes, rows: int) -> None:
+        self.stream.write(content)
+        self.stream.flush()
+        self.digests.rows += rows
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with suppress(OSError):  # a file system that cannot
+        os.fsync(descriptor)
+    os.close(descriptor)
 
 
 FORMATS: dict[str, type[NpyFile] | type[JsonLinesFile]] = {".npy": NpyFile, ".jsonl": JsonLinesFile}

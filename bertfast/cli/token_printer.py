@@ -1,11 +1,12 @@
 """Tokens printed as they are generated."""
 
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+from bertfast.cli.standard_streams import standard_output
 
 
 class TokenPrinter:
@@ -42,12 +43,14 @@ class TokenPrinter:
 
     def write(self, piece: str) -> None:
         if piece:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            out = standard_output()
+            out.write(piece)
+            out.flush()
             self.printed += len(piece)
 
     def end(self) -> None:
         if self.tokenizer is not None:
             self.write(self.text()[self.printed :])
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        out = standard_output()
+        out.write("\n")
+        out.flush()

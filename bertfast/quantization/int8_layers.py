@@ -11,6 +11,7 @@ Shape letters: K inputs and F outputs of a linear layer, or columns and rows of 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,12 @@ class Int8Table(QuantizedLayer):
         if self.packed:
             destination[prefix + "weight_int8"], destination[prefix + "weight_scales"] = self.rows()
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, dtype in (("weight_int8", torch.int8), ("weight_scales", torch.float32)):
+            given = state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and given.dtype != dtype:  # torch would cast it
+                args[-1].append(f"{prefix}{name} is {given.dtype}, expected {dtype}")
+                return
         weight = self.kernel_weight if self.packed else None
         self.unpack()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bertfast import checkpoints
+from bertfast.checkpoints.json_files import check_folder
 from bertfast.checkpoints.loading import LoadedFamily
 from bertfast.quantization import fp8_support, int8
 from bertfast.quantization.int8_layers import Int8Embedding, Int8Linear, Int8Table
 from bertfast.quantization.schemes import check_scheme, config_entry, forget_ties, quantize, scheme_in_config
+from bertfast.quantization.stored import check_scales, check_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -94,15 +96,24 @@ def from_pretrained(
         quantize(loaded[0] if isinstance(loaded, tuple) else loaded, scheme)
         return loaded
     config, kwargs = _float_config(family, path, kwargs)
-    with_info = kwargs.pop("output_loading_info", False)
+    checkpoint = checkpoints.detect(Path(path or "") / str(kwargs.get("subfolder") or ""))
+    if checkpoint is not None:
+        check_stored(checkpoint)
+    with_info, any_size = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
     with building_quantized():
-        model, info = checkpoints.from_pretrained(load, family, path, *args, config=config, output_loading_info=True, **kwargs)
+        model, info = checkpoints.from_pretrained(
+            load, family, path, *args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    if info["mismatched_keys"] and not any_size:
+        wrong = "; ".join(f"{name} is {tuple(got)}, the model's {tuple(want)}" for name, got, want in sorted(info["mismatched_keys"]))
+        raise ValueError(f"{path}: shapes differ from the config's: {wrong}")
     for name, layer in model.named_modules():
         if isinstance(layer, Int8Table):
             absent = {key for key in info["missing_keys"] if key in (f"{name}.weight_int8", f"{name}.weight_scales")}
             if len(absent) == 1:
                 raise ValueError(f"{path}: damaged: it lacks {absent.pop()}, and holds the other half of that weight")
             with int8.named(f"{path}: {name}"):
+                check_scales(layer.weight_int8, layer.weight_scales)
                 layer.pack()
     model.config.quantization_config = config_entry(stored)
     return (model, info) if with_info else model
@@ -130,6 +141,7 @@ def _stored_scheme(path: str | PathLike[str] | None, kwargs: dict[str, Any]) -> 
     if not isinstance(path, (str, PathLike)):
         return None
     file = Path(path) / (kwargs.get("subfolder") or "") / "config.json"
+    check_folder(file.parent)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # transformers reads it next, and says what is wrong

@@ -41,7 +41,7 @@ class Embedder:
     maximum length and prompt, see SentenceSettings; max_tokens: the token budget of a batch. Most users call from_pretrained.
     Raises ValueError for settings that the model cannot satisfy.
 
-    Attributes: dim, the width of a vector (hidden_size times the number of poolings); max_seq_length, in tokens.
+    Attributes: dim, the width of a vector (hidden_size times the number of poolings, or truncate_dim); max_seq_length, in tokens.
     """
 
     def __init__(
@@ -60,7 +60,10 @@ class Embedder:
         self.settings = settings
         self.max_tokens = max_tokens
         self.max_seq_length = settings.max_seq_length or min(tokenizer.model_max_length, positions)
-        self.dim: int = model.config.hidden_size * len(settings.pooling)
+        if settings.truncate_dim is not None and settings.truncate_dim < 1:
+            raise ValueError(f"truncate_dim: got {settings.truncate_dim}, expected at least 1")
+        width = model.config.hidden_size * len(settings.pooling)
+        self.dim: int = min(width, settings.truncate_dim or width)
         self._unpooled = 0  # leading tokens ([CLS] and the prompt) that take part in attention but are not pooled
         if settings.prompt and not settings.prompt_counts:
             alone = tokenize(tokenizer, [settings.prompt], max_length=self.max_seq_length)[0]
@@ -84,6 +87,7 @@ class Embedder:
         device: str | torch.device | None = None,
         quantization: str | None = None,
         max_tokens: int | None = None,
+        truncate_dim: int | None = None,
     ) -> "Embedder":
         """Load a local model folder: one saved by sentence-transformers, or a plain BERT with its tokenizer.
 
@@ -97,16 +101,19 @@ class Embedder:
         device: default: the GPU if there is one, else the CPU; a quantized model stays where it was quantized.
         quantization: "int8" (on the CPU, dtype float32) or "fp8" (on a GPU, dtype bfloat16 or float16). Default: as in the folder.
         max_tokens: the token budget of a batch. Default: 8192.
+        truncate_dim: keep the first values of a vector, for models trained so (Matryoshka). Default: all. They are of unit length after it
+            only with normalize=True.
 
         Raises ValueError, naming the file or argument. A checkpoint that lacks weights is refused, never filled with random numbers.
         """
-        settings = _override(
-            read_settings(folder),
-            prompt_name,
-            pooling=pooling if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling),
+        settings = settings_of(
+            folder,
+            pooling=pooling,
             normalize=normalize,
             max_seq_length=max_seq_length,
             prompt=prompt,
+            prompt_name=prompt_name,
+            truncate_dim=truncate_dim,
         )
         dtype = read_dtype(dtype)
         tokenizer = load_tokenizer(settings)
@@ -147,7 +154,8 @@ class Embedder:
         """The settings in one line: pooling, normalization, maximum length, prompt."""
         normalized = ", normalized" if self.settings.normalize else ""
         prompt = f", prompt {self.settings.prompt!r}" if self.settings.prompt else ""
-        return f"{'+'.join(self.settings.pooling)} pooling{normalized}, at most {self.max_seq_length} tokens per text{prompt}"
+        kept = f", first {self.settings.truncate_dim} values" if self.settings.truncate_dim else ""
+        return f"{'+'.join(self.settings.pooling)} pooling{normalized}{kept}, at most {self.max_seq_length} tokens per text{prompt}"
 
     def _encode_tokens(self, tokens: list[list[int]], on_rows: ProgressCallback | None) -> Embeddings:
         vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
@@ -168,17 +176,37 @@ class Embedder:
         with torch.no_grad():
             hidden = self.model(input_ids=torch.from_numpy(padded).to(device), attention_mask=mask).last_hidden_state
             pooled_tokens = torch.from_numpy(real & (columns >= self._unpooled)).to(device)
-            pooled = pooling.pool(hidden[pooled_tokens], pooled_tokens.sum(dim=1), self.settings.pooling, self.settings.normalize)
+            counts = pooled_tokens.sum(dim=1)
+            pooled = pooling.pool(hidden[pooled_tokens], counts, self.settings.pooling, self.settings.normalize, self._unpooled)
+            if self.dim < pooled.shape[1]:
+                pooled = pooled[:, : self.dim]
+                pooled = torch.nn.functional.normalize(pooled, dim=1) if self.settings.renormalize else pooled
         vectors: Embeddings = pooled.cpu().numpy()
         return vectors
 
 
-def _override(settings: SentenceSettings, prompt_name: str | None, **arguments: Any) -> SentenceSettings:
-    """The folder's settings with the arguments that are not None in their place."""
+def settings_of(
+    folder: str | Path,
+    *,
+    pooling: str | Sequence[str] | None = None,
+    normalize: bool | None = None,
+    max_seq_length: int | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    truncate_dim: int | None = None,
+) -> SentenceSettings:
+    """The settings of Embedder.from_pretrained with these arguments: the folder's, where an argument is None. Raises its ValueErrors."""
+    settings = read_settings(folder)
     if prompt_name is not None:
-        if arguments["prompt"] is not None:
-            raise ValueError(f"prompt and prompt_name: got both ({arguments['prompt']!r}, {prompt_name!r}), expected one of them")
+        if prompt is not None:
+            raise ValueError(f"prompt and prompt_name: got both ({prompt!r}, {prompt_name!r}), expected one of them")
         if prompt_name not in settings.prompts:
             raise ValueError(f"prompt_name: got {prompt_name!r}, expected one of {sorted(settings.prompts)}")
-        arguments["prompt"] = settings.prompts[prompt_name]
-    return replace(settings, **{name: value for name, value in arguments.items() if value is not None})
+        prompt = settings.prompts[prompt_name]
+    modes = pooling if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling)
+    given = {
+        "pooling": modes, "normalize": normalize, "max_seq_length": max_seq_length, "prompt": prompt, "truncate_dim": truncate_dim,
+        "renormalize": normalize,
+    }  # fmt: skip
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(settings, **changes)

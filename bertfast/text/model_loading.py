@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from bertfast.modeling import BertModel
 
 
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # saved by older versions
+
+
 def load_model(folder: Path, dtype: torch.dtype, quantization: str | None) -> "BertModel":
     """The BertModel in `folder`, in eval mode. Raises ValueError where the checkpoint lacks weights or their shapes differ."""
     from bertfast.modeling import BertModel
@@ -30,7 +33,8 @@ def load_model(folder: Path, dtype: torch.dtype, quantization: str | None) -> "B
     for what in ("missing_keys", "mismatched_keys"):
         if report[what]:
             raise ValueError(f"{where} has {what.replace('_', ' ')}, so embeddings would be random: {first_names(report[what])}")
-    if unexpected := [key for key in report["unexpected_keys"] if key.startswith(("embeddings.", "encoder.", "bert."))]:
+    names = {key: key.removeprefix("bert.") for key in report["unexpected_keys"]}
+    if unexpected := [key for key, name in names.items() if name.startswith(("embeddings.", "encoder.")) and name not in _BUFFERS]:
         warnings.warn(f"{where} has weights that its config.json has no place for: {first_names(unexpected)}", stacklevel=3)
     loaded: BertModel = model.eval()
     return loaded

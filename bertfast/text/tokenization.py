@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import transformers
-
 from bertfast.text.sentence_transformers_folder import SentenceSettings
+from bertfast.text.tokenizer_files import load_tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,10 +16,7 @@ TOKENIZE_TEXTS = 256  # texts of a block: tokenized in one call, so a chunk of l
 
 def load_tokenizer(settings: SentenceSettings) -> "PreTrainedTokenizerBase":
     """The tokenizer in `settings.model_dir`; settings.lower_case puts a lowercase step before its normalizer. Raises ValueError."""
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model_dir)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {str(settings.model_dir)!r}: {error}") from error
+    tokenizer = load_tokenizer_of(settings.model_dir)
     if settings.lower_case:
         from tokenizers import normalizers
 

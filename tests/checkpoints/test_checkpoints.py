@@ -483,14 +483,14 @@ def test_a_matrix_of_the_wrong_rank_or_shape_names_the_weight(tmp_path):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "no 'weight_map'"),
         ('{"weight_map": {}}', "no 'weight_map'"),
         ('{"weight_map": {"a": 3}}', "no 'weight_map'"),
         ('{"weight_map": {"a": "gone.msgpack"}}', "the shard 'gone.msgpack'"),
         ('{"weight_map": {"a": "../mini_flax/flax_model.msgpack"}}', "the shard '../mini_flax"),
         ('{"weight_map": {"bert/pooler/dense/nothing": "flax_model-00001-of-00004.msgpack"}}', "'bert/pooler/dense/nothing'"),
-        ("[" * 200_000, "not JSON"),
+        ("[" * 200_000, "nested too deeply"),
     ],
 )
 def test_a_damaged_index_raises_one_error(index, message, tmp_path):

@@ -132,6 +132,34 @@ def test_errors_are_one_line(small_dir, text_file, tmp_path, capfd, arguments, c
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "help_command"),
+    [
+        (["embed", "x", "--fly"], "bertfast embed --help"),
+        (["generate"], "bertfast generate --help"),
+        (["convert", "a"], "bertfast convert --help"),
+        (["embed", "x", "-m", "m", "-o", "o", "--threads", "0"], "bertfast embed --help"),
+        (["--fly"], "bertfast --help"),
+    ],
+)
+def test_a_usage_error_points_at_the_help_of_its_command(capfd, arguments, help_command):
+    assert run(*arguments) == 2
+    assert error_line(capfd).endswith(f"(see {help_command})")
+
+
+def test_version(capfd):
+    assert run("--version") == 0
+    assert re.fullmatch(r"bertfast \d+\.\d+\.\d+\S*\n", capfd.readouterr().out)
+
+
+def test_threads(small_dir, text_file, tmp_path):
+    command = "import sys; from bertfast.cli.app import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    command += "import torch, bertfast; print(torch.get_num_threads(), bertfast.get_num_threads())"
+    arguments = ["embed", text_file, "-m", small_dir, "-o", tmp_path / "out.npy", "--threads", "3"]
+    done = subprocess.run([sys.executable, "-c", command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "3 3\n"
+
+
 def test_empty_standard_input(small_dir, tmp_path):
     done = bertfast("embed", "-", "-m", small_dir, "-o", tmp_path / "out.npy", input=b"")
     assert done.returncode == 1
@@ -192,9 +220,9 @@ def test_resume_refuses_rows_of_another_input(small_dir, text_file, tmp_path, ca
     before = (tmp_path / "out.npy.part").read_bytes()
     capfd.readouterr()
     assert run(*arguments, "--resume", "--pooling", "cls") == 1
-    assert "is not what this model and these options give for line 4" in error_line(capfd)
+    assert "was begun by another run: pooling was mean, now cls; --restart starts over" in error_line(capfd)
     assert run(*arguments, "--resume", "--pooling", "cls,max") == 1
-    assert "holds float32 [4, 32], expected float32 vectors of 64; --restart starts over" in error_line(capfd)
+    assert "was begun by another run: pooling was mean, now cls+max; --restart starts over" in error_line(capfd)
     text_file.write_text("one line\n")
     assert run(*arguments, "--resume") == 1
     assert "holds 4 rows" in error_line(capfd)

@@ -136,3 +136,11 @@ def test_a_folder_without_a_tokenizer_needs_ids(decoder_dir, tmp_path, capfd):
     assert run("a", "-m", tmp_path) == 1
     assert "--ids" in capfd.readouterr().err
     assert run("101", "--ids", "-m", tmp_path, "-n", 2) == 0
+
+
+def test_a_model_of_another_type_is_named(decoder_dir, tmp_path, capfd):
+    transformers.RobertaForCausalLM(
+        transformers.RobertaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, is_decoder=True)
+    ).save_pretrained(tmp_path)
+    assert run("A man", "-m", tmp_path, "--ids") == 1
+    assert "config.json: model_type is 'roberta', bertfast runs 'bert'" in capfd.readouterr().err

@@ -245,7 +245,7 @@ def test_bad_folders(small_dir, tmp_path):
         ("config_sentence_transformers.json", '{"default_prompt_name": "q"}', r"default_prompt_name is 'q', expected one of \[\]"),
         (
             "modules.json",
-            '[{"type": "x.Transformer"}, {"type": "x.Pooling"}, {"type": "x.Dense"}]',
+            json.dumps([{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Dense")]),
             "Transformer, Pooling, Dense; expected",
         ),
         ("modules.json", "[1, 2]", r"names the modules \?, \?; expected"),
