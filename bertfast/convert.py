@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bertfast import checkpoints
 from bertfast.checkpoints import own_code
+from bertfast.checkpoints.hub import local_folder
 from bertfast.graph.family import FAMILIES
 from bertfast.optimize import optimize
 from bertfast.quantization import schemes
@@ -39,7 +40,7 @@ class Converted:
 def convert(
     source: str | PathLike[str], destination: str | PathLike[str], architecture: str | None = None, quantization: str | None = None
 ) -> Converted:
-    """Write the BERT in the folder `source` to the folder `destination`, which must be new or empty.
+    """Write the BERT in the folder `source`, or of that name on the Hub, to the folder `destination`, which must be new or empty.
 
     architecture: the transformers class of the model. Default: the config's, else inferred from the weights.
     quantization: "int8" writes quantized weights, which only bertfast's classes read (see bertfast.quantization).
@@ -49,7 +50,7 @@ def convert(
     FileExistsError where the destination is not empty; OSError where a folder cannot be read or written. Nothing is left of a
     conversion that fails.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_folder(source), Path(destination)
     if quantization is not None:
         schemes.check_saved(quantization)
     checkpoint = checkpoints.detect(source)

@@ -44,12 +44,14 @@ def run(
     with console.status(f"loading {model}"):
         import torch
 
+        from bertfast.checkpoints.hub import local_folder
         from bertfast.quantization.schemes import scheme_of
         from bertfast.runtime.devices import read_device, read_dtype
 
-        decoder = load_decoder(Path(model), read_dtype(dtype), console, quantization)
+        folder = local_folder(model)
+        decoder = load_decoder(folder, read_dtype(dtype), console, quantization)
         decoder = decoder.to(read_device(decoder.device if device is None and scheme_of(decoder) is not None else device))
-        tokenizer = None if ids else load_prompt_tokenizer(Path(model))
+        tokenizer = None if ids else load_prompt_tokenizer(folder)
     tokens = read_ids(text, decoder.config.vocab_size) if tokenizer is None else prompt_ids(tokenizer, text)
     if not tokens:
         raise ValueError("the prompt is empty: expected at least one token")
