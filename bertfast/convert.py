@@ -4,7 +4,10 @@ TF and Flax checkpoints, safetensors in their layouts, old PyTorch names and PyT
 model.safetensors. The other files of the folder (tokenizer, pooling, licence) are copied unchanged.
 """
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -21,6 +24,7 @@ from bertfast.optimize import optimize
 from bertfast.quantization import schemes
 
 _WEIGHTS = (".h5", ".msgpack", ".safetensors", ".bin", ".ckpt", ".onnx", ".ot", ".pt", ".pth", ".index.json", ".gguf")
+_CLAIM = ".converting"  # in a destination that is being written
 _ALIASES = {"BertForCausalLM": "BertLMHeadModel"}
 
 
@@ -56,15 +60,13 @@ def convert(
     checkpoint = checkpoints.detect(source)
     if checkpoint is None:
         raise FileNotFoundError(f"{source}: contains no model.safetensors, pytorch_model.bin, tf_model.h5 or flax_model.msgpack")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination}: not an empty folder; name a new one")
-    model, info, name = _load(source, checkpoint, architecture)
-    parameters = sum(p.numel() for p in model.parameters())
-    original = None
-    if quantization is not None:
-        original = _outputs(model)
-        model = optimize(model, quantization=quantization, keep_padding=True)
-    try:
+    with _claimed(destination):
+        model, info, name = _load(source, checkpoint, architecture)
+        parameters = sum(p.numel() for p in model.parameters())
+        original = None
+        if quantization is not None:
+            original = _outputs(model)
+            model = optimize(model, quantization=quantization, keep_padding=True)
         model.save_pretrained(destination)
         expected = _outputs(model)
         copied = _copy_other_files(source, destination)
@@ -72,11 +74,31 @@ def convert(
         difference = max(float((a - b).abs().max()) for a, b in zip(expected, _outputs(reloaded), strict=True))
         if report["missing_keys"] or difference:
             raise ValueError(f"{destination}: its outputs differ from those of {source} by {difference:g}; this is a bug, please report it")
-    except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)  # it was empty before
-        raise
     cosine = 1.0 if original is None else min(_worst_cosine(a, b) for a, b in zip(original, expected, strict=True))
     return Converted(name, checkpoint.format, parameters, copied, tuple(sorted(info["unexpected_keys"])), difference, cosine)
+
+
+@contextmanager
+def _claimed(destination: Path) -> Iterator[None]:
+    """Within: the folder, new or empty, belongs to this conversion alone. An exception removes it. Raises FileExistsError."""
+    taken = FileExistsError(f"{destination}: not an empty folder; name a new one")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise taken
+    destination.mkdir(parents=True, exist_ok=True)
+    claim = destination / _CLAIM
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        raise taken from None
+    if sum(1 for _ in destination.iterdir()) > 1:  # another conversion ended since
+        claim.unlink()
+        raise taken
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(destination, ignore_errors=True)
+        raise
+    claim.unlink()
 
 
 def _load(source: Path, checkpoint: checkpoints.Checkpoint, architecture: str | None) -> tuple[Any, dict[str, Any], str]:
