@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bertfast.cli.standard_streams import standard_input, standard_output
+from bertfast.cli.standard_streams import read_standard_input, standard_output
 from bertfast.cli.token_printer import TokenPrinter
 
 
@@ -39,7 +39,7 @@ def run(
         raise ValueError(f"--max-new-tokens: got {max_new_tokens}, expected at least 1")
     if temperature < 0:
         raise ValueError(f"--temperature: got {temperature}, expected 0 (greedy decoding) or more")
-    text = read_prompt() if prompt == "-" else prompt
+    text = read_standard_input() if prompt == "-" else prompt
     standard_output()  # before the model is loaded
     with console.status(f"loading {model}"):
         import torch
@@ -77,14 +77,6 @@ def run(
         printer.end()
     seconds = time.perf_counter() - start
     console.print(f"{len(new):,} tokens in {seconds:.2f} s, {len(new) / seconds:,.1f} tokens/s", highlight=False)
-
-
-def read_prompt() -> str:
-    """Standard input. Raises ValueError where it is closed, or not UTF-8."""
-    try:
-        return standard_input().read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def load_decoder(folder: Path, dtype: Any, console: Console, quantization: str | None = None) -> Any:
