@@ -16,8 +16,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
-        if not any(map(shutil.which, [os.environ.get("CXX", "").split(" ")[0], "c++", "g++", "clang++"])):
-            sys.exit("bertfast needs a C++17 compiler to build its CPU kernels: install g++ or clang++, or set CXX")
+        _require_compiler()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -39,6 +38,11 @@ class CMakeBuild(build_ext):
         shutil.copy2(build / target.name, target)
 
 
+def _require_compiler() -> None:
+    if not any(map(shutil.which, [os.environ.get("CXX", "").split(" ")[0], "c++", "g++", "clang++"])):
+        sys.exit("bertfast needs a C++17 compiler to build its CPU kernels: install g++ or clang++, or set CXX")
+
+
 def _cmake() -> str:
     found = shutil.which("cmake")
     if found is None:  # the package from PyPI, installed where its script is not on PATH
@@ -52,14 +56,17 @@ def _cmake() -> str:
 
 def _packages() -> list[str]:
     inside = [".".join(p.relative_to(ROOT).parts) for p in sorted((ROOT / "bertfast").glob("**/")) if any(p.glob("*.py"))]
-    return [*inside, *(["bertfast.kernels"] if (ROOT / "kernels" / "fused").is_dir() else [])]
+    return [*inside, "bertfast.data", *(["bertfast.kernels"] if (ROOT / "kernels" / "fused").is_dir() else [])]
 
+
+if {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"} & set(sys.argv):
+    _require_compiler()  # before setuptools prints what it copies
 
 setup(
     packages=_packages(),
     # kernels/ itself is no package: at the repository root it would shadow the `kernels` that transformers looks for.
     package_dir={"bertfast.kernels": "kernels/fused"},
-    package_data={"bertfast": ["py.typed", "*.pyi", "data/*"]},
+    package_data={"bertfast": ["py.typed", "*.pyi"], "bertfast.data": ["*"]},
     ext_modules=[Extension("bertfast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

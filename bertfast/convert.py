@@ -4,8 +4,10 @@ TF and Flax checkpoints, safetensors in their layouts, old PyTorch names and PyT
 model.safetensors. The other files of the folder (tokenizer, pooling, licence) are copied unchanged.
 """
 
+import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from bertfast import checkpoints
 from bertfast.checkpoints import own_code
+from bertfast.checkpoints.hub import local_folder
 from bertfast.graph.family import FAMILIES
 from bertfast.optimize import optimize
 from bertfast.quantization import schemes
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _WEIGHTS = (".h5", ".msgpack", ".safetensors", ".bin", ".ckpt", ".onnx", ".ot", ".pt", ".pth", ".index.json", ".gguf")
+_CLAIM = ".converting"  # in a destination that is being written
 _ALIASES = {"BertForCausalLM": "BertLMHeadModel"}
 
 
@@ -43,7 +47,7 @@ class Converted:
 def convert(
     source: str | PathLike[str], destination: str | PathLike[str], architecture: str | None = None, quantization: str | None = None
 ) -> Converted:
-    """Write the BERT in the folder `source` to the folder `destination`, which must be new or empty.
+    """Write the BERT in the folder `source`, or of that name on the Hub, to the folder `destination`, which must be new or empty.
 
     architecture: the transformers class of the model. Default: the config's, else inferred from the weights.
     quantization: "int8" writes quantized weights, which only bertfast's classes read (see bertfast.quantization).
@@ -53,21 +57,19 @@ def convert(
     FileExistsError where the destination is not empty; OSError where a folder cannot be read or written. Nothing is left of a
     conversion that fails.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_folder(source), Path(destination)
     if quantization is not None:
         schemes.check_saved(quantization)
     checkpoint = checkpoints.detect(source)
     if checkpoint is None:
         raise FileNotFoundError(f"{source}: contains no model.safetensors, pytorch_model.bin, tf_model.h5 or flax_model.msgpack")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination}: not an empty folder; name a new one")
-    model, info, name = _load(source, checkpoint, architecture)
-    parameters = sum(p.numel() for p in model.parameters())
-    original = None
-    if quantization is not None:
-        original = _outputs(model)
-        model = optimize(model, quantization=quantization, keep_padding=True)
-    try:
+    with _claimed(destination):
+        model, info, name = _load(source, checkpoint, architecture)
+        parameters = sum(p.numel() for p in model.parameters())
+        original = None
+        if quantization is not None:
+            original = _outputs(model)
+            model = optimize(model, quantization=quantization, keep_padding=True)
         model.save_pretrained(destination)
         expected = _outputs(model)
         copied = _copy_other_files(source, destination)
@@ -75,11 +77,31 @@ def convert(
         difference = max(float((a - b).abs().max()) for a, b in zip(expected, _outputs(reloaded), strict=True))
         if report["missing_keys"] or difference:
             raise ValueError(f"{destination}: its outputs differ from those of {source} by {difference:g}; this is a bug, please report it")
-    except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)  # it was empty before
-        raise
     cosine = 1.0 if original is None else min(_worst_cosine(a, b) for a, b in zip(original, expected, strict=True))
     return Converted(name, checkpoint.format, parameters, copied, tuple(sorted(info["unexpected_keys"])), difference, cosine)
+
+
+@contextmanager
+def _claimed(destination: Path) -> Iterator[None]:
+    """Within: the folder, new or empty, belongs to this conversion alone. An exception removes it. Raises FileExistsError."""
+    taken = FileExistsError(f"{destination}: not an empty folder; name a new one")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise taken
+    destination.mkdir(parents=True, exist_ok=True)
+    claim = destination / _CLAIM
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        raise taken from None
+    if sum(1 for _ in destination.iterdir()) > 1:  # another conversion ended since
+        claim.unlink()
+        raise taken
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(destination, ignore_errors=True)
+        raise
+    claim.unlink()
 
 
 def _load(

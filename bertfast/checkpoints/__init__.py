@@ -12,6 +12,7 @@ dict; prefixes, tying, dtype and the report of missing and unexpected keys are t
     tensors.py       safetensors, and arrays to tensors
     pickles.py       pytorch_model.bin, checked before torch reads it
     json_files.py    JSON files in bounded time and memory
+    hub.py           names of models on the Hub, from the local cache
     own_code.py      refuses a folder that asks for code of its own
     loading.py       state dict -> model, through the class's from_pretrained
     errors.py        the two errors of this package

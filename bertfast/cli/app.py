@@ -41,9 +41,9 @@ def common(
 def embed(
     source: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="Texts: a line each, or a field of .jsonl, a column of .csv or .tsv; - reads standard input."),
+        typer.Argument(metavar="FILE", help="Texts: a line each, or a field of .jsonl, .csv or .tsv; - reads standard input."),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Model folder: sentence-transformers or plain BERT.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Folder or Hub name: sentence-transformers or plain BERT.")],
     output: Annotated[
         str,
         typer.Option(
@@ -113,7 +113,7 @@ def embed(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue; - reads standard input.")],
-    model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Folder of a BERT decoder with a language-model head.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="DIR", help="Folder or Hub name of a decoder with a language-model head.")],
     ids: Annotated[bool, typer.Option("--ids", help="Read the prompt as token ids, and print token ids.")] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Maximum number of new tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")] = 0.0,
@@ -175,7 +175,7 @@ def info(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder with tf_model.h5, flax_model.msgpack or another BERT checkpoint.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or Hub name: a TensorFlow, Flax or PyTorch BERT.")],
     destination: Annotated[
         str, typer.Argument(metavar="DST", help="New folder for config.json, model.safetensors and the other files of SRC.")
     ],

@@ -33,20 +33,23 @@ def run(source: str, output: str, *, reader: InputTexts, model: str, resume: boo
         raise ValueError("--resume and --restart: got both, expected one of them")
     check_output(output)
     total = reader.count(source)
+    from bertfast.checkpoints.hub import local_folder
+
     with ExitStack() as stack:
         stream: IO[bytes] = standard_input() if source == "-" else stack.enter_context(open(source, "rb"))
         texts = reader.read(stream, name)
         if resume and output != "-" and not os.path.lexists(part_of(Path(output))) and Path(output).exists():
-            rows = check_finished(Path(output), facts_of(model, **options), texts, name)
+            rows = check_finished(Path(output), facts_of(str(local_folder(model)), **options), texts, name)
             console.print(f"{output} is complete: {rows:,} rows of the same run; nothing to do", highlight=False)
             return
         output_file = open_output(output, resume=resume, restart=restart)  # before the model is loaded
         stack.callback(output_file.close)
-        facts = facts_of(model, **options) if output_file.part is not None else {}
+        folder = str(local_folder(model))  # once: each look-up of a name asks the Hub
+        facts = facts_of(folder, **options) if output_file.part is not None else {}
         with console.status(f"loading {model}"):
             from bertfast.text.embedder import Embedder
 
-            embedder = Embedder.from_pretrained(model, **options)
+            embedder = Embedder.from_pretrained(folder, **options)
         digest = output_file.begin(embedder.dim, facts)
         if digest is not None:
             skip_finished(texts, output_file, digest, name)

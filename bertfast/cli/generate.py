@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bertfast.cli.standard_streams import standard_input, standard_output
+from bertfast.cli.standard_streams import read_standard_input, standard_output
 from bertfast.cli.token_printer import TokenPrinter
 
 if TYPE_CHECKING:
@@ -45,17 +45,19 @@ def run(
         raise ValueError(f"--max-new-tokens: got {max_new_tokens}, expected at least 1")
     if temperature < 0:
         raise ValueError(f"--temperature: got {temperature}, expected 0 (greedy decoding) or more")
-    text = read_prompt() if prompt == "-" else prompt
+    text = read_standard_input() if prompt == "-" else prompt
     standard_output()  # before the model is loaded
     with console.status(f"loading {model}"):
         import torch
 
+        from bertfast.checkpoints.hub import local_folder
         from bertfast.quantization.schemes import scheme_of
         from bertfast.runtime.devices import read_device, read_dtype
 
-        decoder = load_decoder(Path(model), read_dtype(dtype), console, quantization)
+        folder = local_folder(model)
+        decoder = load_decoder(folder, read_dtype(dtype), console, quantization)
         decoder = decoder.to(read_device(decoder.device if device is None and scheme_of(decoder) is not None else device))
-        tokenizer = None if ids else load_prompt_tokenizer(Path(model))
+        tokenizer = None if ids else load_prompt_tokenizer(folder)
     tokens = read_ids(text, decoder.config.vocab_size) if tokenizer is None else prompt_ids(tokenizer, text)
     if not tokens:
         raise ValueError("the prompt is empty: expected at least one token")
@@ -81,14 +83,6 @@ def run(
         printer.end()
     seconds = time.perf_counter() - start
     console.print(f"{len(new):,} tokens in {seconds:.2f} s, {len(new) / seconds:,.1f} tokens/s", highlight=False)
-
-
-def read_prompt() -> str:
-    """Standard input. Raises ValueError where it is closed, or not UTF-8."""
-    try:
-        return standard_input().read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def load_decoder(folder: Path, dtype: "torch.dtype", console: Console, quantization: str | None = None) -> "BertLMHeadModel":

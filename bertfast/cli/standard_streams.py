@@ -25,3 +25,13 @@ def standard_output() -> TextIO:
     if sys.stdout is None or sys.stdout.closed:
         raise ValueError("standard output is closed")
     return sys.stdout
+
+
+def read_standard_input() -> str:
+    """All its text. Raises ValueError where it is closed, or not UTF-8."""
+    if sys.stdin is not None and not hasattr(sys.stdin, "buffer"):  # replaced by a program that calls main
+        return sys.stdin.read()
+    try:
+        return standard_input().read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 ({error.reason} at byte {error.start})") from error

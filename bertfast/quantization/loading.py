@@ -68,7 +68,11 @@ def tie(model: "PreTrainedModel", missing: set[str]) -> None:
     name = next(name for name, m in model.named_modules() if m is decoder)
     keys = {f"{name}.{which}" for which in ("weight_int8", "weight_scales")}
     if keys <= missing and not any("word_embeddings.weight" in key for key in missing):
-        decoder.tie(model.get_input_embeddings())
+        words = model.get_input_embeddings()
+        if isinstance(words, Int8Embedding) and not words.packed:
+            with int8.named(f"{model.config.name_or_path}: word_embeddings"):
+                check_scales(words.weight_int8, words.weight_scales)
+        decoder.tie(words)
         missing -= keys
 
 
@@ -113,8 +117,9 @@ def from_pretrained(
             if len(absent) == 1:
                 raise ValueError(f"{path}: damaged: it lacks {absent.pop()}, and holds the other half of that weight")
             with int8.named(f"{path}: {name}"):
-                check_scales(layer.weight_int8, layer.weight_scales)
-                layer.pack()
+                if not layer.packed:  # tied embeddings are, by tie
+                    check_scales(layer.weight_int8, layer.weight_scales)
+                    layer.pack()
     model.config.quantization_config = config_entry(stored)
     return (model, info) if with_info else model
 

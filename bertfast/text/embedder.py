@@ -89,7 +89,9 @@ class Embedder:
         max_tokens: int | None = None,
         truncate_dim: int | None = None,
     ) -> "Embedder":
-        """Load a local model folder: one saved by sentence-transformers, or a plain BERT with its tokenizer.
+        """Load a model folder: one saved by sentence-transformers, or a plain BERT with its tokenizer.
+
+        folder: local, or the name of a model on the Hub, which is taken from the local cache or downloaded as transformers does.
 
         None takes the folder's own setting, then the default.
 

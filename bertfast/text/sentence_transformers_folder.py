@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertfast.checkpoints.hub import local_folder
 from bertfast.checkpoints.json_files import read_json
 from bertfast.checkpoints.own_code import read_bert_config
 from bertfast.text.transformer_config import TransformerConfig, typed
@@ -46,8 +47,11 @@ class SentenceSettings:
 
 
 def read_settings(folder: str | Path) -> SentenceSettings:
-    """The settings of a model folder. Raises ValueError, naming the file, where one is missing, damaged or not supported."""
-    folder = Path(folder)
+    """The settings of a model folder, or of a model's name on the Hub.
+
+    Raises ValueError, naming the file, where one is missing, damaged or not supported.
+    """
+    folder = local_folder(folder)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"model folder {str(folder)!r} {what}; expected a local folder with config.json, the weights and a tokenizer")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,25 @@ def test_a_folder_that_is_not_empty_is_not_touched(tmp_path):
     with pytest.raises(FileExistsError, match="not an empty folder"):
         convert(MODELS / "mini_tf", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_two_conversions_to_one_folder(tmp_path, monkeypatch):
+    """The second stops, and leaves the first one's files alone."""
+    module = sys.modules[convert.__module__]
+    load, ends = module._load, []
+
+    def second_meanwhile(*args):
+        if not ends:
+            ends.append(None)
+            with pytest.raises(FileExistsError, match="not an empty folder"):
+                convert(MODELS / "mini_flax", tmp_path / "new")
+        return load(*args)
+
+    monkeypatch.setattr(module, "_load", second_meanwhile)
+    convert(MODELS / "mini_tf", tmp_path / "new")
+    assert ends == [None]
+    assert "model.safetensors" in {p.name for p in (tmp_path / "new").iterdir()}
+    assert not (tmp_path / "new" / ".converting").exists()
 
 
 def test_unknown_classes(tmp_path):

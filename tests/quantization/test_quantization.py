@@ -462,7 +462,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         bertfast.BertModel.from_pretrained(tmp_path)
     save_file({**weights, name: weights[name][:5]}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises((ValueError, RuntimeError), match=r"mismatch|differ"):
+    with pytest.raises(ValueError, match="do not go together"):
         bertfast.BertModel.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"]["version"] = 1

@@ -72,6 +72,19 @@ def test_shapes_of_another_model_are_refused_by_name(folder):
         bertfast.BertModel.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("factor", [torch.nan, 0.0, -1.0])
+def test_tied_word_embeddings_are_checked_too(tmp_path, factor):
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**CONFIG)).eval()
+    bertfast.optimize(model, quantization="int8").save_pretrained(tmp_path)
+    bertfast.BertForMaskedLM.from_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight_scales"
+    store(tmp_path, {**weights, name: weights[name] * factor}, "safetensors")
+    with pytest.raises(ValueError, match=r"word_embeddings: (its scales|a scale).*damaged") as error:
+        bertfast.BertForMaskedLM.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
 def test_a_row_of_zeros_has_the_scale_zero(tmp_path):
     model = transformers.BertModel(transformers.BertConfig(**CONFIG)).eval()
     with torch.no_grad():
