@@ -196,7 +196,9 @@ def cached_attention(
     visible = position < last[:, None]
     if first is not None:
         visible &= position >= first[:, None]
-    return attention(q[:, :, None], keys[rows], values[rows], visible[:, None, None], scale)[0][:, :, 0]
+    # Other positions may never have been written: 0 * NaN is NaN, in the sums here and in those of a backward.
+    k, v = (t[rows].masked_fill(~visible[:, None, :, None], 0.0) for t in (keys, values))
+    return attention(q[:, :, None], k, v, visible[:, None, None], scale)[0][:, :, 0]
 
 
 def attention(
