@@ -60,6 +60,30 @@ template <class Done> void wait_until(Done done) {
     std::this_thread::yield();
 }
 
+// How a thread rounds, traps, and treats denormals; it changes bits, so all
+// threads of a step share the caller's.
+using FloatEnvironment = uint64_t;
+
+FloatEnvironment float_environment() {
+#if defined(__x86_64__)
+  return __builtin_ia32_stmxcsr();
+#elif defined(__aarch64__)
+  FloatEnvironment environment;
+  asm volatile("mrs %0, fpcr" : "=r"(environment));
+  return environment;
+#else
+  return 0;
+#endif
+}
+
+void set_float_environment([[maybe_unused]] FloatEnvironment environment) {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(static_cast<unsigned>(environment));
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" : : "r"(environment));
+#endif
+}
+
 struct alignas(64) Progress { // of a step, on its own cache line
   std::atomic<int64_t> taken{0};
   std::atomic<int64_t> finished{0};
@@ -91,6 +115,7 @@ struct Job {
   int64_t count;
   Progress *progress;
   Failure *failure;
+  FloatEnvironment environment;
 
   // Any thread may enter at any time: a complete step costs it two loads.
   void work() const {
@@ -165,7 +190,7 @@ public:
       }
     }
     Failure failure;
-    const Job job{steps, count, progress_.get(), &failure};
+    const Job job{steps, count, progress_.get(), &failure, float_environment()};
     start(&job);
     job.work();
     job_ = nullptr; // a thread that wakes from here on finds no job
@@ -202,8 +227,10 @@ private:
       seen = round_;
       ++inside_; // before job_ is read: run() clears job_ before it reads
                  // inside_
-      if (const Job *job = job_)
+      if (const Job *job = job_) {
+        set_float_environment(job->environment);
         job->work();
+      }
       --inside_;
     }
   }

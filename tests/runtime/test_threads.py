@@ -101,3 +101,24 @@ def test_idle_threads_use_no_cpu():
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.1  # spinning threads would have used at least 0.5 s
+
+
+FLUSH = """
+import torch
+from bertfast import _C
+from bertfast.ops import cpu
+_C.set_num_threads({threads})
+x, weight, bias = torch.full((384, 64), 2.0 ** -70), torch.full((512, 64), 2.0 ** -70), torch.zeros(512)
+kept = cpu.linear(x, weight, bias)  # the pool has started
+torch.set_flush_denormal(True)
+flushed = [cpu.linear(x, weight, bias) for _ in range(100)]
+torch.set_flush_denormal(False)
+again = [cpu.linear(x, weight, bias) for _ in range(100)]
+bits = lambda t: t.view(torch.int32)  # as floats, denormals equal 0 to torch
+print(int(bits(kept).ne(0).all()), int(any(bits(t).any() for t in flushed)), int(all(bits(t).equal(bits(kept)) for t in again)))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_all_threads_take_the_callers_floating_point_environment(threads):
+    assert run_python(FLUSH.format(threads=threads)).split() == ["1", "0", "1"]
