@@ -20,6 +20,7 @@ from bertfast.engine.model_state import current_state
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import HEADS, HeadInputs
 from bertfast.ops import Ops
+from bertfast.runtime.threads import follow_torch
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Engine:
             return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
         # As the module's own forward would, without asking what only a caller of the module could have changed: its hooks, autocast,
         # a transform around it. What the guard watches is asked, since a plan depends on where the weights lie.
+        follow_torch()
         state = current_state(self.module)
         if state.guard.why_reference() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)

@@ -14,10 +14,12 @@ from bertfast.engine.model_state import ModelState, current_state
 from bertfast.engine.outputs import make_output, output_options
 from bertfast.engine.recompute import differentiable
 from bertfast.graph.heads import Head, HeadOutput
+from bertfast.runtime.threads import follow_torch
 
 
 def forward(model: Any, base: type, head: Head, arguments: Arguments) -> Any:
     """What base.forward(model, **arguments) returns, on the fast path where that covers the call. base: the transformers class."""
+    follow_torch()
     reason, cached = eligibility.why_call_reference(arguments), False
     if reason is None:
         state = current_state(model)

@@ -122,3 +122,32 @@ print(int(bits(kept).ne(0).all()), int(any(bits(t).any() for t in flushed)), int
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_all_threads_take_the_callers_floating_point_environment(threads):
     assert run_python(FLUSH.format(threads=threads)).split() == ["1", "0", "1"]
+
+
+FOLLOW = """
+import os, threading, torch
+torch.set_num_threads(3)
+import bertfast
+from transformers import BertConfig
+model = bertfast.BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99)).eval()
+ids = torch.arange(8)[None]
+def threads():
+    with torch.no_grad():
+        model(ids)
+    return bertfast.get_num_threads()
+seen = [threads()]
+torch.set_num_threads(1)
+seen.append(threads())
+other = threading.Thread(target=lambda: (torch.set_num_threads(2), seen.append(threads())))
+other.start(); other.join()
+seen += [threads()]  # this thread has changed nothing since
+bertfast.set_num_threads(4)
+torch.set_num_threads(1)
+torch.set_num_threads(3)
+seen.append(threads())
+print(*seen)
+"""
+
+
+def test_torch_set_num_threads_counts_after_the_first_call_too():
+    assert run_python(FOLLOW).split() == ["3", "1", "2", "2", "4"]
