@@ -3,7 +3,6 @@
 Shape letters: B batch, S length.
 """
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bertfast.engine.plan_inputs import PlanInputs
+from bertfast.runtime.locks import make_lock
 from bertfast.runtime.native import _C
 
 Key = tuple[int, int, bool, bool, bool]  # B, S, no token_type_ids, no position_ids, causal
@@ -44,7 +44,7 @@ class LayoutCache:
 
     def __init__(self) -> None:
         self.entries: dict[Key, CachedLayout] = {}
-        self._lock = threading.Lock()
+        self._lock = make_lock()
 
     def put(self, key: Key, layout: CachedLayout) -> None:
         with self._lock:

@@ -4,7 +4,6 @@ All graphs of a device share one memory pool, so no two may be in flight: a lock
 """
 
 import itertools
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from bertfast.runtime.locks import make_rlock
 
 MAX_GRAPHS = 64  # over all models
 
@@ -47,7 +48,7 @@ class GraphCache:
 
 
 cache = GraphCache(MAX_GRAPHS)
-lock = threading.RLock()  # a finalizer may run while the lock is held
+lock = make_rlock()  # a finalizer may run while the lock is held
 _last_use: dict[torch.device, Any] = {}  # the event after the last use of a device's pool
 _numbers = itertools.count()
 

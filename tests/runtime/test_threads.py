@@ -129,7 +129,8 @@ import os, threading, torch
 torch.set_num_threads(3)
 import bertfast
 from transformers import BertConfig
-model = bertfast.BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99)).eval()
+config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99)
+model = bertfast.BertModel(config).eval()
 ids = torch.arange(8)[None]
 def threads():
     with torch.no_grad():
@@ -151,3 +152,52 @@ print(*seen)
 
 def test_torch_set_num_threads_counts_after_the_first_call_too():
     assert run_python(FOLLOW).split() == ["3", "1", "2", "2", "4"]
+
+
+HELD = """
+import os, signal, sys, threading, torch
+torch.set_num_threads(1)
+import bertfast
+from transformers import BertConfig
+from bertfast.engine.model_state import state_of
+config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99)
+model = bertfast.BertModel(config).eval()
+ids = torch.arange(8)[None]
+with torch.no_grad():
+    expected = model(ids).last_hidden_state
+lock_types = type(threading.Lock()), type(threading.RLock())
+named = {name: value for path, module in list(sys.modules.items()) if path.startswith("bertfast")
+         for name, value in vars(module).items() if isinstance(value, lock_types)}
+locks = [*named.values(), state_of(model).plans._lock, state_of(model).layouts._lock]
+assert len(locks) >= 4, named
+held, done = threading.Event(), threading.Event()
+def hold():
+    for lock in locks:
+        lock.acquire()
+    held.set()
+    done.wait()
+    for lock in locks:
+        lock.release()
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+if (child := os.fork()) == 0:
+    signal.alarm(20)
+    for parameter in model.parameters():  # a new state, new plans, new layouts
+        parameter.data = parameter.data.clone()
+    with torch.no_grad():
+        for length in (8, 8, 7):
+            actual = model(ids[:, :length]).last_hidden_state
+            assert length != 8 or torch.equal(actual, expected)
+    for lock in locks:
+        assert lock.acquire(timeout=1)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+done.set()
+holder.join()
+print(status)
+"""
+
+
+def test_a_child_forked_while_another_thread_holds_our_locks():
+    assert run_python(HELD).split() == ["0"]
