@@ -54,6 +54,29 @@ void wait_until(Done done) {
   while (!done()) std::this_thread::yield();
 }
 
+// How a thread rounds, traps, and treats denormals; it changes bits, so all threads of a step share the caller's.
+using FloatEnvironment = uint64_t;
+
+FloatEnvironment float_environment() {
+#if defined(__x86_64__)
+  return __builtin_ia32_stmxcsr();
+#elif defined(__aarch64__)
+  FloatEnvironment environment;
+  asm volatile("mrs %0, fpcr" : "=r"(environment));
+  return environment;
+#else
+  return 0;
+#endif
+}
+
+void set_float_environment([[maybe_unused]] FloatEnvironment environment) {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(static_cast<unsigned>(environment));
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" : : "r"(environment));
+#endif
+}
+
 struct alignas(64) Progress {  // of a step, on its own cache line
   std::atomic<int64_t> taken{0};
   std::atomic<int64_t> finished{0};
@@ -83,6 +106,7 @@ struct Job {
   int64_t count;
   Progress* progress;
   Failure* failure;
+  FloatEnvironment environment;
 
   // Any thread may enter at any time: a complete step costs it two loads.
   void work() const {
@@ -123,6 +147,7 @@ class Pool {
     try {
       for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
     } catch (const std::system_error&) {  // the process may start no more threads: fewer do the work
+    } catch (const std::bad_alloc&) {     // or has no memory for them; threads that started must be joined, so nothing may leave here
     }
   }
 
@@ -143,7 +168,7 @@ class Pool {
       }
     }
     Failure failure;
-    const Job job{steps, count, progress_.get(), &failure};
+    const Job job{steps, count, progress_.get(), &failure, float_environment()};
     start(&job);
     job.work();
     job_ = nullptr;  // a thread that wakes from here on finds no job
@@ -178,7 +203,10 @@ class Pool {
       if (stop_) return;
       seen = round_;
       ++inside_;  // before job_ is read: run() clears job_ before it reads inside_
-      if (const Job* job = job_) job->work();
+      if (const Job* job = job_) {
+        set_float_environment(job->environment);
+        job->work();
+      }
       --inside_;
     }
   }
@@ -199,6 +227,7 @@ class Pool {
 int all_cores() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 
 // What a forked child must not inherit: the pool's threads do not exist there, and its locks may be held by threads that do not exist.
+// Never destroyed.
 struct State {
   std::mutex serving;  // held by the caller that the pool serves
   std::unique_ptr<Pool> pool;
@@ -207,13 +236,14 @@ struct State {
   int resolved = 0;    // in this process; 0: not yet asked
 };
 
-State* state = new State;
+alignas(State) char state_memory[sizeof(State)];
+State* state = new (state_memory) State;
 int (*default_threads)() = all_cores;
 
-void reset_in_child() {
-  State* fresh = new State;
-  fresh->configured = state->configured;
-  state = fresh;
+void reset_in_child() {  // allocates nothing: an error could go nowhere
+  const int configured = state->configured;
+  state = new (state_memory) State;
+  state->configured = configured;
 }
 
 // Registered when the library is loaded.
@@ -239,6 +269,11 @@ void set_num_threads(int threads) {
   std::lock_guard<std::mutex> lock(state->settings);
   state->configured = threads;
   state->resolved = 0;
+}
+
+void update_default_threads(int threads) {
+  std::lock_guard<std::mutex> lock(state->settings);
+  if (state->configured == 0) state->resolved = std::max(1, threads);
 }
 
 int num_threads() {

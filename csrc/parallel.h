@@ -31,11 +31,12 @@ void run_op(const Op& op) {
   run_steps(&step, 1);
 }
 
-// Number of computing threads, the caller included. 0: what the default's `ask` returns when the pool is first needed, in this process and
-// again in a forked child.
+// Number of computing threads, the caller included. 0: what the default's `ask` returns when the pool is first needed, in this process
+// and again in a forked child, or what update_default_threads has said since.
 void set_num_threads(int threads);
 int num_threads();
 void set_default_threads(int (*ask)());
+void update_default_threads(int threads);
 
 // This thread's scratch memory for a kernel, at least `floats` long, 64-byte aligned, kept between calls.
 float* scratch(int64_t floats);

@@ -20,6 +20,7 @@ from bertfast.engine.model_state import current_state
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import HEADS, HeadInputs
 from bertfast.ops import Ops
+from bertfast.runtime.threads import follow_torch
 
 if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedModel
@@ -52,6 +53,7 @@ class Engine:
             return self.encoded(make_batch(arguments, self.bert, OutputNeeds(True, pooled)), hidden_states)
         # The module's own forward, without the checks for hooks, autocast and transforms: only a caller of the module can set those.
         # The guard is asked, since a plan depends on the weights' addresses.
+        follow_torch()
         state = current_state(self.module)
         if state.guard.why_reference() is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)

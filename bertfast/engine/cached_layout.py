@@ -3,7 +3,6 @@
 Shape letters: B batch, S length.
 """
 
-import threading
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from bertfast.batch.inputs import CheckedArguments
 from bertfast.engine.plan_inputs import PlanInputs
+from bertfast.runtime.locks import make_lock
 from bertfast.runtime.native import _C
 
 Key = tuple[int, int, bool, bool, bool]  # B, S, no token_type_ids, no position_ids, causal
@@ -43,7 +43,7 @@ class LayoutCache:
 
     def __init__(self) -> None:
         self.entries: dict[Key, CachedLayout] = {}
-        self._lock = threading.Lock()
+        self._lock = make_lock()
 
     def put(self, key: Key, layout: CachedLayout) -> None:
         with self._lock:

@@ -4,13 +4,14 @@ All graphs of a device share one memory pool, so no two may be in flight: a lock
 """
 
 import itertools
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from bertfast.runtime.locks import make_rlock
 
 MAX_GRAPHS = 64  # over all models
 
@@ -46,7 +47,7 @@ class GraphCache:
 
 
 cache = GraphCache(MAX_GRAPHS)
-lock = threading.RLock()  # a finalizer may run while the lock is held
+lock = make_rlock()  # a finalizer may run while the lock is held
 _last_use: dict[torch.device, torch.cuda.Event] = {}  # the event after the last use of a device's pool
 _numbers = itertools.count()
 

@@ -18,6 +18,7 @@ from bertfast.engine.recorder import Recorder
 from bertfast.graph.heads import HeadOutput
 from bertfast.ops import Ops
 from bertfast.runtime.model_types import Model
+from bertfast.runtime.threads import follow_torch
 
 
 class DecodeStepPlan:
@@ -38,6 +39,7 @@ class DecodeStepPlan:
         """inputs: input_ids, position_ids, token_type_ids or None, cache_rows, cache_positions, cache_lengths, each [A]."""
         if self.why_eager is not None:
             return self.run_ops(ops)
+        follow_torch()
         state = current_state(self.model)  # owns the weights until the replay is done
         plans = state.plans
         if plans is not self.plans:

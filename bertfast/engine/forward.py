@@ -17,6 +17,7 @@ from bertfast.engine.padding_policy import fill_padding, mask_to_fill
 from bertfast.engine.recompute import differentiable
 from bertfast.graph.heads import Head, HeadOutput
 from bertfast.runtime.model_types import Model
+from bertfast.runtime.threads import follow_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 def forward(model: Model, base: type["PreTrainedModel"], head: Head, arguments: dict[str, object]) -> "ModelOutput | tuple[object, ...]":
     """What base.forward(model, **arguments) returns, on the fast path where that covers the call. base: the transformers class."""
+    follow_torch()
     reason, cached = eligibility.why_call_reference(arguments), False
     if reason is None:
         state = current_state(model)

@@ -5,7 +5,6 @@ Everything here holds for the module tree as it was last walked: when the guard 
 
 from __future__ import annotations
 
-import threading
 import weakref
 
 from torch import nn
@@ -14,6 +13,7 @@ from bertfast.engine.cached_layout import LayoutCache
 from bertfast.engine.cuda_graph_cache import GraphOwner
 from bertfast.engine.guard import Guard
 from bertfast.engine.plan_cache import PlanCache
+from bertfast.runtime.locks import make_rlock
 
 
 class ModelState:
@@ -28,7 +28,7 @@ class ModelState:
 
 
 _states: weakref.WeakKeyDictionary[nn.Module, ModelState] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
+_lock = make_rlock()
 
 
 def state_of(model: nn.Module) -> ModelState:

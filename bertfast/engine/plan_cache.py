@@ -1,10 +1,10 @@
 """The CPU plans of one model, by kind of call."""
 
-import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from bertfast.engine.plan_builder import RecordedPlan
+from bertfast.runtime.locks import make_lock
 
 
 class PlanKey(NamedTuple):
@@ -26,7 +26,7 @@ class PlanCache:
     def __init__(self, weights: frozenset[int]) -> None:
         self.weights = weights  # addresses of the parameters and of quantized buffers
         self.entries: dict[PlanKey, RecordedPlan | str] = {}
-        self._lock = threading.Lock()
+        self._lock = make_lock()
 
     def find(self, key: PlanKey) -> RecordedPlan | str | None:
         return self.entries.get(key)

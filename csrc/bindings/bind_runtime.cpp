@@ -45,6 +45,8 @@ void bind_runtime(py::module_& m) {
       },
       release(), py::arg("threads"), "Number of computing threads, the caller included; 0 for the default.");
   m.def("get_num_threads", [] { return num_threads(); }, release());
+  m.def("update_default_threads", update_default_threads, release(), py::arg("threads"),
+        "The default is so many from now on; nothing changes where a number was set.");
   m.def(
       "set_default_threads",
       [](py::function ask) {

@@ -4,11 +4,14 @@
 // in float, plus a unit in the last place. A row must have the same bits alone and in a batch, on any number of threads. Exits with 1 and
 // says what failed.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -19,6 +22,16 @@
 #include "../../csrc/parallel.h"
 
 using namespace bertfast;
+
+std::atomic<int> allocations_left{-1};  // before one fails; negative: none does
+
+void* operator new(size_t bytes) {
+  if (allocations_left.load() >= 0 && allocations_left.fetch_sub(1) == 0) throw std::bad_alloc();
+  if (void* memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -384,11 +397,35 @@ void check_threads() {
   set_num_threads(2);
 }
 
+// Starts the pool and runs an op with one allocation failing, each in turn: an error or the result, and the next call right.
+void check_allocation_failures() {
+  for (int failing = 0; failing < 1000; ++failing) {
+    set_num_threads(3 + failing % 2);  // a new pool
+    std::vector<int> ran(64, 0), ran_later(64, 0);
+    const Fails op{64, ran}, later{64, ran_later};
+    bool failed = false;
+    allocations_left = failing;
+    try {
+      run_op(op);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+    const bool done = allocations_left >= 0;  // it needs no more
+    allocations_left = -1;
+    run_op(later);
+    report(failed || std::count(ran.begin(), ran.end(), 1) == 64, "a call whose allocation " + std::to_string(failing) + " failed");
+    report(std::count(ran_later.begin(), ran_later.end(), 1) == 64, "the call after allocation " + std::to_string(failing) + " failed");
+    if (done) return set_num_threads(2);
+  }
+  report(false, "a call needs 1000 allocations");
+}
+
 }  // namespace
 
 int main() {
   set_num_threads(2);
   check_threads();
+  check_allocation_failures();
   for (const cpu::Isa& isa : cpu::isas()) {
     if (isa.table == nullptr || !isa.runs_here) continue;
     cpu::use_kernels(*isa.table);
