@@ -29,6 +29,23 @@ struct AttentionStep {
   }
 };
 
+// From here on a maximum's rounding error may move powers of two by more than a bit. Below, it is a factor of all weights of a row.
+constexpr float large_score = 0x1p20f;
+
+// exp_weights subtracts the rounded maximum from an unrounded product. For large scores that difference overflows, so these rows' scores
+// become differences of rounded products, and their maximum 0.
+inline void subtract_large_max(AttentionStep& step, int64_t rows, const float* row_max, float scale) {
+  for (int64_t m = 0; m < rows; ++m) {
+    if (!(fabsf(row_max[m]) >= large_score) || isinf(row_max[m])) continue;
+    float* scores = step.scores + m * attention_keys;
+    for (int64_t j = 0; j < step.keys; j += Vec::width) {
+      const Vec below = min(Vec::load(scores + j) * Vec::all(scale) - Vec::all(row_max[m]), Vec::all(0.0f));
+      (below / Vec::all(scale)).store(scores + j);
+    }
+    step.neg_row_max[m] = 0.0f;
+  }
+}
+
 // row_max: [rows], of score * scale so far, scale >= 0; not read in the `first` tile. Sets unseen scores to -inf.
 template <int64_t rows>
 inline void update_row_max(AttentionStep& step, float* row_max, float scale, bool first) {
@@ -54,6 +71,8 @@ inline void update_row_max(AttentionStep& step, float* row_max, float scale, boo
   const Vec now = max(Vec::load(raw) * Vec::all(scale), before);
   now.store(row_max, rows);
   (Vec::all(0.0f) - now).store(step.neg_row_max);
+  if (magnitude(now).blend(rows, Vec::all(0.0f)).largest() >= large_score) [[unlikely]]
+    subtract_large_max(step, rows, row_max, scale);
   if (!first) exp2_nonpositive(before - now).store(step.rescale);
 }
 
