@@ -1,6 +1,6 @@
-"""Every head against transformers, in float32: the same numbers at attended positions, and everywhere with keep_padding.
+"""Every head against transformers in float32: the same numbers at attended positions, and everywhere with keep_padding.
 
-And against float64: no further from the truth than transformers is in float32.
+And against float64: no further from it than transformers' float32.
 """
 
 import copy
@@ -15,7 +15,7 @@ import bertfast
 import builders
 from compare import assert_agree, attended, tensors
 
-BATCHES = [  # B, S, mask: one of each thing that a batch can be
+BATCHES = [  # B, S, mask: each kind of batch once
     (1, 1, "none"),
     (1, 9, "full"),
     (5, 1, "full"),
@@ -40,7 +40,7 @@ def test_the_longest_input(head: str, B: int, S: int, kind: str, base_pairs: Any
 
 
 def agree(expected_of: Any, fast: Any, arguments: dict[str, Any]) -> None:
-    """At attended positions; with keep_padding, at all of them."""
+    """At attended positions; with keep_padding, everywhere."""
     with torch.no_grad():
         expected = expected_of(**arguments)
         for keep_padding in (False, True):
@@ -50,20 +50,20 @@ def agree(expected_of: Any, fast: Any, arguments: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def base_pairs() -> Any:
-    """Both models of a head, built once; only the last head is kept: the parameters go by heads."""
-    kept: dict[str, Any] = {}
+    """Both models of a head, built once. Only the last head's stay in memory: the tests run head by head."""
+    last: dict[str, Any] = {}
 
     def get(head: str) -> Any:
-        if head not in kept:
-            kept.clear()
-            kept[head] = builders.pair(head, **builders.BASE)
-        return kept[head]
+        if head not in last:
+            last.clear()
+            last[head] = builders.pair(head, **builders.BASE)
+        return last[head]
 
     return get
 
 
 def test_bert_base_at_its_full_depth() -> None:
-    """Twelve layers: rounding adds up, and must still stay within the promise."""
+    """Rounding errors of twelve layers add up, and stay within the limit."""
     expected_of, fast = builders.pair("BertModel", **{**builders.BASE, "num_hidden_layers": 12})
     agree(expected_of, fast, builders.batch("BertModel", fast, 3, 40, "right"))
 
@@ -88,7 +88,7 @@ def test_minilm(minilm_dir: Any, texts: list[str], side: str) -> None:
 
 @pytest.mark.parametrize("head", builders.HEADS[1:])
 def test_heads_on_minilm(minilm_dir: Any, head: str) -> None:
-    """A head on a real encoder: a fresh classifier, drawn to a realistic scale, on real weights."""
+    """A head of realistic random weights on a trained encoder."""
     expected_of = getattr(theirs, head).from_pretrained(minilm_dir).eval()
     builders.realistic_(torch.nn.ModuleList(m for name, m in expected_of.named_children() if name != "bert"), seed=1)
     expected_of.tie_weights()
@@ -100,7 +100,7 @@ def test_heads_on_minilm(minilm_dir: Any, head: str) -> None:
     agree(expected_of, fast, arguments)
 
 
-INPUTS = 20  # one input scatters: transformers' own two attention functions differ by half
+INPUTS = 20  # errors of one input scatter: transformers' two attention functions differ by half
 SLACK = 1.1
 
 

@@ -1,4 +1,4 @@
-"""What transformers' machinery asks of a model class, and what files it reads and writes."""
+"""The model classes under transformers' machinery: class attributes, copies, weights, files."""
 
 import copy
 import inspect
@@ -35,7 +35,7 @@ def agree(fast: Any, expected_of: Any, head: str) -> None:
 
 @pytest.mark.parametrize("head", builders.HEADS)
 class TestClasses:
-    def test_what_transformers_reads_off_a_class(self, head: str) -> None:
+    def test_class_attributes_are_transformers(self, head: str) -> None:
         ours, original = getattr(bertfast, head), getattr(theirs, head)
         assert issubclass(ours, original)
         assert ours.__name__ == head
@@ -46,7 +46,7 @@ class TestClasses:
         assert inspect.signature(ours.forward) == inspect.signature(original.forward)
         assert ours.forward.__doc__ == original.forward.__doc__
 
-    def test_what_it_reads_off_a_model(self, head: str) -> None:
+    def test_attributes_of_a_model_are_transformers(self, head: str) -> None:
         original, fast = builders.pair(head)
         assert fast._can_record_outputs.keys() == original._can_record_outputs.keys()
         assert fast.base_model_prefix == "bert"
@@ -56,7 +56,7 @@ class TestClasses:
         assert [name for name, _ in fast.named_modules()] == [name for name, _ in original.named_modules()]
         assert type(fast.base_model) is bertfast.BertModel
 
-    def test_saved_and_read_by_either(self, head: str, tmp_path: Path) -> None:
+    def test_saved_and_loaded_by_either(self, head: str, tmp_path: Path) -> None:
         original, fast = builders.pair(head)
         fast.save_pretrained(tmp_path / "ours")
         original.save_pretrained(tmp_path / "theirs")
@@ -71,7 +71,7 @@ class TestClasses:
 
     def test_copies(self, head: str, tmp_path: Path) -> None:
         original, fast = builders.pair(head)
-        agree(fast, original, head)  # what the first call leaves behind must not be copied along
+        agree(fast, original, head)  # the state of a first call is not copied
         for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
             assert type(other) is type(fast)
             agree(other, original, head)
@@ -90,7 +90,7 @@ class TestClasses:
             states.append(getattr(module, head)(builders.bert_config()).state_dict())
         assert all(torch.equal(states[1][name], t) for name, t in states[0].items())
 
-    def test_embeddings_got_and_set(self, head: str) -> None:
+    def test_get_and_set_embeddings(self, head: str) -> None:
         original, fast = builders.pair(head)
         assert fast.get_input_embeddings() is fast.base_model.embeddings.word_embeddings
         assert (fast.get_output_embeddings() is None) == (original.get_output_embeddings() is None)
@@ -117,8 +117,8 @@ class TestWeights:
     @pytest.mark.parametrize("tied", [True, False])
     def test_tied(self, head: str, tied: bool, tmp_path: Path) -> None:
         original, fast = builders.pair(head, tie_word_embeddings=tied)
-        words, decoder = fast.bert.embeddings.word_embeddings.weight, fast.cls.predictions.decoder
-        assert (decoder.weight is words) == tied
+        word_embeddings, decoder = fast.bert.embeddings.word_embeddings.weight, fast.cls.predictions.decoder
+        assert (decoder.weight is word_embeddings) == tied
         fast.save_pretrained(tmp_path)
         loaded = getattr(bertfast, head).from_pretrained(tmp_path)
         assert (loaded.cls.predictions.decoder.weight is loaded.bert.embeddings.word_embeddings.weight) == tied
@@ -142,7 +142,7 @@ class TestWeights:
             assert out.dtype == dtype
         assert copy.deepcopy(fast).half().dtype == torch.float16
 
-    def test_a_dtype_without_kernels_is_right_too(self) -> None:
+    def test_a_dtype_without_kernels_agrees_too(self) -> None:
         original, fast = builders.pair("BertModel")
         arguments = builders.batch("BertModel", fast, B, S, "right")
         with torch.no_grad():
@@ -174,14 +174,14 @@ class TestWeights:
         fast.to_empty(device="cpu")
         fast.load_state_dict(original.state_dict())
         fast.tie_weights()
-        fast.bert.embeddings.position_ids.copy_(original.bert.embeddings.position_ids)  # buffers that no checkpoint holds
+        fast.bert.embeddings.position_ids.copy_(original.bert.embeddings.position_ids)  # buffers that checkpoints lack
         fast.bert.embeddings.token_type_ids.zero_()
         agree(fast, original, "BertForMaskedLM")
 
 
 class TestCheckpoints:
     def test_a_model_of_another_head(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """The encoder is loaded, the head initialised, and both said: never random weights without a word."""
+        """The encoder is loaded, the head initialised, and the log names the weights that are random."""
         original, _ = builders.pair("BertForMaskedLM")
         original.save_pretrained(tmp_path)
         infos, said = [], []
@@ -191,7 +191,7 @@ class TestCheckpoints:
             torch.manual_seed(1)
             model, info = module.BertForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
             infos.append(info)
-            said.append(sorted("\n".join(r.getMessage() for r in caplog.records).splitlines()))  # it prints sets: in any order
+            said.append(sorted("\n".join(r.getMessage() for r in caplog.records).splitlines()))  # sets, logged in any order
         assert infos[1] == infos[0]
         assert infos[1]["missing_keys"] == {"classifier.weight", "classifier.bias"}
         assert infos[1]["unexpected_keys"]
@@ -223,7 +223,7 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match=shard.name):
             bertfast.BertForPreTraining.from_pretrained(tmp_path)
 
-    def test_pickles_are_read_as_weights_only(self, tmp_path: Path) -> None:
+    def test_pickles_are_loaded_as_weights_only(self, tmp_path: Path) -> None:
         original, _ = builders.pair("BertModel")
         original.config.save_pretrained(tmp_path)
         torch.save(original.state_dict(), tmp_path / "pytorch_model.bin")
@@ -249,7 +249,7 @@ class TestCheckpoints:
         loaded = bertfast.BertForTokenClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
         assert loaded.classifier.weight.shape[0] == 3
 
-    def test_nothing_there(self, tmp_path: Path) -> None:
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
         with pytest.raises(OSError, match=str(tmp_path)):
             bertfast.BertModel.from_pretrained(tmp_path)
 
@@ -283,7 +283,7 @@ def test_threads_call_one_model_at_once() -> None:
 
 
 def test_old_name_of_the_cache_argument() -> None:
-    """transformers renamed past_key_values; either name is understood by any version, in signature and output."""
+    """transformers renamed past_key_values; every version takes and returns it under either name."""
     original, fast = builders.pair("BertLMHeadModel", is_decoder=True)
     ids = torch.randint(0, 101, (B, S))
     with torch.no_grad():
