@@ -55,29 +55,24 @@ def optimize(module: M, *, keep_padding: bool | None = None, batch_invariant: bo
     isinstance against transformers' class stays true and becomes true against bertfast's. Without quantization, parameters are shared and
     nothing is copied. What was replaced, and what was left and why, is logged and kept for `report(module)`.
 
-    Raises ValueError, before anything is changed, for an object that holds no nn.Module, for an unknown quantization, and where a BERT
-    cannot be quantized (another dtype, another device).
+    Raises ValueError, before anything is changed, for an object that holds no nn.Module, for an unknown quantization, and, with
+    one, where a BERT cannot be quantized (another dtype or device, an adapter inside, a subclass) or there is none.
     """
     report = Report()
     root = root_of(module)
     if keep_padding is None:
         keep_padding = PADDING_OF_TASK.get(str(getattr(module, "task", None)))
+    models = models_inside(root)
     if quantization is not None:
-        check_quantization(root, quantization)
-    covered: set[int] = set()  # modules inside a BERT already decided on
-    for name, m in root.named_modules():
-        if id(m) in covered or not is_of_a_family(m):
-            continue
-        covered.update(map(id, m.modules()))
-        name = name or "the model"
-        why = why_not_convertible(m)
+        check_quantization(module, models, quantization)
+    for name, m, why in models:
         if why is not None:
             report.left[name] = why
             continue
         for inner in m.modules():
             convert_class(inner)
             if type(inner) in REFERENCE_CLASS:
-                inner.keep_padding, inner.batch_invariant = keep_padding, batch_invariant
+                inner.keep_padding, inner.batch_invariant = keep_padding, batch_invariant  # type: ignore[assignment]  # plain attributes
         if quantization is not None:
             quantizing.quantize(m, quantization)
         report.replaced.append(f"{name}: {type(m).__name__}{'' if quantization is None else f' in {quantization}'}")
@@ -96,14 +91,26 @@ def optimize(module: M, *, keep_padding: bool | None = None, batch_invariant: bo
 _reports: "weakref.WeakKeyDictionary[nn.Module, Report]" = weakref.WeakKeyDictionary()
 
 
-def check_quantization(root: nn.Module, scheme: str) -> None:
-    """ValueError for an unknown scheme, and where a BERT that optimize would replace cannot be quantized."""
-    quantizing.check_scheme(scheme)
+def models_inside(root: nn.Module) -> list[tuple[str, nn.Module, str | None]]:
+    """The outermost models of known families: name, model, and why it keeps its class or None."""
+    found: list[tuple[str, nn.Module, str | None]] = []
+    covered: set[int] = set()  # modules inside a model already found
     for name, m in root.named_modules():
-        if is_of_a_family(m) and why_not_convertible(m) is None:
-            why = quantizing.why_not_quantizable(m, scheme)
-            if why is not None:
-                raise ValueError(f"quantization={scheme!r}: {name or 'the model'} cannot be quantized: {why}")
+        if id(m) not in covered and is_of_a_family(m):
+            covered.update(map(id, m.modules()))
+            found.append((name or "the model", m, why_not_convertible(m)))
+    return found
+
+
+def check_quantization(module: object, models: list[tuple[str, nn.Module, str | None]], scheme: str) -> None:
+    """ValueError for an unknown scheme, where there is nothing to quantize, and for a model that would stay in floating point."""
+    quantizing.check_scheme(scheme)
+    if not models:
+        raise ValueError(f"quantization={scheme!r}: no transformers BERT found in this {type(module).__name__}")
+    for name, m, why in models:
+        why = quantizing.why_not_quantizable(m, scheme) if why is None else why
+        if why is not None:
+            raise ValueError(f"quantization={scheme!r}: {name} cannot be quantized: {why}")
 
 
 def restore(module: M) -> M:

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,9 @@ class TestLeftAlone:
         assert type(inner) is kind
         [(name, reason)] = report_of(module).left.items()
         assert why in reason, reason
+        with pytest.raises(ValueError, match=f"quantization='int8'.*{re.escape(why)}"):  # never a float model in its place
+            bertfast.optimize(module, quantization="int8")
+        assert type(inner) is kind
         assert any(why in r.getMessage() and name in r.getMessage() for r in caplog.records)
         assert why in str(report_of(module))
 
