@@ -15,6 +15,7 @@ import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 from bertfast.batch.inputs import Arguments
 from bertfast.cache import objects as kv_cache
@@ -86,6 +87,8 @@ def why_call_reference(arguments: Arguments) -> str | None:
         return "a torch.func transform or forward-mode differentiation is active"
     if torch._C._len_torch_dispatch_stack():
         return "a torch dispatch mode is active"
+    if (modes := torch._C._len_torch_function_stack()) and not only_default_device(modes):
+        return "a torch function mode is active"
     if any(_GLOBAL_HOOKS):
         return "a global module hook is registered; remove it"
     if not FORWARD_ARGUMENTS.issuperset(arguments):
@@ -94,6 +97,11 @@ def why_call_reference(arguments: Arguments) -> str | None:
         if isinstance(value, Tensor) and type(value) is not Tensor and type(value) is not nn.Parameter:
             return f"{name} is a {type(value).__name__}, a subclass of torch.Tensor"
     return None
+
+
+def only_default_device(modes: int) -> bool:
+    """Whether the torch function modes are those of `with torch.device(...)` and set_default_device, which change no op of a forward."""
+    return all(type(torch._C._get_function_stack_at(i)) is DeviceContext for i in range(modes))
 
 
 def wants_cache(config: "PreTrainedConfig", head: Head, arguments: Arguments) -> bool:

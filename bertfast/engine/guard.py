@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bertfast.batch.inputs import Arguments
-from bertfast.engine.module_audit import HOOKS, why_unsupported
+from bertfast.engine.module_audit import HOOKS, READ_ATTRIBUTES, why_unsupported
 from bertfast.quantization.layer import QuantizedLayer
 from bertfast.runtime.config_access import setting
 from bertfast.runtime.native import _C
@@ -36,7 +36,8 @@ class Guard:
                 *((d, name, value) for m in everything for d in (m._modules, m._parameters) for name, value in d.items()),
                 *((d, name, d[name]) for d, name in quantized),
                 *((m.__dict__, "forward", m.__dict__["forward"]) for m in inner if "forward" in m.__dict__),
-                *((m.__dict__, "max_norm", m.max_norm) for m in inner if isinstance(m, nn.Embedding)),
+                *((m.__dict__, name, m.__dict__[name]) for m in inner for name in READ_ATTRIBUTES if name in m.__dict__),
+                *((m._buffers, name, buffer) for m in inner if not isinstance(m, QuantizedLayer) for name, buffer in m._buffers.items()),
             ],
             absent=[(m.__dict__, "forward") for m in inner if "forward" not in m.__dict__],
             sizes=[
@@ -47,6 +48,8 @@ class Guard:
             attributes=[(kind, "forward", kind.forward) for kind in {type(m) for m in inner}],
             falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
         )
+        buffers = [b for m in inner if not isinstance(m, QuantizedLayer) for b in m._buffers.values() if b is not None]
+        self._buffer_versions = [(b, b._version) for b in buffers if not b.is_inference()]
         watched: list[tuple[Mapping[str, object], str]] = [*parameters, *quantized] if self._reason is None else []
         # Own the memory that plans hold addresses of: another thread may replace a weight while a call computes without the GIL.
         self._storages = [t.detach() for d, name in watched if isinstance(t := d[name], Tensor)]
@@ -54,6 +57,9 @@ class Guard:
 
     def holds(self, model: "PreTrainedModel") -> bool:
         """Whether the tree is as it was, hooks and weight addresses included. Modes are not part of this: see why_reference."""
+        for buffer, version in self._buffer_versions:
+            if buffer._version != version:
+                return False
         return self._watch.holds() and self._pointers.hold() and setting(model.config, "_attn_implementation") == self._implementation
 
     def why_reference(self) -> str | None:

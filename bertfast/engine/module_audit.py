@@ -21,6 +21,8 @@ ATTENTION_IMPLEMENTATIONS = {
     "paged|sdpa",
     None,
 }
+# Attributes, beside parameters and submodules, that the forwards of known modules read.
+READ_ATTRIBUTES = ("eps", "scaling", "attention_head_size", "all_head_size", "is_causal", "layer_idx", "max_norm", "act")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -64,6 +66,7 @@ _QUANTIZED: dict[type, tuple[type, ...]] = {
     nn.Embedding: (Int8Embedding,),
     nn.LayerNorm: (Fp8LayerNorm,),
 }
+_FORWARDS: dict[type, object] = {kind: vars(kind)["forward"] for kind in _QUANTIZED}  # before anybody patches them
 _NEVER_QUANTIZED = ("position_embeddings", "token_type_embeddings")
 _KNOWN_MODULES = ("torch.nn.modules.", "transformers.activations", "bertfast.")
 
@@ -72,7 +75,8 @@ def why_submodule_unsupported(family: Family, name: str, m: nn.Module) -> str | 
     """Why a submodule's own forward has to run; None where the graph computes it. name: in its parent."""
     kind = type(m)
     what = f"the {kind.__name__} called {name}"
-    if "forward" in m.__dict__ or (kind.forward.__module__ != kind.__module__ and kind.__module__ == family.modeling.__name__):
+    own_module = kind.__module__ != family.modeling.__name__ or kind.forward.__module__ == kind.__module__
+    if "forward" in m.__dict__ or not own_module or kind.forward is not _FORWARDS.get(kind, kind.forward):
         return f"the forward of {what} was patched"
     for hooks in HOOKS:
         if any(not is_output_capture(hook) for hook in m.__dict__.get(hooks, {}).values()):
@@ -87,7 +91,7 @@ def why_submodule_unsupported(family: Family, name: str, m: nn.Module) -> str | 
         return f"{what} has no weight or no bias"
     if kind is nn.Embedding and m.max_norm is not None:
         return f"{what} renormalises its rows (max_norm={m.max_norm})"
-    return None
+    return family.why_changed(name, m)
 
 
 def is_output_capture(hook: object) -> bool:

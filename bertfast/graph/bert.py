@@ -1,5 +1,6 @@
 """BERT's module tree, as the graph reads it. Source: transformers.models.bert.modeling_bert."""
 
+import torch
 from torch import Tensor, nn
 from transformers.models.bert import modeling_bert
 
@@ -33,7 +34,24 @@ def layers(base: modeling_bert.BertModel) -> list[LayerModules]:
 
 def attention(module: modeling_bert.BertAttention) -> AttentionModules:
     inner, output = module.self, module.output
-    return AttentionModules(inner.query, inner.key, inner.value, inner.num_attention_heads, output.dense, output.LayerNorm)
+    heads = inner.all_head_size // inner.attention_head_size  # as BertSelfAttention.forward, which never reads num_attention_heads
+    return AttentionModules(inner.query, inner.key, inner.value, heads, output.dense, output.LayerNorm)
+
+
+def why_changed(name: str, m: nn.Module) -> str | None:
+    """Why a module's forward computes something else than the graph, by attributes and buffers. name: in its parent."""
+    if isinstance(m, (modeling_bert.BertSelfAttention, modeling_bert.BertCrossAttention)):
+        expected = m.attention_head_size**-0.5
+        return None if m.scaling == expected else f"the scaling of the {type(m).__name__} called {name} is {m.scaling}, expected {expected}"
+    if isinstance(m, modeling_bert.BertEmbeddings):
+        positions, types = m._buffers.get("position_ids"), m._buffers.get("token_type_ids")
+        if positions is not None and positions.is_meta:
+            return None
+        if positions is None or not torch.equal(positions.flatten(), torch.arange(positions.numel(), device=positions.device)):
+            return "the position_ids buffer of the embeddings was edited; pass position_ids to the call instead"
+        if types is not None and types.any():
+            return "the token_type_ids buffer of the embeddings was edited; pass token_type_ids to the call instead"
+    return None
 
 
 def lm_logits(model: modeling_bert.BertPreTrainedModel, x: Tensor, O: Ops) -> Tensor:  # [R, H] -> [R, V]

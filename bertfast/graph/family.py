@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert import modeling_bert
 
@@ -34,6 +34,7 @@ class Family:
     pretrained: type["PreTrainedModel"]  # their base class there
     heads: Mapping[str, Head]  # by class name
     modules: Mapping[str, tuple[type, ...]]  # attribute name -> classes that the graph computes in place of
+    why_changed: Callable[[str, nn.Module], str | None]  # attribute name, module -> what else its forward reads and the graph does not
     positions: PositionRule  # default position_ids
     positions_from_shape: bool  # whether they depend on the input's shape alone, so that a cached layout holds them
     embed: Callable[[BaseModel, GraphInputs, Ops], Tensor]  # base -> [R, H]
@@ -50,6 +51,7 @@ BERT = Family(
     pretrained=modeling_bert.BertPreTrainedModel,
     heads=HEADS,
     modules=bert.MODULES,
+    why_changed=bert.why_changed,
     positions=column_positions,
     positions_from_shape=True,
     embed=bert.embed,
