@@ -4,6 +4,7 @@
 // vector of scores at a time, interleaved with the P V products of the weights before.
 #pragma once
 
+#include <float.h>
 #include <math.h>
 
 #include "varlen_attention_operands.inl.h"
@@ -36,7 +37,7 @@ constexpr float large_score = 0x1p20f;
 // become differences of rounded products, and their maximum 0.
 inline void subtract_large_max(AttentionStep& step, int64_t rows, const float* row_max, float scale) {
   for (int64_t m = 0; m < rows; ++m) {
-    if (!(fabsf(row_max[m]) >= large_score) || isinf(row_max[m])) continue;
+    if (!(fabsf(row_max[m]) >= large_score && fabsf(row_max[m]) <= FLT_MAX)) continue;
     float* scores = step.scores + m * attention_keys;
     for (int64_t j = 0; j < step.keys; j += Vec::width) {
       const Vec below = min(Vec::load(scores + j) * Vec::all(scale) - Vec::all(row_max[m]), Vec::all(0.0f));

@@ -60,7 +60,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> CountedCapture:
 
 
 def pair(head: str, dtype: torch.dtype, device: torch.device, **config) -> tuple[torch.nn.Module, torch.nn.Module]:
-    return pair_of(head, dtype, device, num_hidden_layers=1, **config)
+    ours, original = pair_of(head, dtype, device, num_hidden_layers=1, **config)
+    ours.keep_padding = False  # padded queries are not captured
+    return ours, original
 
 
 def padded(*lengths: int, device: torch.device, columns: int | None = None) -> dict[str, torch.Tensor]:

@@ -244,7 +244,7 @@ def test_heads_in_cuda_graphs_and_eager(head, fp8_gpu, monkeypatch, device):
     monkeypatch.setattr(cuda_graph_cache, "cache", cuda_graph_cache.GraphCache(8))
     config = {"is_decoder": True, "use_cache": False} if head == "BertLMHeadModel" else {}
     ours, original = pair_of(head, torch.float16, device, **SIZES, num_hidden_layers=1, **config)
-    bertfast.optimize(ours, quantization="fp8")
+    bertfast.optimize(ours, keep_padding=False, quantization="fp8")  # padded queries are not captured
     given = inputs([[1] * 5, [1, 1, 0, 0, 0]], device)
     with torch.no_grad():
         replayed = ours(**given).logits
