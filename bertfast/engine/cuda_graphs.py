@@ -7,6 +7,7 @@ reaches no output. Weights changed in place are seen; weights that move are capt
 """
 
 import logging
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,8 @@ def run_eagerly(call: ForwardCall, reason: str) -> dict[str, HeadOutput]:
 
 def capture_forward(call: ForwardCall, bucket: Bucket) -> CapturedForward | str:
     """A graph for calls like this one, or why there is none. Used only if its first replay gives the bits of the eager forward."""
+    call = copy(call)
+    call.state = None  # it owns the graph, which may keep what it captured
     batch = static_batch(bucket, call.batch)
     cuda_buffers.stage(call.batch, batch)
 
