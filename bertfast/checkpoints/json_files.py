@@ -21,11 +21,9 @@ def read_json(path: Path, kind: type[T], max_bytes: int = MAX_BYTES) -> T | None
     cannot follow, and for a path that is no regular file.
     """
     try:
-        content = json.loads(read_text(path, max_bytes))
+        content = _parsed(path, max_bytes)
     except FileNotFoundError:
         return None
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid JSON of a model folder: it is nested too deeply") from error
     except ValueError as error:
         if isinstance(error, (UnicodeDecodeError, json.JSONDecodeError)):
             raise ValueError(f"{path} is not valid JSON: {error}") from error
@@ -45,13 +43,17 @@ def check_folder(folder: Path) -> None:
     for name in _READ_BY_TRANSFORMERS:
         path = folder / name
         try:
-            json.loads(read_text(path))
-        except FileNotFoundError:
+            _parsed(path, MAX_BYTES)
+        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
             continue
-        except RecursionError as error:
-            raise ValueError(f"{path} is not valid JSON of a model folder: it is nested too deeply") from error
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            continue
+
+
+def _parsed(path: Path, max_bytes: int) -> object:
+    try:
+        parsed: object = json.loads(read_text(path, max_bytes))
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid JSON of a model folder: it is nested too deeply") from error
+    return parsed
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:

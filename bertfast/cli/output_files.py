@@ -6,6 +6,7 @@ run (Ctrl-C, a full disk, a bad line) loses the current chunk only. Its run file
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from bertfast.cli import run_file
 from bertfast.cli.part_file import open_part
-from bertfast.cli.run_file import Digests, Facts, Run
+from bertfast.cli.run_file import Digests, Facts, Run, digest_rest
 from bertfast.cli.standard_streams import standard_output
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def finished_run(target: Path, facts: Facts) -> Run:
     return found
 
 
-class OutputFile:
+class OutputFile(ABC):
     """The open result: OUT.part, renamed when complete, removed when empty; or standard output. Subclasses know the format."""
 
     suffix: ClassVar[str]
@@ -147,27 +148,34 @@ class OutputFile:
     def _mismatch(self, found: object) -> ValueError:
         return ValueError(f"{self.part} holds {found}, expected float32 vectors of {self.dim}; {RESTART}")
 
-    @staticmethod
-    def holds_rows(stream: IO[bytes]) -> bool:
-        raise NotImplementedError
-
-    @staticmethod
-    def digest_all(stream: IO[bytes]) -> str:
+    @classmethod
+    def digest_all(cls, stream: IO[bytes]) -> str:
         """Of the rows of a complete file."""
-        raise NotImplementedError
+        cls._skip_header(stream)
+        digests = Digests()
+        digest_rest(digests.vectors, stream)
+        return str(digests.vectors.hexdigest())
 
-    def _start(self) -> None:
+    @staticmethod
+    @abstractmethod
+    def holds_rows(stream: IO[bytes]) -> bool: ...
+
+    @staticmethod  # noqa: B027 (JSON Lines have none)
+    def _skip_header(stream: IO[bytes]) -> None:
+        """Reads what comes before the first row."""
+
+    def _start(self) -> None:  # noqa: B027 (as above)
         """Writes what comes before the first row."""
 
+    @abstractmethod
     def _check_rows(self, run: Run) -> None:
         """Digests the first run.rows rows and discards what follows. Raises ValueError where the file has fewer."""
-        raise NotImplementedError
 
-    def _encoded(self, texts: Sequence[str], vectors: "Embeddings") -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _encoded(self, texts: Sequence[str], vectors: "Embeddings") -> bytes: ...
 
-    def _write(self, content: bytes, rows: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _write(self, content: bytes, rows: int) -> None: ...
 
 
 class NpyFile(OutputFile):
@@ -182,15 +190,11 @@ class NpyFile(OutputFile):
             return stream.seek(0, os.SEEK_END) > 0
 
     @staticmethod
-    def digest_all(stream: IO[bytes]) -> str:
+    def _skip_header(stream: IO[bytes]) -> None:
         try:
             _read_npy_header(stream)
         except ValueError:
             stream.seek(0)
-        digests = Digests()
-        for block in iter(lambda: stream.read(_BLOCK), b""):
-            digests.vectors.update(block)
-        return str(digests.vectors.hexdigest())
 
     def _start(self) -> None:
         self._write_header()
@@ -245,13 +249,6 @@ class JsonLinesFile(OutputFile):
     def holds_rows(stream: IO[bytes]) -> bool:
         stream.seek(0)
         return any(b"\n" in block for block in iter(lambda: stream.read(_BLOCK), b""))
-
-    @staticmethod
-    def digest_all(stream: IO[bytes]) -> str:
-        digests = Digests()
-        for block in iter(lambda: stream.read(_BLOCK), b""):
-            digests.vectors.update(block)
-        return str(digests.vectors.hexdigest())
 
     def _check_rows(self, run: Run) -> None:
         self.stream.seek(0)

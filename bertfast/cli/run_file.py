@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bertfast.checkpoints.json_files import read_json
 
@@ -94,12 +94,17 @@ def differences(before: Facts, now: Facts) -> str:
 _DIGESTS = ("model weights", "model configuration")
 
 
+def digest_rest(digest: Any, stream: IO[bytes]) -> None:
+    """Updates a hashlib digest with what is left of a stream."""
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+
+
 def digest_of_files(paths: Iterable[Path], root: Path) -> str:
     """SHA-256 of the names, below `root`, and contents of files."""
     digest = hashlib.sha256()
     for path in sorted(set(paths)):
         digest.update(f"{os.path.relpath(path, root)}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
         with path.open("rb") as f:
-            while block := f.read(_BLOCK):
-                digest.update(block)
+            digest_rest(digest, f)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from bertfast.batch.layout import make_batch
 from bertfast.batch.packed import OutputNeeds, PackedBatch
 from bertfast.cache.layout import make_cached_batch
 from bertfast.cache.store import open_cache
-from bertfast.engine.model_state import ModelState
+from bertfast.engine.model_state import ModelState, state_of
 from bertfast.engine.padding_policy import computes_padding
 from bertfast.graph.encoder import encode
 from bertfast.graph.heads import Head, HeadInputs, HeadOutput
@@ -58,6 +58,10 @@ class ForwardCall:
     def first_rows_only(self) -> bool:
         """Whether the last layer computes the first row of each sequence alone."""
         return self.head.first_rows_only and self.hidden is None
+
+    def owner(self) -> ModelState:
+        """The state that was checked for this call: held until the call is done, it owns the weights' memory and the CUDA graphs."""
+        return state_of(self.model) if self.state is None else self.state
 
     def why_eager(self) -> str | None:
         """Why neither a plan nor a CUDA graph can hold this call, whatever the device; None where one may."""

@@ -9,7 +9,6 @@ import torch
 
 from bertfast.engine import cuda_graphs
 from bertfast.engine.call import ForwardCall
-from bertfast.engine.model_state import state_of
 from bertfast.engine.plan_builder import CannotRecordError, RecordedPlan
 from bertfast.engine.plan_cache import PlanCache, PlanKey
 from bertfast.engine.plan_inputs import batch_reading, plan_inputs, row_counts
@@ -26,7 +25,7 @@ def run(call: ForwardCall) -> dict[str, HeadOutput]:
     key = plan_key(call)
     if key is None:
         return call.run_ops(call.batch, call.O)
-    state = state_of(call.model) if call.state is None else call.state  # owns the weights until the replay is done
+    state = call.owner()
     plans = state.plans
     plan = plans.find(key)
     if plan is None:

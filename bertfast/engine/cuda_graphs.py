@@ -18,7 +18,6 @@ from bertfast.engine.cuda_buffers import Bucket, CapturedOutput, Outputs, Static
 from bertfast.engine.cuda_capture import Replay, bit_pattern
 from bertfast.engine.cuda_graph_cache import GraphKey, serialized
 from bertfast.engine.cuda_graph_eligibility import count_reason, kernel_settings, why_eager
-from bertfast.engine.model_state import state_of
 from bertfast.graph.heads import HeadOutput
 
 logger = logging.getLogger("bertfast")
@@ -52,9 +51,7 @@ def run(call: ForwardCall) -> dict[str, HeadOutput]:
     if reason is None:
         rows = call.batch.rows
         bucket = bucket_of(rows.input_ids.shape[0], call.batch.batch, call.batch.rows.require_varlen().max_seqlen_k)
-        state = (
-            state_of(call.model) if call.state is None else call.state
-        )  # alive until the graph is in the cache: what it owns leaves the cache with it
+        state = call.owner()  # alive until the graph is in the cache: what it owns leaves the cache with it
         key: GraphKey = (state.cuda_graphs.number, bucket, *graph_key(call))
         with serialized(rows.input_ids.device):
             entry = cuda_graph_cache.cache.find(key)

@@ -25,7 +25,14 @@ def computes_padding(model: Model, head: Head, inputs: Arguments, hidden: bool) 
             return True
         if not hidden:  # nothing else is returned
             return False
-    return model.keep_padding is None and (head.token_logits or is_causal(model.config))
+    return not leaves_padding_out(model, head)
+
+
+def leaves_padding_out(model: Model, head: Head) -> bool:
+    """Whether keep_padding lets a call of this head do without padded positions, where the call itself does not read them."""
+    if model.keep_padding is None:
+        return not (head.token_logits or is_causal(model.config))
+    return not model.keep_padding
 
 
 def padding_affects_loss(head: Head, inputs: Arguments) -> bool:
@@ -57,11 +64,10 @@ def padding_selected(inputs: Arguments) -> bool:
 def mask_to_fill(model: Model, head: Head, arguments: Arguments) -> Tensor | None:
     """The attention_mask where transformers' forward of this call gets the fast path's fill at padding; else None."""
     mask = arguments.get("attention_mask")
-    if model.keep_padding or not isinstance(mask, Tensor) or mask.dim() != (3 if head.choices else 2):
+    if not isinstance(mask, Tensor) or mask.dim() != (3 if head.choices else 2) or not leaves_padding_out(model, head):
         return None
-    if model.keep_padding is None:
-        return None if head.token_logits or is_causal(model.config) else mask
-    return None if any(arguments.get(name) is not None for name in (*head.token_labels, *head.span_labels, "logits_to_keep")) else mask
+    read = () if model.keep_padding is None else (*head.token_labels, *head.span_labels, "logits_to_keep")
+    return None if any(arguments.get(name) is not None for name in read) else mask
 
 
 def fill_padding(model: Model, head: Head, mask: Tensor, out: ModelOutput) -> ModelOutput:
