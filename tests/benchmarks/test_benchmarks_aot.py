@@ -5,6 +5,7 @@ the compiler.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,12 @@ def cached_attention(T: int, B: int) -> str:
 def test_one_binary_serves_every_number_of_tokens_and_sequences(kernel):
     sizes = [(1, 1), (16, 1), (17, 3), (256, 16), (4096, 32), (4097, 33), (512, 1)]
     assert len({kernel(T, B) for T, B in sizes}) == 1
+
+
+def test_every_kernel_file_has_cases():
+    """What has none is never compiled ahead of time."""
+    files = {path.stem for path in Path(aot.tuning.__file__).parent.glob("*.py")} - {"__init__", "math", "tuning"}
+    assert sorted(files - {case.op for case in aot.cases()}) == [], "files without cases in benchmarks/tools/aot_table.py"
 
 
 def test_other_kernels_are_told_apart():

@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import builders
+from bertfast.ops.activations import fused_name
 from compare import assert_agree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,6 +57,45 @@ EDITS: dict[str, Callable[[Any], object]] = {
     "spectral_norm": lambda model: nn.utils.spectral_norm(model.base_model.encoder.layer[0].output.dense),
     "parametrized spectral_norm": lambda model: nn.utils.parametrizations.spectral_norm(model.base_model.encoder.layer[0].output.dense),
 }
+
+
+@pytest.mark.parametrize(
+    ("head", "decoder"),
+    [
+        *((head, {}) for head in builders.HEADS),
+        *((head, {"is_decoder": True, "add_cross_attention": True}) for head in builders.DECODERS),
+    ],
+    ids=[*builders.HEADS, *(f"{head}-decoder" for head in builders.DECODERS)],
+)
+def test_modules_names_what_the_graph_computes_in_place_of(head: str, decoder: dict[str, bool]) -> None:
+    """Another module in the place of one that MODULES lacks would not be noticed."""
+    model = builders.small_model(head, **decoder)
+    for name, module in model.named_modules():
+        left_out = module in (model, model.base_model) or isinstance(module, nn.Dropout) or fused_name(module) is not None
+        last = name.rpartition(".")[2]
+        assert left_out or ("<index>" if last.isdecimal() else last) in model.family.modules, name
+
+
+REPLACED: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "cls": ("BertForMaskedLM", lambda model: setattr(model, "cls", nn.Identity())),
+    "output": ("BertModel", lambda model: setattr(model.encoder.layer[1], "output", nn.Bilinear(61, 36, 36))),
+    "attention.output": ("BertModel", lambda model: setattr(model.encoder.layer[1].attention, "output", nn.Bilinear(36, 36, 36))),
+}
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["before the first call", "after it"])
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_module_of_torch_in_the_place_of_a_part_is_run(name: str, called: bool) -> None:
+    head, replace = REPLACED[name]
+    original, fast = builders.pair(head)
+    arguments = builders.batch(head, fast, 3, 11, "right")
+    with torch.no_grad():
+        if called:
+            fast(**arguments)
+        for model in (original, fast):
+            torch.manual_seed(2)
+            replace(model)
+        assert_agree(fast(**arguments), original(**arguments), arguments["attention_mask"])
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)

@@ -78,5 +78,5 @@ def test_the_cpu_kernel_and_the_reference_agree(activation):
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match=r"linear: activation 'swish', expected one of \['gelu'"):
+    with pytest.raises(ValueError, match=r"linear: activation 'swish', expected one of \[.*'gelu'"):
         ops.linear(torch.ones(1, 1), torch.ones(1, 1), None, "swish")

@@ -25,6 +25,11 @@ if INTERPRETING:
 elif not torch.cuda.is_available():
     collect_ignore = [path.name for path in HERE.glob("test_triton_*.py")]  # test_interpreter.py runs them
 
+    def pytest_configure(config: pytest.Config) -> None:
+        for named in config.args:  # collect_ignore does not hold for a file that the command line names
+            if Path(named.partition("::")[0]).name in collect_ignore:
+                raise pytest.UsageError(f"{named} needs an NVIDIA GPU; set TRITON_INTERPRET=1 where there is none")
+
 
 @pytest.fixture
 def device() -> torch.device:

@@ -132,7 +132,7 @@ def test_activation_at_the_extremes(activation, device):
 
 
 def test_an_unknown_activation_is_refused(device):
-    with pytest.raises(ValueError, match=r"activation 'swish', expected one of \['gelu'"):
+    with pytest.raises(ValueError, match=r"activation 'swish', expected one of \[.*'gelu'"):
         kernel.bias_activation(torch.zeros(1, 1, device=device), None, "swish", tile=tuning.activation_tile(1))
 
 
