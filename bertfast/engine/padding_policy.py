@@ -62,12 +62,16 @@ def padding_selected(inputs: Arguments) -> bool:
 
 
 def mask_to_fill(model: Model, head: Head, arguments: Arguments) -> Tensor | None:
-    """The attention_mask where transformers' forward of this call gets the fast path's fill at padding; else None."""
+    """The call's own columns of the attention_mask, where transformers' forward of it gets the fast path's fill at padding; else None."""
     mask = arguments.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != (3 if head.choices else 2) or not leaves_padding_out(model, head):
         return None
     read = () if model.keep_padding is None else (*head.token_labels, *head.span_labels, "logits_to_keep")
-    return None if any(arguments.get(name) is not None for name in read) else mask
+    if any(arguments.get(name) is not None for name in read):
+        return None
+    ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+    columns = ids.shape[-1] if isinstance(ids, Tensor) else embeds.shape[-2] if isinstance(embeds, Tensor) else 0
+    return mask[..., mask.shape[-1] - columns :]  # prefix tuning gives an encoder cached columns
 
 
 def fill_padding(model: Model, head: Head, mask: Tensor, out: ModelOutput) -> ModelOutput:

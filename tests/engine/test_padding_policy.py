@@ -83,6 +83,27 @@ def test_both_paths_agree_at_padding(head: str, keep_padding: bool | None, reaso
         assert_agree(fast(**arguments, output_hidden_states=True, return_dict=return_dict), expected)
 
 
+@pytest.mark.parametrize("reason", [None, *REFERENCE])
+def test_an_encoder_behind_a_cached_prefix(reason: str | None) -> None:
+    """As PEFT's prefix tuning calls it: the mask has the prefix's columns, the output has not."""
+    original, fast = builders.pair("BertModel")
+    heads, width = fast.config.num_attention_heads, fast.config.hidden_size // fast.config.num_attention_heads
+    if reason is not None:
+        REFERENCE[reason](fast)
+    prefix = torch.randn(fast.config.num_hidden_layers, 2, 2, heads, 4, width)
+    ids, mask = torch.randint(0, 100, (2, 6)), torch.ones(2, 10, dtype=torch.long)
+    mask[0, 8:] = 0
+    outputs = []
+    for model in (fast, original):
+        cache = transformers.DynamicCache()
+        for layer, (k, v) in enumerate(prefix):
+            cache.update(k, v, layer)
+        with torch.no_grad():
+            outputs.append(model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state)
+    assert distance(outputs[0][mask[:, 4:].bool()], outputs[1][mask[:, 4:].bool()]) < 2e-5
+    assert not outputs[0][0, 4:].any()
+
+
 def test_autocast_changes_no_padded_position() -> None:
     _, fast = builders.pair("BertModel")
     arguments = builders.batch("BertModel", fast, 3, 11, "right")
