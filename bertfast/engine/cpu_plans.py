@@ -67,6 +67,8 @@ def record(call: ForwardCall, plans: PlanCache, key: PlanKey) -> dict[str, HeadO
     inputs = plan_inputs(call.batch).cloned()  # one tensor passed as two arguments must become two slots
     recorder = Recorder(inputs, plans.weights)
     logits = call.run_ops(batch_reading(inputs, call.batch), recorder)
+    if not call.owner().guard.holds(call.model):  # another thread has moved a weight meanwhile: some ops read the new one
+        return logits
     try:
         plans.put(key, recorder.finish(logits))
     except CannotRecordError as reason:
