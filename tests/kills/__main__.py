@@ -52,6 +52,8 @@ def run(trials: range, seed: int, only: str = "", fresh: int = FRESH) -> int:
             rng = random.Random(f"{seed} {i}")
             subject = subjects[i % len(subjects)]
             faults, wrong = trial(setting, subject, rng, disks=no_disks is None, fresh=fresh > 0 and i % fresh == fresh - 1)
+            if i % 50 == 49:
+                print(f"{i + 1} trials in {time.monotonic() - begin:.0f} s", flush=True)
             faults_seen.update(str(fault).split(" ")[0] for fault in faults)
             for what in wrong:
                 found.append(f"trial {i} of seed {seed}, {subject.command.name}, {' then '.join(map(str, faults))}: {what}")

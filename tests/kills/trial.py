@@ -54,10 +54,12 @@ def trial(setting: Setting, subject: Subject, rng: random.Random, *, disks: bool
     """The faults, and what went wrong."""
     command = subject.command
     faults = [draw(rng, command, subject.run, disks) for _ in range(rng.randint(1, MOST_FAULTS if command.resumes else 1))]
+    if (full := next((fault for fault in faults if fault.disk is not None), None)) is not None:
+        faults = [full]
     if fresh:
         faults = [_in_fresh_time(setting, subject, fault) for fault in faults]
     before = subject.older if rng.random() < 0.5 else {}
-    size = next((fault.disk + 2 * len(before) * PAGE + sum(map(len, before.values())) for fault in faults if fault.disk is not None), None)
+    size = None if full is None or full.disk is None else full.disk + 2 * PAGE * len(before) + sum(map(len, before.values()))
     with _folder(setting.folder / "trial", size) as (folder, grow):
         for name, content in before.items():
             (folder / name).write_bytes(content)
