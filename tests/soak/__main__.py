@@ -44,10 +44,12 @@ def main() -> int:
 def run(seconds: float, seed: int, interval: float, jobs: Mapping[Any, int] | None = None, patience: float = PATIENCE) -> int:
     """Runs jobs for that many seconds, JOBS unless others are given (with how often each comes). Returns the exit code."""
     import torch
+    import transformers
 
     from tests.soak.growth import growing, sample, thread_names
     from tests.soak.jobs import JOBS, Models
 
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # torch's own threads do not survive a fork
     jobs = JOBS if jobs is None else jobs
     begin, failures, done, i = time.monotonic(), list[str](), Counter[str](), 0
