@@ -17,6 +17,12 @@ torch.set_num_threads(1)
 {change}
 sys.exit(run(range({times}), {seed}, "{command}", fresh=0))
 """
+KILLED_IN_THE_MIDDLE = """
+import signal
+from tests.kills import trial
+from tests.kills.faults import Fault
+trial.draw = lambda rng, command, run, disks: Fault(signal.SIGKILL, operation=2 * run.operations // 3)
+"""
 CLAIMS_ARE_KEPT = """
 from bertfast.convert import convert
 sys.modules[convert.__module__]._locked = lambda stream, claim, may_be_left: not may_be_left
@@ -44,7 +50,7 @@ def test_trials_of_every_command() -> None:
     [(CLAIMS_ARE_KEPT, "convert", "not an empty folder"), (ROWS_ARE_LOST, "embed to .npy", "says what they were computed from")],
 )
 def test_what_blocks_the_next_run_is_reported(change: str, command: str, said: str) -> None:
-    code, out = run(change, 8, 3, command)
+    code, out = run(KILLED_IN_THE_MIDDLE + change, 3, 3, command)
     assert code == 1, out
     assert said in out
 
