@@ -203,10 +203,14 @@ def test_rows_that_the_run_file_does_not_count_are_computed_again(model, texts, 
     assert out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("stopped", ["before the rename", "between the renames"])
-def test_a_run_that_was_stopped_while_it_finished(model, texts, tmp_path, capfd, monkeypatch, stopped):
+def test_a_run_that_was_stopped_while_it_finished(model, texts, tmp_path, capfd, monkeypatch, stopped, again):
+    """again: over a finished result of the same run."""
     out = tmp_path / "out.npy"
     arguments = ["embed", texts, "-m", model, "-o", out]
+    if again:
+        assert run(*arguments) == 0
     replace, left = os.replace, iter([] if stopped.startswith("before") else [out])
 
     def stop(source, target):
