@@ -141,7 +141,7 @@ class OutputFile(ABC):
             return
         if not self.reopened and self.rows == 0:
             self.part.unlink(missing_ok=True)
-            run_file.remove(self.part)
+            run_file.remove_with_draft(self.part)
         with suppress(OSError):  # a full disk, reported by the write before
             self.stream.close()
 
