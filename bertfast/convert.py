@@ -4,14 +4,16 @@ TF and Flax checkpoints, safetensors in their layouts, old PyTorch names and PyT
 model.safetensors. The other files of the folder (tokenizer, pooling, licence) are copied unchanged.
 """
 
+import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ def convert(
     Raises ValueError where the source is damaged, is no BERT or lacks weights of that class, for an unknown architecture or
     quantization, and where the written folder does not give the same outputs; FileNotFoundError where the source has no weights;
     FileExistsError where the destination is not empty; OSError where a folder cannot be read or written. Nothing is left of a
-    conversion that fails.
+    conversion that fails; what one that was killed leaves, the next one to that folder removes.
     """
     source, destination = local_folder(source), Path(destination)
     if quantization is not None:
@@ -83,25 +85,56 @@ def convert(
 
 @contextmanager
 def _claimed(destination: Path) -> Iterator[None]:
-    """Within: the folder, new or empty, belongs to this conversion alone. An exception removes it. Raises FileExistsError."""
+    """Within: the folder, new or empty, belongs to this conversion alone. An exception removes it. Raises FileExistsError.
+
+    A conversion holds a lock on a file in its folder. Where that file is there without a lock, its conversion was killed, and what it left
+    is removed.
+    """
     taken = FileExistsError(f"{destination}: not an empty folder; name a new one")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    if destination.exists() and not destination.is_dir():
         raise taken
     destination.mkdir(parents=True, exist_ok=True)
     claim = destination / _CLAIM
-    try:
-        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        raise taken from None
-    if sum(1 for _ in destination.iterdir()) > 1:  # another conversion ended since
-        claim.unlink()
+    names = os.listdir(destination)
+    if names and _CLAIM not in names:
         raise taken
+    with os.fdopen(os.open(claim, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb") as stream:
+        if not _locked(stream, claim, may_be_left=_CLAIM in names):
+            raise taken
+        others = [path for path in destination.iterdir() if path != claim]
+        if others and _CLAIM not in names:  # another conversion ended since
+            claim.unlink()
+            raise taken
+        _remove(others)
+        try:
+            yield
+        except BaseException:
+            _remove(path for path in destination.iterdir() if path != claim)
+            claim.unlink(missing_ok=True)  # last: a folder with it can be converted to again
+            destination.rmdir()
+            raise
+        claim.unlink()
+
+
+def _locked(stream: IO[bytes], claim: Path, *, may_be_left: bool) -> bool:
+    """Locks a claim; False where another conversion has it, or has removed it meanwhile."""
     try:
-        yield
-    except BaseException:
-        shutil.rmtree(destination, ignore_errors=True)
-        raise
-    claim.unlink()
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            raise
+        return not may_be_left  # a file system without locks: it may be another's
+    return claim.exists() and os.path.samestat(os.fstat(stream.fileno()), os.lstat(claim))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _load(

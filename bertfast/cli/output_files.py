@@ -66,8 +66,8 @@ def finished_run(target: Path, facts: Facts) -> Run:
     matching = [name for name in candidates if (run := run_file.read(name)) is not None and run.complete and run.vectors == vectors]
     if not matching:
         raise ValueError(f"{target} exists, and nothing says that its rows are those of an earlier run; leave --resume out to replace it")
-    if matching[0] != target:
-        os.replace(run_file.path_of(matching[0]), run_file.path_of(target))
+    if matching[-1] != target:
+        os.replace(run_file.path_of(matching[-1]), run_file.path_of(target))
     found = run_file.read(target)
     assert found is not None, "matching"
     if differs := run_file.differences(found.facts, facts):
@@ -141,7 +141,7 @@ class OutputFile(ABC):
             return
         if not self.reopened and self.rows == 0:
             self.part.unlink(missing_ok=True)
-            run_file.remove(self.part)
+            run_file.remove_with_draft(self.part)
         with suppress(OSError):  # a full disk, reported by the write before
             self.stream.close()
 

@@ -48,6 +48,10 @@ def path_of(output: Path) -> Path:
     return output.with_name(output.name + ".run.json")
 
 
+def _draft_of(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
 def write(output: Path, facts: Facts, digests: Digests, *, complete: bool = False) -> None:
     """Replaces the run file of `output` (OUT.part); it is on the disk if `complete`."""
     content = {
@@ -55,7 +59,7 @@ def write(output: Path, facts: Facts, digests: Digests, *, complete: bool = Fals
         "texts": digests.texts.hexdigest(), "vectors": digests.vectors.hexdigest(),
     }  # fmt: skip
     path = path_of(output)
-    draft = path.with_name(path.name + ".new")
+    draft = _draft_of(path)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "w", encoding="utf-8") as f:
         json.dump(content, f, indent=1)
         if complete:
@@ -79,6 +83,12 @@ def read(output: Path) -> Run | None:
 
 def remove(output: Path) -> None:
     path_of(output).unlink(missing_ok=True)
+
+
+def remove_with_draft(output: Path) -> None:
+    """For a run that ends without rows, perhaps interrupted while it wrote its run file."""
+    remove(output)
+    _draft_of(path_of(output)).unlink(missing_ok=True)
 
 
 def differences(before: Facts, now: Facts) -> str:

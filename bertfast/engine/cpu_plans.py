@@ -62,11 +62,13 @@ def plan_key(call: ForwardCall) -> PlanKey | None:
 
 
 def record(call: ForwardCall, plans: PlanCache, key: PlanKey) -> dict[str, HeadOutput]:
-    if call.batch.rows.input_ids.numel() == 0:  # empty results have no storage to tell them apart by
-        return call.run_ops(call.batch, call.O)
     inputs = plan_inputs(call.batch).cloned()  # one tensor passed as two arguments must become two slots
+    if any(t is not None and t.numel() == 0 for t in inputs.tensors()):  # what is empty has no storage to be told apart by
+        return call.run_ops(call.batch, call.O)
     recorder = Recorder(inputs, plans.weights)
     logits = call.run_ops(batch_reading(inputs, call.batch), recorder)
+    if not call.owner().guard.holds(call.model):  # another thread has moved a weight meanwhile: some ops read the new one
+        return logits
     try:
         plans.put(key, recorder.finish(logits))
     except CannotRecordError as reason:

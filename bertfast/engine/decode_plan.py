@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bertfast import ops
 from bertfast.engine import cpu_plans
-from bertfast.engine.model_state import current_state
+from bertfast.engine.model_state import ModelState, current_state
 from bertfast.engine.plan_builder import CannotRecordError, RecordedPlan
 from bertfast.engine.plan_cache import PlanCache
 from bertfast.engine.plan_inputs import PlanInputs, RowCount
@@ -43,7 +43,7 @@ class DecodeStepPlan:
         state = current_state(self.model)  # owns the weights until the replay is done
         plans = state.plans
         if plans is not self.plans:
-            return self._record(inputs, plans)
+            return self._record(inputs, state)
         assert self.recorded is not None, "set together with self.plans"
         assert inputs.input_ids is not None, "a step reads tokens"
         counts = [0] * len(RowCount)
@@ -52,11 +52,13 @@ class DecodeStepPlan:
         self.recorded.plan.run(counts, [*inputs.addresses(), out.data_ptr()])
         return out
 
-    def _record(self, inputs: PlanInputs, plans: PlanCache) -> Tensor:
-        recorder = Recorder(inputs, plans.weights | self.cache_addresses)
+    def _record(self, inputs: PlanInputs, state: ModelState) -> Tensor:
+        recorder = Recorder(inputs, state.plans.weights | self.cache_addresses)
         out = self.run_ops(recorder)
+        if not state.guard.holds(self.model):  # another thread has moved a weight meanwhile: some ops read the new one
+            return out
         try:
-            self.plans, self.recorded = plans, recorder.finish({"logits": HeadOutput(out)})
+            self.plans, self.recorded = state.plans, recorder.finish({"logits": HeadOutput(out)})
         except CannotRecordError as reason:
             self.why_eager = str(reason)
         return out

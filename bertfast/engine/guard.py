@@ -1,6 +1,6 @@
 """What the fast path assumes about a module tree, and whether it still holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRAINING = "training mode is on (dropout is part of the forward); call model.eval()"
+
+
+def owned_and_watched(parameters: Sequence[tuple[Mapping[str, object], str]]) -> tuple[list[Tensor], _C.Pointers]:
+    """The memory of these parameters, owned, and what tells whether they still lie there.
+
+    Plans hold addresses, and another thread may replace a weight while a call computes without the GIL, or between the two lines below:
+    then both are made again.
+    """
+    while True:
+        owned = [t.detach() for d, name in parameters if isinstance(t := d[name], Tensor)]
+        pointers = _C.Pointers(list(parameters), getattr(Tensor, "__dlpack_c_exchange_api__", None))  # not in every torch
+        if [t.data_ptr() for t in owned] == pointers.addresses():
+            return owned, pointers
 
 
 class Guard:
@@ -51,9 +64,7 @@ class Guard:
         buffers = [b for m in inner if not isinstance(m, QuantizedLayer) for b in m._buffers.values() if b is not None]
         self._buffer_versions = [(b, b._version) for b in buffers if not b.is_inference()]
         watched: list[tuple[Mapping[str, object], str]] = [*parameters, *quantized] if self._reason is None else []
-        # Own the memory that plans hold addresses of: another thread may replace a weight while a call computes without the GIL.
-        self._storages = [t.detach() for d, name in watched if isinstance(t := d[name], Tensor)]
-        self._pointers = _C.Pointers(watched, getattr(Tensor, "__dlpack_c_exchange_api__", None))  # not in every torch
+        self._storages, self._pointers = owned_and_watched(watched)
 
     def holds(self, model: "PreTrainedModel") -> bool:
         """Whether the tree is as it was, hooks and weight addresses included. Modes are not part of this: see why_reference."""

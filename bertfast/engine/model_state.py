@@ -52,5 +52,5 @@ def current_state(model: nn.Module) -> ModelState:
     with _lock:
         known = _states.get(model)  # dropped after the lock is released: CUDA graphs go with it, under a lock of their own
         if known is None or not known.guard.holds(model):
-            _states[model] = ModelState(model)
-        return _states[model]
+            _states[model] = known = ModelState(model)
+        return known

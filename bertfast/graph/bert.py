@@ -6,7 +6,7 @@ from transformers.models.bert import modeling_bert
 
 from bertfast.batch.packed import GraphInputs
 from bertfast.graph.heads import lm_head_logits
-from bertfast.graph.layers import AttentionModules, LayerModules
+from bertfast.graph.layers import AttentionModules, LayerModules, with_memory
 from bertfast.graph.projections import affine, embedding_table
 from bertfast.ops import Ops
 
@@ -16,8 +16,8 @@ def embed(base: modeling_bert.BertModel, inputs: GraphInputs, O: Ops) -> Tensor:
     embeddings = base.embeddings
     return embedding_table(
         embeddings.word_embeddings, inputs, O,
-        inputs.position_ids, embeddings.position_embeddings.weight,
-        inputs.token_type_ids, embeddings.token_type_embeddings.weight,
+        inputs.position_ids, with_memory(embeddings.position_embeddings.weight),
+        inputs.token_type_ids, with_memory(embeddings.token_type_embeddings.weight),
         *affine(embeddings.LayerNorm),
     )  # fmt: skip
 

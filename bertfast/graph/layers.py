@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from bertfast.ops import Fp8Weight, Int8Weight
@@ -54,7 +55,12 @@ class LayerModules:
 def kernel_weight(layer: WeightedLayer) -> Tensor | Int8Weight | Fp8Weight:
     """The weight of a linear layer or an embedding as the ops take it: of a layer that has a `kernel_weight` that, else its `weight`."""
     weight: Tensor | Int8Weight | Fp8Weight | None = getattr(layer, "kernel_weight", None)
-    return layer.weight if weight is None else weight
+    return with_memory(layer.weight) if weight is None else weight
+
+
+def with_memory(parameter: Tensor) -> Tensor:
+    """The parameter with the memory that it has now; under grad mode itself. Another thread may set parameter.data while an op reads it."""
+    return parameter if torch.is_grad_enabled() else parameter.detach()
 
 
 def emitted_scales(layer: object) -> Scales | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.batch.packed import GraphInputs
-from bertfast.graph.layers import LinearLayer, WeightedLayer, emitted_scales, kernel_weight
+from bertfast.graph.layers import LinearLayer, WeightedLayer, emitted_scales, kernel_weight, with_memory
 from bertfast.ops import Fp8Weight, Int8Weight, Ops, Rows
 from bertfast.ops.activations import fused_name
 from bertfast.ops.derivative import without_derivative
@@ -34,7 +34,7 @@ def activated_linear(dense: LinearLayer, activation: Callable[[Tensor], Tensor],
 
 def _product(x: Rows, layers: Sequence[LinearLayer], O: Ops, activation: str | None, emits: Scales | None) -> Rows:
     weights = [kernel_weight(m) for m in layers]
-    biases = [m.bias for m in layers]
+    biases = [None if m.bias is None else with_memory(m.bias) for m in layers]
     if _all_are(weights, Fp8Weight):
         read = x if isinstance(x, Tensor) else x.unquantized
         return without_derivative("fp8", lambda: O.fp8_linear(x, weights, biases, activation, emits), read, *biases)
@@ -74,4 +74,4 @@ def embedding_table(  # -> [R, H]
 
 
 def affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
-    return norm.weight, norm.bias, norm.eps
+    return with_memory(norm.weight), with_memory(norm.bias), norm.eps

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -119,6 +120,48 @@ def test_two_conversions_to_one_folder(tmp_path, monkeypatch):
     assert ends == [None]
     assert "model.safetensors" in {p.name for p in (tmp_path / "new").iterdir()}
     assert not (tmp_path / "new" / ".converting").exists()
+
+
+KILLED = """
+import os, sys
+from bertfast.convert import convert
+sys.modules[convert.__module__]._outputs = lambda model: os._exit(9)
+convert(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_what_a_killed_conversion_left_does_not_block_the_next(tmp_path):
+    source, new = MODELS / "mini_tf", tmp_path / "new"
+    assert subprocess.run([sys.executable, "-c", KILLED, source, new], check=False, timeout=300).returncode == 9
+    assert {"config.json", "model.safetensors"} < {path.name for path in new.iterdir()}
+    (new / "half").mkdir()
+    convert(source, new)
+    convert(source, tmp_path / "undisturbed")
+    assert contents(new) == contents(tmp_path / "undisturbed")
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        convert(source, new)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_failed_conversion_removes_its_claim_last(tmp_path, monkeypatch):
+    """Killed while it removes its files, it must not leave a folder without a claim."""
+    module, seen = sys.modules[convert.__module__], []
+    unlink = Path.unlink
+
+    def watched(path, **options):
+        seen.append(path.name)
+        assert path.name == ".converting" or (path.parent / ".converting").exists()
+        unlink(path, **options)
+
+    monkeypatch.setattr(module, "_copy_other_files", lambda *folders: [][0])
+    monkeypatch.setattr(Path, "unlink", watched)
+    with pytest.raises(IndexError):
+        convert(MODELS / "mini_tf", tmp_path / "new")
+    assert len(seen) > 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_unknown_classes(tmp_path):

@@ -203,10 +203,23 @@ def test_rows_that_the_run_file_does_not_count_are_computed_again(model, texts, 
     assert out.read_bytes() == whole
 
 
+def test_a_run_interrupted_while_it_writes_its_first_run_file_leaves_nothing(model, texts, tmp_path, monkeypatch):
+    def stop(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stop)
+    assert run("embed", texts, "-m", model, "-o", tmp_path / "out.npy") == 130
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("stopped", ["before the rename", "between the renames"])
-def test_a_run_that_was_stopped_while_it_finished(model, texts, tmp_path, capfd, monkeypatch, stopped):
+def test_a_run_that_was_stopped_while_it_finished(model, texts, tmp_path, capfd, monkeypatch, stopped, again):
+    """again: over a finished result of the same run."""
     out = tmp_path / "out.npy"
     arguments = ["embed", texts, "-m", model, "-o", out]
+    if again:
+        assert run(*arguments) == 0
     replace, left = os.replace, iter([] if stopped.startswith("before") else [out])
 
     def stop(source, target):

@@ -170,6 +170,34 @@ def test_one_tensor_for_two_arguments_is_two_inputs(op_by_op):
         assert torch.equal(model(**other).last_hidden_state, op_by_op(model, **other).last_hidden_state)
 
 
+EMPTY = {
+    "no attended token": ("BertModel", {"attention_mask": torch.zeros(2, 5, dtype=torch.long)}),
+    "no attended token, logits": ("BertForTokenClassification", {"attention_mask": torch.zeros(2, 5, dtype=torch.long)}),
+    "an encoder of length 0": ("BertLMHeadModel", {"encoder_hidden_states": torch.zeros(2, 0, 24)}),
+    "an encoder without attended states": (
+        "BertLMHeadModel",
+        {"encoder_hidden_states": torch.ones(2, 3, 24), "encoder_attention_mask": torch.zeros(2, 3, dtype=torch.long)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "empty"), EMPTY.values(), ids=EMPTY)
+def test_a_first_call_with_an_empty_input_leaves_no_plan_that_confuses_it_with_a_result(name, empty, op_by_op):
+    """Empty tensors all lie at address 0."""
+    model = small_model(name, **({"is_decoder": True, "add_cross_attention": True} if name == "BertLMHeadModel" else {}))
+    ids = ids_and_mask(name, 2, 5, False)
+    later = {key: torch.ones(2, 3, 24) if value.dim() == 3 else value.clone() for key, value in empty.items()}
+    for value in later.values():
+        if value.dim() == 2:
+            value[0, :2] = 1  # the other row is still masked whole
+    with torch.no_grad():
+        model(**ids, **empty)
+        for arguments in (later, {**empty}, later):
+            got, expected = model(**ids, **arguments), op_by_op(model, **ids, **arguments)
+            for key, value in expected.items():
+                assert torch.equal(got[key], value), key
+
+
 def test_weights_that_change_in_place_are_seen_and_moved_ones_recorded_anew(op_by_op):
     model = small_model("BertForTokenClassification")
     arguments = ids_and_mask("BertForTokenClassification", 2, 6, True)
