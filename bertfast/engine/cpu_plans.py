@@ -62,9 +62,9 @@ def plan_key(call: ForwardCall) -> PlanKey | None:
 
 
 def record(call: ForwardCall, plans: PlanCache, key: PlanKey) -> dict[str, HeadOutput]:
-    if call.batch.rows.input_ids.numel() == 0:  # empty results have no storage to tell them apart by
-        return call.run_ops(call.batch, call.O)
     inputs = plan_inputs(call.batch).cloned()  # one tensor passed as two arguments must become two slots
+    if any(t is not None and t.numel() == 0 for t in inputs.tensors()):  # empty tensors have no address to tell them apart by
+        return call.run_ops(call.batch, call.O)
     recorder = Recorder(inputs, plans.weights)
     logits = call.run_ops(batch_reading(inputs, call.batch), recorder)
     try:

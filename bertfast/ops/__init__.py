@@ -286,6 +286,7 @@ def cached_attention(
     op = "cached_attention"
     ranges = {"rows": rows, "last": last} if first is None else {"rows": rows, "first": first, "last": last}
     check_cache(op, q, keys, values, **ranges)
+    check(q.shape[2] > 0, op, "q {} has heads of size 0", q.shape)
     check_token_rows(op, q=q)
     check_no_grad(op, q, keys, values)
     return backend_of(q.device.type, q.dtype).cached_attention(q, keys, values, rows, first, last, scale)
