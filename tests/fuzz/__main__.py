@@ -25,6 +25,7 @@ def main() -> int:
         help="cases to begin with; new findings are added to another one than the default",
     )
     options = parser.parse_args()
+    print(f"seed {options.seed}, {options.minutes:g} minutes", flush=True)
     reports = runner.fuzz(options.target or runner.NAMES, 60 * options.minutes, options.seed, options.corpus)
     print()
     print(*reports, sep="\n")

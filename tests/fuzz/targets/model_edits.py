@@ -235,6 +235,7 @@ EDITS: dict[str, Callable[[Any, int], Any]] = {  # of a model, with any number; 
     "return_dict": configure("return_dict", False, True),
     "decoder": configure("is_decoder", True, False),
     "problem": configure("problem_type", "regression", "single_label_classification", None),
+    "config replaced": lambda model, n: setattr(model, "config", copy.deepcopy(model.config)),
     "attention implementation": lambda model, n: model.set_attn_implementation(("eager", "sdpa")[n % 2]),
     "deepcopy": lambda model, n: copy.deepcopy(model),
     "pickle": lambda model, n: pickle.loads(pickle.dumps(model)),
