@@ -110,6 +110,8 @@ HOSTILE = {
     "h5-heap-objects": a_heap_of_many_objects,
     "config-long": config_of(b'{"model_type": "bert", "x": [' + b"{}," * (BIG // 3) + b"{}]}"),
     "config-deep": config_of(b'{"x": ' + b"[" * BIG),
+    "config-digits": config_of(b'{"model_type": "bert", "x": ' + b"9" * 5000 + b"}"),
+    "config-layers": config_of(b'{"model_type": "bert", "num_hidden_layers": 1000000000}'),
     "generation-config-long": config_of(b'{"x": [' + b"{}," * (BIG // 3) + b"{}]}", "generation_config.json"),
 }
 

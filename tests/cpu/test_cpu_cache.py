@@ -140,6 +140,11 @@ def test_argmax_is_torchs_ties_and_nan_included(columns):
     assert torch.equal(out, scores.argmax(dim=-1))
 
 
+def test_integers_are_not_unpacked():
+    with pytest.raises(ValueError, match=r"unpack: x is torch\.int8, expected floating point numbers"):
+        ops.unpack(torch.ones(2, 3, dtype=torch.int8), torch.tensor([0, 1]), 3, fill=-1e4)
+
+
 def test_heads_of_size_0_are_refused():
     keys, values = make_cache(2, 2, 8, 1)
     q, cu = torch.empty(3, 2, 0), torch.tensor([0, 3], dtype=torch.int32)

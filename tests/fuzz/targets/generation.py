@@ -141,8 +141,6 @@ def cases(draw: st.DrawFn) -> Generation:
         {"max_time": 100.0},
         {"guidance_scale": 1.5},
         {"prompt_lookup_num_tokens": 2},
-        {"penalty_alpha": 0.6, "top_k": 3},
-        {"num_beam_groups": 2},
         {"max_length": 5},
         {"min_length": 6},
         {"output_attentions": True, "return_dict_in_generate": True},
