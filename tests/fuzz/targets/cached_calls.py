@@ -162,7 +162,7 @@ OPERATIONS: dict[str, Any] = {
     "repeat": lambda cache, n: cache.batch_repeat_interleave(n),
     "deepcopy": lambda cache, n: copy.deepcopy(cache),
     "pickle": lambda cache, n: pickle.loads(pickle.dumps(cache)),
-    "look": lambda cache, n: [layer.keys for layer in getattr(cache, "layers", ())] and None,
+    "look": lambda cache, n: print([layer.keys.shape for layer in getattr(cache, "layers", ())]),
     "reset": lambda cache, n: cache.reset(),
 }
 arguments = st.lists(
