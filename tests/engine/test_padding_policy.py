@@ -223,7 +223,7 @@ def test_a_cached_step_on_the_reference_path_fills_its_own_columns(columns: int)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_padded_row_that_sees_nothing_attends_to_all_keys_alike(dtype: torch.dtype) -> None:
     """Under eager attention. float16's lowest number does not swallow a score in float32."""
-    original, fast = builders.pair("BertLMHeadModel", std=0.3, is_decoder=True, attn_implementation="eager", dtype=dtype)
+    original, fast = builders.pair("BertLMHeadModel", is_decoder=True, attn_implementation="eager", dtype=dtype)
     arguments = builders.batch("BertLMHeadModel", fast, 3, 11, "left")
     with torch.no_grad():
-        assert distance(fast(**arguments).logits, original(**arguments).logits) <= max(32 * torch.finfo(dtype).eps, 2e-5)
+        assert distance(fast(**arguments).logits, original(**arguments).logits) <= max(16 * torch.finfo(dtype).eps, 2e-5)

@@ -16,7 +16,7 @@ from torch import Tensor
 from bertfast import _C, ops
 from bertfast.ops import reference
 from bertfast.ops.int8 import Int8Weight
-from tests.accuracy import assert_as_accurate
+from tests.accuracy import SLACK, worst_error
 from tests.fuzz.case import Case, Target
 
 GUARD = 4096  # bytes on each side of a result
@@ -151,7 +151,13 @@ class OpCall(Case):
             return
         wide = {d: getattr(reference, self.op)(*converted(args, d), **options) for d in (torch.float32, torch.float64)}
         if actual.dtype in (torch.float32, torch.bfloat16) and wide[torch.float64].abs().le(torch.finfo(actual.dtype).max / 4).all():
-            assert_as_accurate(actual, yardstick=wide[torch.float32].to(actual.dtype), truth=wide[torch.float64])
+            truth, yardstick = wide[torch.float64], wide[torch.float32].to(actual.dtype)
+            assert actual.isfinite().all(), "inf or nan"
+            if truth.numel():
+                # The kernel tests' yardstick, with more room: of few values, the reference op's error may be 0 by luck.
+                allowed = SLACK * worst_error(yardstick, truth) + 8 * torch.finfo(actual.dtype).eps * truth.abs().max().item()
+                off = worst_error(actual, truth)
+                assert off <= allowed, f"worst error {off:.2e}, allowed {allowed:.2e}"
 
 
 def converted(value: Any, dtype: torch.dtype) -> Any:
