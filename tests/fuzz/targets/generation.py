@@ -146,7 +146,6 @@ def cases(draw: st.DrawFn) -> Generation:
         {"output_attentions": True, "return_dict_in_generate": True},
         {"remove_invalid_values": True},
         {"begin_suppress_tokens": [12]},
-        {"max_new_tokens": 60},
         {"max_new_tokens": 0},
         {"pad_token_id": None},
         {"forced_bos_token_id": 9},
