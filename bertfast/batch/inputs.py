@@ -45,10 +45,11 @@ class Inputs(NamedTuple):  # a frozen dataclass of so many fields would cost mic
         return None if self.mask is None else self.mask.ne(0).to(self.device)
 
 
-def read_inputs(arguments: Arguments, model: BaseModel, past: int = 0, static_lengths: Collection[int] = ()) -> Inputs:
+def read_inputs(arguments: Arguments, model: BaseModel, past: int = 0, static_lengths: Collection[int] | None = None) -> Inputs:
     """Reads and checks what transformers' BertModel.forward documents.
 
-    model: the model without a head. past: columns that a cache holds already. static_lengths: the lengths of static cache layers.
+    model: the model without a head. past: columns that a cache holds already. static_lengths: the lengths of static cache layers; None
+    without a cache.
     Raises ValueError, naming the argument, where a shape, dtype or combination makes no sense.
     """
     config, weight = model.config, model.embeddings.position_embeddings.weight
@@ -58,7 +59,10 @@ def read_inputs(arguments: Arguments, model: BaseModel, past: int = 0, static_le
     keys = past + S
     given, mask, visible, packed_keys, packed = arguments.get("attention_mask"), None, None, None, None
     if given is not None:
-        given, keys = fit_mask(given, past, keys, static_lengths)
+        given, keys = fit_mask(given, keys, static_lengths)
+    if isinstance(given, Tensor) and is_overlooked(given, B, keys, is_causal(config)):
+        given = None
+    if given is not None:
         read = read_attention_mask(given, "attention_mask", B, setting(config, "num_attention_heads"), S, keys, device, dtype)
         if read.dim() == 4:
             visible = read
@@ -98,11 +102,16 @@ def read_tokens(arguments: Arguments, weight: Tensor) -> tuple[Tensor | None, Te
     return None, embeds.reshape(-1, H).contiguous(), embeds.shape[0], embeds.shape[1]
 
 
-def fit_mask(mask: object, past: int, keys: int, static_lengths: Collection[int]) -> tuple[object, int]:
+def is_overlooked(mask: Tensor, B: int, keys: int, causal: bool) -> bool:
+    """Whether a 2-D mask of a wrong shape masks nothing: transformers' encoders ask for its shape only where it has a 0."""
+    return mask.dim() == 2 and tuple(mask.shape) != (B, keys) and not causal and mask.numel() > 0 and bool(mask.all())
+
+
+def fit_mask(mask: object, keys: int, static_lengths: Collection[int] | None) -> tuple[object, int]:
     """The mask, and how many key columns it must have. With a cache, a 2-D mask may be longer, and a 4-D one span a static cache."""
-    if not isinstance(mask, Tensor):
+    if not isinstance(mask, Tensor) or static_lengths is None:
         return mask, keys
-    if past and mask.dim() == 2 and mask.shape[1] > keys:
+    if mask.dim() == 2 and mask.shape[1] > keys:
         return mask[:, :keys], keys  # made for the whole generation
     if mask.dim() == 4 and mask.shape[-1] in static_lengths:
         return mask, mask.shape[-1]

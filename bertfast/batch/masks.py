@@ -108,5 +108,9 @@ def causal_mask(S: int, past: int, device: torch.device) -> Tensor:  # [S, P + S
 
 
 def finite_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """transformers' eager mask: 0 where visible, else the lowest finite number. A row that sees nothing then attends everywhere."""
+    """transformers' eager mask: 0 where visible, else the lowest finite number. A row that sees nothing then attends to all keys alike.
+
+    The number is that of the dtype that scores are added in, at least float32: float16's would not swallow them.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)

@@ -20,7 +20,7 @@ class CrossKV(Protocol):
         """The next layer's keys and values, [B, N, Se, D] each; None where they have to be computed, and given to `keep`."""
 
     def keep(self, k: Tensor, v: Tensor, heads: int) -> None:
-        """Stores the next layer's keys and values, [Re, H] each."""
+        """Stores the next layer's keys and values, [B * Se, H] each."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Cross-attention on a cache.
 
-Shape letters: B batch, N heads, D head size, H = N * D, Se length of the encoder's states, Re rows of the encoder that are computed.
+Shape letters: B batch, N heads, D head size, H = N * D, Se length of the encoder's states.
 """
 
 from dataclasses import replace
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 
-from bertfast import ops
-from bertfast.batch.attention import Attention, MaskedAttention
+from bertfast.batch.attention import Attention, MaskedAttention, VarlenAttention
 from bertfast.batch.encoder_states import CrossInputs
 from bertfast.batch.inputs import Inputs
 from bertfast.batch.layout import OwnAttention, cross_attention, encoder_rows
@@ -32,9 +31,13 @@ def add_cross_attention(
     rows, attention = batch.rows, cross_attention(inputs, cross, own)
     cache = None
     if hasattr(call.cache, "cross_attention_cache"):
-        cache = rows.cross_cache = CrossCache(call.cache, config, cross, batch.batch, packed=not isinstance(attention, MaskedAttention))
+        cache = rows.cross_cache = CrossCache(call.cache, config, cross, batch.batch)
     if cache is not None and cache.filled:
         rows.cross_attention = over_cached_states(batch, cross, attention)
+    elif cache is not None:  # keeps the keys and values of padding as well: a later call may pass another encoder_attention_mask
+        if isinstance(attention, VarlenAttention) and cross.packed is not None:
+            attention = replace(attention, key_rows=cross.packed.indices)
+        rows.cross_attention, rows.encoder_rows = attention, cross.rows
     else:
         rows.cross_attention, rows.encoder_rows = attention, encoder_rows(cross, attention)
 
@@ -58,14 +61,11 @@ def over_cached_states(batch: PackedBatch, cross: CrossInputs, attention: OwnAtt
 class CrossCache:
     """Cross-attention's keys and values (a CrossKV): computed from the encoder's states once, then read from the cache."""
 
-    def __init__(self, cache: EncoderDecoderCache, config: "PreTrainedConfig", cross: CrossInputs, batch: int, packed: bool) -> None:
-        """packed: the encoder's padding is not computed."""
+    def __init__(self, cache: EncoderDecoderCache, config: "PreTrainedConfig", cross: CrossInputs, batch: int) -> None:
         self.cache = cache
         self.layers = convert_layers(cache.cross_attention_cache, config.num_hidden_layers)
         self.layer = 0  # the next one
         self.shape = (batch, cross.length)  # B, Se
-        # [Re] int64: the encoder rows that are computed; None: all
-        self.indices = cross.packed.indices if packed and cross.packed is not None else None
         # Whether the keys and values of every layer are there.
         self.filled = config.num_hidden_layers > 0 and all(cache.is_updated.get(i) for i in range(config.num_hidden_layers))
         if self.filled:
@@ -85,7 +85,6 @@ class CrossCache:
     def keep(self, k: Tensor, v: Tensor, heads: int) -> None:
         if not self.cache.is_updated.get(self.layer):
             B, Se = self.shape
-            whole = (t if self.indices is None else ops.unpack(t.contiguous(), self.indices, B * Se) for t in (k, v))
-            self.cache.cross_attention_cache.update(*(t.view(B, Se, heads, -1).transpose(1, 2) for t in whole), self.layer)
+            self.cache.cross_attention_cache.update(*(t.view(B, Se, heads, -1).transpose(1, 2) for t in (k, v)), self.layer)
             self.cache.is_updated[self.layer] = True
         self.layer += 1

@@ -93,8 +93,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers ships no
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """transformers' interface: appends [B, N, new, D] each, returns [B, N, P, D] each."""
         count, length = key_states.shape[2], self._lengths[0]
-        if key_states.requires_grad or value_states.requires_grad:  # autograd cannot follow a write in place
+        if any(t is not None and t.requires_grad for t in (key_states, value_states, *self._buffers)):  # autograd follows no write in place
             return super().update(key_states, value_states, *args, **kwargs) if length else self._take(key_states, value_states)
+        for held, states in zip(self._buffers, (key_states, value_states), strict=True):  # copy_ would broadcast a smaller batch
+            if held is not None and (held.shape[:2], held.shape[3:]) != (states.shape[:2], states.shape[3:]):
+                raise ValueError(f"cache: got states of shape {tuple(states.shape)}, but it holds {tuple(held.shape)}")
         for buffer, states in zip(self.room_for(count, key_states), (key_states, value_states), strict=True):
             buffer[:, :, length : length + count].copy_(states)
         self.extend(count)

@@ -30,6 +30,7 @@ from bertfast.checkpoints.hdf5_child import allowance
 from bertfast.checkpoints.tensors import from_numpy
 
 _HEAP = b"GCOL\x01\x00\x00\x00"  # signature and version of a global heap collection
+_DTYPES = frozenset(f"{order}f{size}" for order in "<>" for size in (2, 4, 8))
 _TIMEOUT = 60.0  # seconds without a byte from the child
 _MAX_LINE = 1 << 20  # bytes
 _MAX_HEAP_OBJECTS = 1_000_000  # of all heaps; BERT-large's file has 800
@@ -62,6 +63,8 @@ def _weights(pipe: "_Pipe", path: Path) -> Iterator[tuple[str, Tensor]]:
             raise damaged(path, line["error"])
         if "end" in line:
             return
+        if line["dtype"] not in _DTYPES:
+            raise damaged(path, f"{line['name']} holds {line['dtype']}, expected floating point numbers of 2, 4 or 8 bytes")
         shape, dtype = tuple(line["shape"]), np.dtype(line["dtype"])
         budget -= math.prod(shape) * dtype.itemsize
         if budget < 0:

@@ -134,7 +134,9 @@ def link_of(h5py: ModuleType, group: "Group", level: str) -> int | None:
 
 
 def values(dataset: "Dataset", name: str, budget: int) -> "tuple[npt.NDArray[np.generic], int]":
-    if dataset.dtype.kind != "f":
+    if dataset.shape is None:
+        raise DamageError(f"{name} has no values")
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8:
         raise DamageError(f"{name} holds {dataset.dtype}, expected floating point numbers")
     if dataset.external or dataset.is_virtual:
         raise DamageError(f"{name} stores its values in another file")

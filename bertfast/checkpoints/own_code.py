@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bertfast.checkpoints.json_files import read_json
+from bertfast.checkpoints.json_files import read_json, shown
 
 _ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
@@ -23,7 +23,7 @@ def read_bert_config(folder: Path, model_types: Iterable[str]) -> dict[str, Any]
     if "model_type" not in config:
         raise ValueError(f"{path} has no model_type; bertfast runs {known}: add it if this is such a model")
     if config["model_type"] not in tuple(model_types):
-        raise ValueError(f"{path}: model_type is {config['model_type']!r}, bertfast runs {known}")
+        raise ValueError(f"{path}: model_type is {shown(config['model_type'])}, bertfast runs {known}")
     refuse_own_code(folder, config)
     return config
 
@@ -38,7 +38,7 @@ def refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
         raise ValueError(f"{folder / 'config.json'}: auto_map names code of the folder's own, {_RULE}")
     for key in _ATTENTION_KEYS:
         if "/" in str(config.get(key, "")):
-            raise ValueError(f"{folder / 'config.json'}: {key} is {config[key]!r}, a kernel to download, {_RULE}")
+            raise ValueError(f"{folder / 'config.json'}: {key} is {shown(config[key])}, a kernel to download, {_RULE}")
     tokenizer: dict[str, Any] | None = read_json(folder / "tokenizer_config.json", dict)
     if tokenizer is not None and tokenizer.get("auto_map"):
         raise ValueError(f"{folder / 'tokenizer_config.json'}: auto_map names code of the folder's own, {_RULE}")

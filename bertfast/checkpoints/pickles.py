@@ -9,12 +9,12 @@ import pickletools
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from torch import Tensor
 
-from bertfast.checkpoints.errors import damaged
+from bertfast.checkpoints.errors import DamagedCheckpoint, damaged
 
 SAFE_TORCH = "2.6"
 _ARCHIVE = b"PK\x03\x04"  # how a file starts
@@ -56,7 +56,9 @@ def check(path: Path) -> None:
                     if name.endswith("data.pkl"):
                         with archive.open(name) as record_file:
                             _check_opcodes(record_file, path)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+        except DamagedCheckpoint:
+            raise
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:  # ValueError: names that are no UTF-8
             raise damaged(path, f"its archive is damaged: {error}") from error
 
 
@@ -71,8 +73,8 @@ def read(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and _is_archive(path))
     except Exception as error:  # the unpickler raises any type
         raise damaged(path, str(error).partition("\n")[0]) from error
-    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise damaged(path, "its content is not a dict of tensors")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in weights.items()):
+        raise damaged(path, "its content is not a dict of tensors by name")
     return weights
 
 
@@ -98,14 +100,26 @@ def _check_directory(f: IO[bytes], path: Path) -> None:
     f.seek(0)
 
 
+class _Clamped:
+    """A stream that is asked for no more bytes than the file has: Python allocates what a length in a pickle claims before it reads."""
+
+    def __init__(self, f: IO[bytes], size: int) -> None:
+        self._f, self._size = f, size
+        self.readline, self.tell = f.readline, f.tell
+
+    def read(self, count: int) -> bytes:
+        return self._f.read(min(count, self._size))
+
+
 def _check_opcodes(f: IO[bytes], path: Path) -> None:
+    stream = cast("IO[bytes]", _Clamped(f, path.stat().st_size))
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(f)):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count > _MAX_OPCODES:
                 raise damaged(path, f"its pickle has more than {_MAX_OPCODES:,} opcodes")
             if opcode.name == "GLOBAL" and argument in _ALLOCATORS:
                 raise damaged(path, f"its pickle calls {argument}")
+    except DamagedCheckpoint:
+        raise
     except (ValueError, OverflowError) as error:
-        if str(error).startswith(str(path)):
-            raise
         raise damaged(path, f"its pickle is damaged: {error}") from error

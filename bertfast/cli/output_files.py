@@ -237,8 +237,12 @@ class NpyFile(OutputFile):
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[np.float32]"]:
-    np.lib.format.read_magic(stream)
-    header: tuple[tuple[int, ...], bool, np.dtype[np.float32]] = np.lib.format.read_array_header_1_0(stream)
+    """ValueError where there is none."""
+    try:
+        np.lib.format.read_magic(stream)
+        header: tuple[tuple[int, ...], bool, np.dtype[np.float32]] = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # NumPy parses it as Python: TokenError, SyntaxError, RecursionError ...
+        raise ValueError(f"no header of a NumPy array: {error or type(error).__name__}") from error
     return header
 
 

@@ -63,7 +63,7 @@ def plan_key(call: ForwardCall) -> PlanKey | None:
 
 def record(call: ForwardCall, plans: PlanCache, key: PlanKey) -> dict[str, HeadOutput]:
     inputs = plan_inputs(call.batch).cloned()  # one tensor passed as two arguments must become two slots
-    if any(t is not None and t.numel() == 0 for t in inputs.tensors()):  # what is empty has no storage to be told apart by
+    if any(t is not None and t.numel() == 0 for t in inputs.tensors()):  # empty tensors have no address to tell them apart by
         return call.run_ops(call.batch, call.O)
     recorder = Recorder(inputs, plans.weights)
     logits = call.run_ops(batch_reading(inputs, call.batch), recorder)

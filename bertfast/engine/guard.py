@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bertfast.batch.inputs import Arguments
-from bertfast.engine.module_audit import HOOKS, READ_ATTRIBUTES, why_unsupported
+from bertfast.engine.module_audit import HOOKS, READ_ATTRIBUTES, READ_SETTINGS, why_unsupported
 from bertfast.quantization.layer import QuantizedLayer
 from bertfast.runtime.config_access import setting
 from bertfast.runtime.native import _C
@@ -44,15 +44,20 @@ class Guard:
         parameters = [(m._parameters, name) for m in everything for name, p in m._parameters.items() if p is not None]
         quantized = [(m._buffers, name) for m in everything if isinstance(m, QuantizedLayer) for name in m._buffers]
         self._differentiable = list(dict.fromkeys(p for m in everything for p in m._parameters.values() if p is not None))
+        config = object.__getattribute__(model.config, "__dict__")
         self._watch = _C.Watch(
             members=[
+                *((config, name, config[name]) for name in READ_SETTINGS if name in config),
                 *((d, name, value) for m in everything for d in (m._modules, m._parameters) for name, value in d.items()),
                 *((d, name, d[name]) for d, name in quantized),
                 *((m.__dict__, "forward", m.__dict__["forward"]) for m in inner if "forward" in m.__dict__),
                 *((m.__dict__, name, m.__dict__[name]) for m in inner for name in READ_ATTRIBUTES if name in m.__dict__),
                 *((m._buffers, name, buffer) for m in inner if not isinstance(m, QuantizedLayer) for name, buffer in m._buffers.items()),
             ],
-            absent=[(m.__dict__, "forward") for m in inner if "forward" not in m.__dict__],
+            absent=[
+                *((m.__dict__, "forward") for m in inner if "forward" not in m.__dict__),
+                *((config, name) for name in READ_SETTINGS if name not in config),
+            ],
             sizes=[
                 *((d, len(d)) for m in everything for d in (m._modules, m._parameters)),
                 *((m.__dict__[name], len(m.__dict__[name])) for m in inner for name in HOOKS),

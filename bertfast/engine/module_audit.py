@@ -23,6 +23,7 @@ ATTENTION_IMPLEMENTATIONS = {
 }
 # Attributes, beside parameters and submodules, that the forwards of known modules read.
 READ_ATTRIBUTES = ("eps", "scaling", "attention_head_size", "all_head_size", "is_causal", "layer_idx", "max_norm", "act")
+READ_SETTINGS = ("is_decoder",)  # of the config, whose change a module tree does not follow
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from bertfast.batch.inputs import Arguments
+from bertfast.cache.objects import from_legacy, given_cache
 from bertfast.graph.heads import Head, select_columns
 from bertfast.runtime.config_access import is_causal
 from bertfast.runtime.model_types import Model
@@ -67,11 +68,18 @@ def mask_to_fill(model: Model, head: Head, arguments: Arguments) -> Tensor | Non
     if not isinstance(mask, Tensor) or mask.dim() != (3 if head.choices else 2) or not leaves_padding_out(model, head):
         return None
     read = () if model.keep_padding is None else (*head.token_labels, *head.span_labels, "logits_to_keep")
-    if any(arguments.get(name) is not None for name in read):
-        return None
-    ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
-    columns = ids.shape[-1] if isinstance(ids, Tensor) else embeds.shape[-2] if isinstance(embeds, Tensor) else 0
-    return mask[..., mask.shape[-1] - columns :]  # prefix tuning gives an encoder cached columns
+    return None if any(arguments.get(name) is not None for name in read) else of_new_columns(mask, arguments)
+
+
+def of_new_columns(mask: Tensor, arguments: Arguments) -> Tensor | None:
+    """The part of a mask that belongs to the tokens of this call; None for a mask of another shape, which transformers overlooks or
+    refuses."""
+    tokens, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+    shape = embeds.shape[:-1] if isinstance(embeds, Tensor) else tokens.shape if isinstance(tokens, Tensor) else mask.shape
+    if mask.shape[-1] != shape[-1] and (cache := given_cache(arguments)) is not None:
+        past = from_legacy(cache).get_seq_length()
+        mask = mask[:, past : past + shape[-1]]
+    return mask if mask.shape == shape else None
 
 
 def fill_padding(model: Model, head: Head, mask: Tensor, out: ModelOutput) -> ModelOutput:

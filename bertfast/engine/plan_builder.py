@@ -52,6 +52,8 @@ class PlanBuilder:
 
     def add(self, op: str, out: Tensor, row_count: int, columns: int, /, **operands: Operand) -> None:
         index = len(self.calls)
+        if out.numel() == 0:
+            self.trouble = self.trouble or f"an empty result of {op}, which has no address"
         self.add_without_result(op, **operands, out=out)
         self.buffers[storage(out)] = Buffer(row_count, columns, index, index)
         self.alive.append(out)

@@ -41,7 +41,9 @@ def attention(module: modeling_bert.BertAttention) -> AttentionModules:
 def why_changed(name: str, m: nn.Module) -> str | None:
     """Why a module's forward computes something else than the graph, by attributes and buffers. name: in its parent."""
     if isinstance(m, (modeling_bert.BertSelfAttention, modeling_bert.BertCrossAttention)):
-        expected = m.attention_head_size**-0.5
+        expected, causal = m.attention_head_size**-0.5, isinstance(m, modeling_bert.BertSelfAttention) and bool(m.config.is_decoder)
+        if bool(m.is_causal) != causal:  # transformers' sdpa reads it where there is no mask, the config where there is one
+            return f"is_causal of the {type(m).__name__} called {name} is {m.is_causal}, but config.is_decoder is {m.config.is_decoder}"
         return None if m.scaling == expected else f"the scaling of the {type(m).__name__} called {name} is {m.scaling}, expected {expected}"
     if isinstance(m, modeling_bert.BertEmbeddings):
         positions, types = m._buffers.get("position_ids"), m._buffers.get("token_type_ids")

@@ -95,4 +95,5 @@ def attend_across(modules: AttentionModules, x: Rows, inputs: GraphInputs, O: Op
     k, v = linear(inputs.encoder_rows, [modules.key, modules.value], O).chunk(2, dim=1)
     if inputs.cross_cache is not None:
         inputs.cross_cache.keep(k, v, modules.heads)
+        return inputs.cross_attention.of_all_keys(q, k, v, modules.heads, O)
     return inputs.cross_attention(q, k, v, modules.heads, O)

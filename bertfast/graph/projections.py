@@ -6,6 +6,7 @@ Shape letters: R rows, H hidden, K inputs and F outputs of a linear layer.
 from collections.abc import Callable, Sequence
 from typing import TypeGuard, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from bertfast import ops
@@ -70,7 +71,20 @@ def embedding_table(  # -> [R, H]
     if isinstance(table, Int8Weight):
         return O.int8_embed_layer_norm(inputs.input_ids, table, *others)
     assert isinstance(table, Tensor), "no scheme keeps embeddings in float8"
+    if table.requires_grad and inputs.words is None and torch.is_grad_enabled():
+        table = without_gradient_of_padding(table, getattr(words, "padding_idx", None))
     return O.embed_layer_norm(inputs.input_ids, table, *others)
+
+
+def without_gradient_of_padding(table: Tensor, padding_idx: int | None) -> Tensor:
+    """The table for a lookup of rows, as nn.Embedding differentiates it: the row of padding gets no gradient."""
+    if padding_idx is None:
+        return table
+    view = table.view_as(table)
+    view.register_hook(  # type: ignore[no-untyped-call]  # torch's own
+        lambda grad: grad.index_fill(0, torch.tensor(padding_idx, device=grad.device), 0.0)
+    )
+    return view
 
 
 def affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:

@@ -286,6 +286,7 @@ def cached_attention(
     op = "cached_attention"
     ranges = {"rows": rows, "last": last} if first is None else {"rows": rows, "first": first, "last": last}
     check_cache(op, q, keys, values, **ranges)
+    check(q.shape[2] > 0, op, "q {} has heads of size 0", q.shape)
     check_token_rows(op, q=q)
     check_no_grad(op, q, keys, values)
     return backend_of(q.device.type, q.dtype).cached_attention(q, keys, values, rows, first, last, scale)
@@ -308,6 +309,7 @@ def unpack(
 ) -> Tensor:  # [rows, C]
     """The inverse of pack: row t of x goes to row indices[t]; every other row is `fill`."""
     check_rows("unpack", x, indices)
+    check(x.is_floating_point(), "unpack", "x is {}, expected floating point numbers", x.dtype)
     check(indices.shape[0] == x.shape[0], "unpack", "indices {} do not match x {}", indices.shape, x.shape)
     check(rows >= x.shape[0], "unpack", "rows={} is less than the {} rows of x", rows, x.shape[0])
     return backend_of(x.device.type, x.dtype).unpack(x, indices, rows, fill)

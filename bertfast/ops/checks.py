@@ -77,6 +77,7 @@ def check_varlen(op: str, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor,
     check(q.dim() == 3, op, "q must be [Tq, N, D], got {}", q.shape)
     check(k.shape == v.shape, op, "k {} does not match v {}", k.shape, v.shape)
     check(k.dim() == 3 and k.shape[1:] == q.shape[1:], op, "k {} does not match N and D of q {}", k.shape, q.shape)
+    check(q.shape[2] > 0, op, "q {} has heads of size 0", q.shape)
     check_token_rows(op, q=q, k=k, v=v)
     for name, t in (("k", k), ("v", v)):
         check(t.device == q.device and t.dtype == q.dtype, op, "{} is {} on {}, q is {} on {}", name, t.dtype, t.device, q.dtype, q.device)

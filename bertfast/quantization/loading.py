@@ -52,6 +52,10 @@ def prepare(model: "PreTrainedModel") -> None:
 
 def initialize(layer: Int8Table, std: float) -> None:
     """Initializes a layer whose weights a checkpoint lacks as transformers does, then quantizes."""
+    bias = getattr(layer, "bias", None)
+    if bias is not None and not getattr(bias, "_is_hf_initialized", False):
+        with torch.no_grad():
+            bias.zero_()
     if getattr(layer.weight_int8, "_is_hf_initialized", False) and getattr(layer.weight_scales, "_is_hf_initialized", False):
         return
     shape = (layer.num_embeddings, layer.embedding_dim) if isinstance(layer, Int8Embedding) else (layer.out_features, layer.in_features)

@@ -123,7 +123,10 @@ class Embedder:
         if device is None and scheme_of(model) is not None:
             device = model.device
         model = model.to(read_device(device))
-        return cls(model, tokenizer, settings, max_tokens=MAX_TOKENS if max_tokens is None else max_tokens)
+        try:
+            return cls(model, tokenizer, settings, max_tokens=MAX_TOKENS if max_tokens is None else max_tokens)
+        except ValueError as error:  # of a setting: the folder's, where no argument overrides it
+            raise ValueError(f"{settings.model_dir}: {error}") from error
 
     def encode(self, texts: Sequence[str], *, on_rows: ProgressCallback | None = None) -> Embeddings:
         """One vector per text, [len(texts), dim] float32, in input order.

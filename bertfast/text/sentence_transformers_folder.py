@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.checkpoints.hub import local_folder
-from bertfast.checkpoints.json_files import read_json
+from bertfast.checkpoints.json_files import read_json, shown
 from bertfast.checkpoints.own_code import read_bert_config
 from bertfast.text.transformer_config import TransformerConfig, typed
 
@@ -83,7 +83,7 @@ def read_settings(folder: str | Path) -> SentenceSettings:
     by_name = {name: text or "" for name, text in by_name.items()}
     default = typed(prompts, "default_prompt_name", str, prompts_file)
     if default is not None and default not in by_name:
-        raise ValueError(f"config_sentence_transformers.json: default_prompt_name is {default!r}, expected one of {sorted(by_name)}")
+        raise ValueError(f"{prompts_file}: default_prompt_name is {shown(default)}, expected one of {shown(sorted(by_name))}")
     truncate_dim = typed(prompts, "truncate_dim", int, prompts_file)
     if truncate_dim is not None and truncate_dim < 1:
         raise ValueError(f"{prompts_file}: truncate_dim is {truncate_dim}, expected at least 1")
@@ -103,7 +103,7 @@ def read_settings(folder: str | Path) -> SentenceSettings:
 def _inside(folder: Path, module: dict[str, Any]) -> Path:
     """The folder of a module. Raises ValueError where modules.json leads out of the model's folder."""
     path = module.get("path", "")
-    where = f"{folder / 'modules.json'}: path is {path!r}"
+    where = f"{folder / 'modules.json'}: path is {shown(path)}"
     if not isinstance(path, str) or "\0" in path:
         raise ValueError(f"{where}, expected the name of a folder")
     found = folder / path
@@ -131,7 +131,7 @@ def _pooling_modes(config: dict[str, Any], file: Path) -> tuple[str, ...]:
         return tuple(name for key, name in _OLDER_POOLING_KEYS.items() if config.get(key)) or ("mean",)
     modes = [mode] if isinstance(mode, str) else mode
     if not isinstance(modes, list) or not modes or not all(isinstance(name, str) for name in modes):
-        raise ValueError(f"{file}: pooling_mode is {mode!r}, expected a name or a list of names")
+        raise ValueError(f"{file}: pooling_mode is {shown(mode)}, expected a name or a list of names")
     return tuple(modes)
 
 
@@ -139,7 +139,7 @@ def _check_normalize(file: Path) -> None:
     config = read_json(file, dict) or {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
-            raise ValueError(f"{file}: {key} is {config[key]!r}, expected 'sentence_embedding'; {_ELSE}")
+            raise ValueError(f"{file}: {key} is {shown(config[key])}, expected 'sentence_embedding'; {_ELSE}")
 
 
 def _require_config(model_dir: Path) -> None:

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from bertfast.checkpoints.json_files import MAX_BYTES, read_json
+from bertfast.checkpoints.json_files import MAX_BYTES, read_json, shown
 from bertfast.checkpoints.own_code import read_bert_config
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt")  # transformers makes a tokenizer of 5 tokens where there is neither
 _MAX_VOCABULARY_BYTES = 1 << 26  # LaBSE's, of 501,153 tokens, has 10 MB
+_UNKNOWN_WORD = "\U000e0100\u0378"
 _SPARE_ROWS = 1024  # embedding rows without a token: models are padded to a multiple of 64 or more
 
 
@@ -46,13 +47,14 @@ def _check_files(folder: Path) -> None:
 
 def _check_values(tokenizer: Any, config: dict[str, Any], folder: Path) -> None:
     """ValueError for a length that no text has, for tokens without an embedding, and for so many embeddings without a token that the
-    vocabulary is another model's."""
+    vocabulary is another model's. The tokenizer's own error where it cannot encode an unknown word."""
     rows = config.get("vocab_size", 30522)  # transformers' default
     if type(rows) is not int:
-        raise ValueError(f"{folder / 'config.json'}: vocab_size is {rows!r}, expected an integer")
+        raise ValueError(f"{folder / 'config.json'}: vocab_size is {shown(rows)}, expected an integer")
     length = tokenizer.model_max_length
     if not isinstance(length, (int, float)) or not length >= 3:
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: model_max_length is {length!r}, expected a number of at least 3")
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: model_max_length is {shown(length)}, expected a number of at least 3")
     tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
     if not rows - max(_SPARE_ROWS, rows // 8) <= tokens <= rows:
         raise ValueError(f"its vocabulary has {tokens:,} tokens, but config.json says vocab_size {rows:,}: it belongs to another model")
+    tokenizer(_UNKNOWN_WORD)  # a damaged tokenizer fails at its first unknown word, or in its post-processor

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertfast.checkpoints.json_files import read_json
+from bertfast.checkpoints.json_files import read_json, shown
 
 # sentence-transformers reads the first that is there.
 FILES = [f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")]
@@ -37,12 +37,12 @@ class TransformerConfig:
         config = read_json(file, dict) or {}
         for key, expected in _AS_EXPECTED.items():
             if config.get(key) not in expected:
-                raise ValueError(f"{file}: {key} is {config[key]!r}, expected {expected[-1]!r}. {otherwise}")
+                raise ValueError(f"{file}: {key} is {shown(config[key])}, expected {expected[-1]!r}. {otherwise}")
         modalities = typed(config, "modality_config", dict, file) or {}
         if modalities.get("text", {"method": "forward"}) not in _FORWARD:
-            raise ValueError(f"{file}: modality_config runs the text through {modalities['text']!r}. {otherwise}")
+            raise ValueError(f"{file}: modality_config runs the text through {shown(modalities['text'])}. {otherwise}")
         if processing := typed(config, "processing_kwargs", dict, file):
-            raise ValueError(f"{file}: processing_kwargs is {processing!r}, expected none. {otherwise}")
+            raise ValueError(f"{file}: processing_kwargs is {shown(processing)}, expected none. {otherwise}")
         length = typed(config, "max_seq_length", int, file)
         for key in _ARGUMENTS:
             arguments = {name: value for name, value in (typed(config, key, dict, file) or {}).items() if name not in _HARMLESS}
@@ -61,5 +61,5 @@ def typed(config: dict[str, Any], key: str, kind: type[T], file: Path) -> T | No
     """config[key], None where it is absent or null. Raises ValueError, naming the file, for another type than `kind`."""
     value = config.get(key)
     if value is not None and type(value) is not kind:
-        raise ValueError(f"{file}: {key} is {value!r}, expected {'an' if kind is int else 'a'} {kind.__name__}")
+        raise ValueError(f"{file}: {key} is {shown(value)}, expected {'an' if kind is int else 'a'} {kind.__name__}")
     return value

@@ -18,6 +18,8 @@ namespace py = pybind11;
 namespace bertfast {
 namespace {
 
+constexpr int64_t most_inputs = int64_t{1} << 40;
+
 struct Free {
   void operator()(char* p) const { std::free(p); }
 };
@@ -69,7 +71,13 @@ void bind_int8(py::module_& m) {
   m.def(
       "int8_levels", [] { return cpu::kernels().of_int8.qmax; },
       "Largest magnitude of a quantized input on the instruction set in use: 127, or 63 where it adds products of int8 in 16 bits.");
-  m.def("int8_row_bytes", cpu::int8_row_bytes, arg("inputs"), "Bytes of a quantized row of so many inputs.");
+  m.def(
+      "int8_row_bytes",
+      [](int64_t inputs) {
+        BF_CHECK(inputs >= 0 && inputs <= most_inputs, "int8_row_bytes: inputs: got ", inputs, ", expected 0 to ", most_inputs);
+        return cpu::int8_row_bytes(inputs);
+      },
+      arg("inputs"), "Bytes of a quantized row of so many inputs.");
   m.def("int8_linear", int8_linear, release(), arg("x"), arg("parts"), arg("activation"), arg("out"), arg("rows"), arg("inputs"),
         "out[rows, sum of features] = activation(x[rows, inputs] @ weight.T + bias) for parts of (panels, scales, bias or 0, features).");
   m.def("int8_embed_layer_norm", int8_embed_layer_norm, release(), arg("input_ids"), arg("word_table"), arg("word_scales"),

@@ -10,6 +10,7 @@
 namespace bertfast {
 namespace {
 
+constexpr int64_t most_labels = int64_t{1} << 40;     // their product must not overflow
 constexpr char ended = 0, is_parent = 1, reused = 2;  // states of a slot in reorder
 
 void broken(const std::string& what) { throw std::logic_error("SlotTable: " + what); }
@@ -19,6 +20,8 @@ void broken(const std::string& what) { throw std::logic_error("SlotTable: " + wh
 SlotTable::SlotTable(int64_t slots, int64_t positions) : positions_(positions) {
   BF_CHECK(slots >= 0, "slots: got ", slots, ", expected 0 or more");
   BF_CHECK(positions >= 0, "positions: got ", positions, ", expected 0 or more");
+  BF_CHECK(positions == 0 || slots <= most_labels / positions, "slots: got ", slots, " of ", positions, " positions, expected at most ",
+           most_labels, " positions together");
   lengths_.assign(static_cast<size_t>(slots), 0);
   labels_.assign(static_cast<size_t>(slots) * static_cast<size_t>(positions), 0);
   for (int64_t slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);

@@ -321,3 +321,24 @@ def test_half_precision(head: str, kind: str, dtype: torch.dtype) -> None:
         actual, yardstick, truth = (tensors(m(**arguments)) for m in (fast, expected_of, exact))
     for name, x in actual.items():
         assert_as_accurate(attended(x, real), yardstick=attended(yardstick[name], real), truth=attended(truth[name], real))
+
+
+@pytest.mark.parametrize("head", ["BertModel", "BertForTokenClassification"])
+@pytest.mark.parametrize("keep_padding", [None, True, False])
+def test_a_mask_of_ones_of_another_shape_masks_nothing(head: str, keep_padding: bool | None) -> None:
+    """transformers' encoders overlook it. One with a 0, and any of a decoder, is refused by both."""
+    original, fast = builders.pair(head)
+    fast.keep_padding = keep_padding
+    arguments = builders.batch(head, fast, 3, 7, "none")
+    with torch.no_grad():
+        for mask in (torch.ones(3, 9), torch.ones(3, 4, dtype=torch.long), torch.ones(1, 7, dtype=torch.bool)):
+            assert_agree(fast(**arguments, attention_mask=mask), original(**arguments, attention_mask=mask))
+            assert_agree(fast.train()(**arguments, attention_mask=mask), original(**arguments, attention_mask=mask))
+            fast.eval()
+        mask = builders.mask("right", 3, 9)
+        for model in (original, fast):
+            with pytest.raises((ValueError, RuntimeError)):
+                model(**arguments, attention_mask=mask)
+        decoder = builders.pair(head, is_decoder=True)[1]
+        with pytest.raises(ValueError, match="attention_mask"):
+            decoder(**arguments, attention_mask=torch.ones(3, 9))

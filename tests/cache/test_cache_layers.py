@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from bertfast._C import SlotTable
 from bertfast.cache.layers import GrowingLayer
@@ -256,3 +257,36 @@ def test_a_full_cache_row_is_refused_before_anything_changes(lengths: list[int])
     else:
         table.extend(1)
         assert table.lengths == [n + 1 for n in lengths]
+
+
+def test_an_append_without_gradient_to_keys_that_have_one():
+    """transformers concatenates; a write in place into a leaf is an error."""
+    ours, theirs = GrowingLayer(), DynamicLayer()
+    first = torch.rand(2, 2, 3, 5, requires_grad=True)
+    for layer in (ours, theirs):
+        layer.update(first, first)
+        for count in (0, 2):
+            layer.update(torch.ones(2, 2, count, 5), torch.ones(2, 2, count, 5))
+        layer.keys.sum().backward()
+    assert torch.equal(ours.keys, theirs.keys)
+    assert first.grad.eq(2).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 5), (3, 2, 1, 5), (2, 1, 1, 5), (2, 2, 1, 1)])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_an_append_of_another_shape_is_refused(shape: tuple[int, ...], emptied: bool):
+    """torch would broadcast one sequence to all."""
+    layer = GrowingLayer()
+    layer.update(torch.rand(2, 2, 3, 5), torch.rand(2, 2, 3, 5))
+    if emptied:
+        layer.crop(-3)
+    before = layer.get_seq_length()
+    with pytest.raises(ValueError, match=r"cache: got states of shape .*, but it holds \(2, 2, 3, 5\)"):
+        layer.update(torch.rand(shape), torch.rand(shape))
+    assert layer.get_seq_length() == before
+
+
+@pytest.mark.parametrize(("slots", "positions"), [(4, 2**62), (2**32, 2**32), (2**62, 4), (2, 2**40)])
+def test_slots_whose_product_overflows_are_refused(slots: int, positions: int):
+    with pytest.raises(ValueError, match=f"slots: got {slots} of {positions} positions"):
+        SlotTable(slots, positions)

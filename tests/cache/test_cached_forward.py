@@ -544,3 +544,34 @@ class TestErrors:
         _, model = decoder_pair()
         with pytest.raises(ValueError, match="both"), torch.no_grad():
             model(torch.randint(0, V, (B, 2)), cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("second", [None, "left", "full"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_later_call_may_pass_another_encoder_mask(attention, second):
+    """The cache keeps cross-attention's keys and values of all columns, those that the first call masks too."""
+    original, fast = decoder_pair(attention, add_cross_attention=True)
+    states, ids = torch.randn(B, ENCODER_COLUMNS, 48), torch.randint(0, V, (B, 4))
+    first = {"encoder_hidden_states": states, "encoder_attention_mask": builders.mask("right", B, ENCODER_COLUMNS)}
+    mask = {} if second is None else {"encoder_attention_mask": builders.mask(second, B, ENCODER_COLUMNS)}
+    results = []
+    for model in (fast, original):
+        with torch.no_grad():
+            out = model(ids[:, :3], **first)
+            results.append((model(ids[:, 3:], encoder_hidden_states=states, **mask, **{CACHE_FIELD: out[CACHE_FIELD]}), out[CACHE_FIELD]))
+    (ours, cache), (theirs, expected) = results
+    assert_close(ours.logits, theirs.logits)
+    for a, b in zip(cache.cross_attention_cache.layers, expected.cross_attention_cache.layers, strict=True):
+        assert_close(a.keys, b.keys)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_mask_made_for_the_whole_generation_from_the_first_call_on(static):
+    original, fast = decoder_pair()
+    ids, mask = torch.randint(0, V, (B, 5)), torch.ones(B, 9, dtype=torch.long)
+    mask[1, :2] = 0
+    caches = [StaticCache(config=original.config, max_cache_len=12) if static else DynamicCache() for _ in range(2)]
+    with torch.no_grad():
+        for part in (ids[:, :3], ids[:, 3:4], ids[:, 4:]):
+            ours, theirs = (model(part, attention_mask=mask, **{CACHE_FIELD: c}) for model, c in zip((fast, original), caches, strict=True))
+            assert_close(ours.logits, theirs.logits)

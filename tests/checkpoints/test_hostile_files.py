@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
@@ -109,6 +110,8 @@ HOSTILE = {
     "h5-heap-objects": a_heap_of_many_objects,
     "config-long": config_of(b'{"model_type": "bert", "x": [' + b"{}," * (BIG // 3) + b"{}]}"),
     "config-deep": config_of(b'{"x": ' + b"[" * BIG),
+    "config-digits": config_of(b'{"model_type": "bert", "x": ' + b"9" * 5000 + b"}"),
+    "config-layers": config_of(b'{"model_type": "bert", "num_hidden_layers": 1000000000}'),
     "generation-config-long": config_of(b'{"x": [' + b"{}," * (BIG // 3) + b"{}]}", "generation_config.json"),
 }
 
@@ -297,3 +300,66 @@ def test_json_limits_leave_room_for_real_files(minilm_dir):
         if path.name != "tokenizer.json":
             assert path.stat().st_size < json_files.MAX_BYTES / 50
             json.loads(json_files.read_text(path))
+
+
+@pytest.mark.parametrize("levels", [101, 900])
+def test_json_deeper_than_a_folders_is_refused(levels, tmp_path):
+    """repr, copy and other functions of Python give up at some depth above that, with RecursionError."""
+    path = tmp_path / "config.json"
+    path.write_bytes(b"[" * levels + b"]" * levels)
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON of a model folder: it is nested too deeply"):
+        json_files.read_json(path, list)
+    path.write_bytes(b"[" * 100 + b"]" * 100)
+    assert json_files.read_json(path, list)
+
+
+def test_weights_whose_names_are_no_text_are_refused(tmp_path):
+    torch.save({1: torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: its content is not a dict of tensors by name"):
+        pickles.read(tmp_path / "pytorch_model.bin")
+
+
+def test_a_record_name_that_is_no_utf8_is_an_error_of_the_file(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("naïve", b"x")
+    content = path.read_bytes().replace("naïve".encode(), b"na\xff\xffve")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: its archive is damaged: .*utf-8"):
+        pickles.check(path)
+
+
+def test_a_length_in_a_pickle_is_no_reason_to_allocate(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(b"\x80\x02X\xff\xff\xff\xffab.")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    asked = []
+
+    class Stream:
+        def __init__(self, f):
+            self.f, self.readline, self.tell = f, f.readline, f.tell
+
+        def read(self, count):
+            asked.append(count)
+            return self.f.read(count)
+
+    with path.open("rb") as f, pytest.raises(ValueError, match=r"pytorch_model\.bin: its pickle is damaged"):
+        pickles._check_opcodes(Stream(f), path)
+    assert max(asked) <= path.stat().st_size
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+H5_VALUES = {
+    "none": lambda f: f.__setitem__("x", h5py.Empty("f4")),  # the child wrote the address of an object
+    "of 16 bytes": lambda f: f.create_dataset("x", (1,), "f16"),  # a TypeError of torch
+    "references": lambda f: f.create_dataset("x", data=[f.ref], dtype=h5py.ref_dtype),
+}
+
+
+@pytest.mark.parametrize("what", H5_VALUES)
+def test_values_that_are_no_floats_are_refused(what, tmp_path):
+    with h5py.File(tmp_path / "tf_model.h5", "w") as f:
+        f.attrs["layer_names"] = [b"x"]
+        H5_VALUES[what](f)
+    with pytest.raises(ValueError, match=r"tf_model\.h5: x (has no values|holds )"):
+        list(hdf5.read(tmp_path / "tf_model.h5"))

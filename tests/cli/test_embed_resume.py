@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bertfast.cli import app, errors, run_file
+from bertfast.cli.output_files import open_output
 from bertfast.tasks import Embedder
 from bertfast.text import tokenization
 
@@ -330,3 +331,19 @@ def test_closed_standard_streams_are_no_crash(model, texts, tmp_path, arguments,
     assert "AttributeError" not in done.stderr
     if message:
         assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f4', \0(((", b"(" * 9000, b"{'descr': '<f4', 'shape': (1,", b"\0" * 60, b"[" * 200 + b"]" * 200]
+)
+def test_a_damaged_header_is_refused_by_name(header, tmp_path):
+    """NumPy reads it as Python code, whose parser raises more than ValueError."""
+    part = tmp_path / "x.npy.part"
+    part.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(24))
+    with pytest.raises(ValueError, match=r"x\.npy\.part holds rows of an interrupted run"):
+        open_output(str(tmp_path / "x.npy"), resume=False, restart=False)
+    out = open_output(str(tmp_path / "x.npy"), resume=True, restart=False)
+    run_file.write(part, {}, out.digests)
+    with pytest.raises(ValueError, match=r"x\.npy\.part holds no NumPy array"):
+        out.begin(3, {})
+    out.close()

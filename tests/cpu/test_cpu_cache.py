@@ -138,3 +138,17 @@ def test_argmax_is_torchs_ties_and_nan_included(columns):
     out = torch.empty(64, dtype=torch.int64)
     _C.argmax(scores.data_ptr(), 64, columns, out.data_ptr())
     assert torch.equal(out, scores.argmax(dim=-1))
+
+
+def test_integers_are_not_unpacked():
+    with pytest.raises(ValueError, match=r"unpack: x is torch\.int8, expected floating point numbers"):
+        ops.unpack(torch.ones(2, 3, dtype=torch.int8), torch.tensor([0, 1]), 3, fill=-1e4)
+
+
+def test_heads_of_size_0_are_refused():
+    keys, values = make_cache(2, 2, 8, 1)
+    q, cu = torch.empty(3, 2, 0), torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"cached_attention: q \(3, 2, 0\) has heads of size 0"):
+        ops.cached_attention(q, keys[..., :0], values[..., :0], torch.zeros(3, dtype=torch.long), None, torch.ones(3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"varlen_attention: q \(3, 2, 0\) has heads of size 0"):
+        ops.varlen_attention(q, q, q, cu, cu, 3, 3)

@@ -68,3 +68,9 @@ def test_int8_op_in_a_plan_of_bfloat16_is_refused():
         plan.add_layer_norm(
             x=NONE, residual=NONE, weight=NONE, bias=NONE, eps=1e-12, out=NONE, quantized=(_C.REF_SLOT, 0, 0), rows=0, hidden=1
         )
+
+
+@pytest.mark.parametrize("inputs", [-1, -(2**63), 2**41])
+def test_a_row_of_impossible_length_has_no_size(inputs):
+    with pytest.raises(ValueError, match=f"int8_row_bytes: inputs: got {inputs}, expected 0 to "):
+        _C.int8_row_bytes(inputs)

@@ -278,3 +278,16 @@ def test_results_alive_at_once_never_overlap():
         for b, bt in given[:i]:
             together = a.rows == b.rows and a.first <= b.last and b.first <= a.last
             assert not together or at + a.columns <= bt or bt + b.columns <= at
+
+
+def test_a_first_call_without_a_real_token_leaves_no_plan(op_by_op):
+    """Empty tensors have one address, 0: a plan took the indices of keys for the result of an op."""
+    model = small_model("BertForMaskedLM")
+    empty = {"input_ids": torch.arange(4)[None], "attention_mask": torch.zeros(1, 4, dtype=torch.long)}
+    padded = {"input_ids": torch.arange(8).view(2, 4), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    with torch.no_grad():
+        model(**empty)
+        assert not plans(model)
+        for arguments in (padded, empty, padded):
+            assert torch.equal(model(**arguments).logits, op_by_op(model, **arguments).logits)
+    assert {type(plan) for plan in plans(model).values()} == {plan_builder.RecordedPlan}

@@ -204,3 +204,18 @@ def test_trainer_trains_and_predicts(tmp_path: Any) -> None:
         results.append((torch.tensor(losses), torch.tensor(trainer.predict(rows).predictions)))
     assert distance(results[1][0], results[0][0]) <= 1e-4
     assert distance(results[1][1], results[0][1]) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"output_hidden_states": True}, {"output_attentions": True}], ids=["plain", "states", "attentions"]
+)
+@pytest.mark.parametrize("head", ["BertModel", "BertForMaskedLM"])
+def test_the_padding_token_gets_no_gradient_of_its_embedding(head: str, options: dict[str, bool]) -> None:
+    """nn.Embedding(padding_idx=0) gives that row none; a tied decoder does."""
+    both = builders.pair(head, attn_implementation="eager")
+    ids = torch.tensor([[5, 0, 7, 0], [1, 2, 3, 4]])
+    for model in both:
+        model(ids, **options)[0].square().mean().backward()
+    expected, actual = (model.base_model.embeddings.word_embeddings.weight.grad for model in both)
+    assert distance(actual, expected) <= RELATIVE
+    assert distance(actual[0], expected[0]) <= RELATIVE

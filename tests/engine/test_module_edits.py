@@ -189,3 +189,31 @@ def test_a_default_device_is_no_reason(caplog: pytest.LogCaptureFixture) -> None
     _, fast = builders.pair("BertModel")
     with torch.device("cpu"):
         assert eligibility.why_reference(fast, {}) is None
+
+
+def set_is_causal(model: Any) -> None:
+    attention(model).is_causal = not attention(model).is_causal
+
+
+def set_is_decoder(model: Any) -> None:
+    model.config.is_decoder = not model.config.is_decoder
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("edit", [set_is_causal, set_is_decoder])
+@pytest.mark.parametrize("called", [False, True], ids=["before the first call", "after it"])
+@pytest.mark.parametrize("decoder", [False, True], ids=["encoder", "decoder"])
+def test_causality_edited_after_the_model_was_built(decoder: bool, called: bool, edit: Callable[[Any], None], implementation: str) -> None:
+    """The attention modules and the config may then disagree: transformers' sdpa asks the one without a mask, and the other with one."""
+    original, fast = builders.pair("BertForMaskedLM", is_decoder=decoder, attn_implementation=implementation)
+    with torch.no_grad():
+        for kind in ("none", "right", "left"):
+            arguments = builders.batch("BertForMaskedLM", fast, 3, 11, kind)
+            if called:
+                fast(**arguments)
+        for model in (original, fast):
+            edit(model)
+        for kind in ("none", "right", "left"):
+            arguments = builders.batch("BertForMaskedLM", fast, 3, 11, kind)
+            for _ in range(2):
+                assert_agree(fast(**arguments), original(**arguments))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bertfast
 import builders
+from bertfast.cache.objects import CACHE_FIELD
 from bertfast.engine import cpu_plans
 from bertfast.engine.model_state import state_of
 from bertfast.engine.plan_builder import RecordedPlan
@@ -220,3 +221,30 @@ def close(actual: Any, expected: Any) -> bool:
     if isinstance(expected, (float, Tensor)) or hasattr(expected, "dtype"):
         return bool(torch.allclose(torch.as_tensor(actual), torch.as_tensor(expected), atol=2e-5, rtol=1e-4))
     return bool(actual == expected)
+
+
+@pytest.mark.parametrize("columns", [4, 7], ids=["so far", "of the whole generation"])
+def test_a_cached_step_on_the_reference_path_fills_its_own_columns(columns: int) -> None:
+    """The mask also covers what is cached."""
+    _, fast = builders.pair("BertModel", is_decoder=True, use_cache=True)
+    fast.keep_padding = False
+    ids, mask = torch.randint(0, 100, (2, 4)), torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 1, 1, 1]])
+    results = []
+    for reason in (None, "a hook"):
+        if reason is not None:
+            REFERENCE[reason](fast)
+        with torch.no_grad():
+            first = fast(ids[:, :2], attention_mask=mask[:, :2])
+            given = {"attention_mask": mask[:, :columns], CACHE_FIELD: first[CACHE_FIELD]}
+            results.append(fast(ids[:, 2:], **given).last_hidden_state)
+    assert distance(*results) <= 2e-5
+    assert results[1][1, 1].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_padded_row_that_sees_nothing_attends_to_all_keys_alike(dtype: torch.dtype) -> None:
+    """Under eager attention. float16's lowest number does not swallow a score in float32."""
+    original, fast = builders.pair("BertLMHeadModel", is_decoder=True, attn_implementation="eager", dtype=dtype)
+    arguments = builders.batch("BertLMHeadModel", fast, 3, 11, "left")
+    with torch.no_grad():
+        assert distance(fast(**arguments).logits, original(**arguments).logits) <= max(16 * torch.finfo(dtype).eps, 2e-5)

@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from bertfast.tasks import Embedder
 from bertfast.text import pooling
 from bertfast.text.sentence_transformers_folder import read_settings
+from bertfast.text.tokenizer_files import load_tokenizer_of
 
 TEXTS = ["A man is eating food.", "", "The quick brown fox jumps over the lazy dog, " * 8, "HELLO World", "a"]
 
@@ -245,3 +246,40 @@ def test_a_head_that_embeddings_do_not_need_is_no_warning(small_dir, tmp_path, h
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Embedder.from_pretrained(folder, device="cpu")
+
+
+def test_a_vocabulary_without_the_unknown_token_is_refused_when_it_is_loaded(small_dir, tmp_path):
+    """The first unknown word raised a bare Exception of the tokenizer."""
+    folder = Path(shutil.copytree(small_dir, tmp_path / "m"))
+    words = list(transformers.AutoTokenizer.from_pretrained(folder).get_vocab())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(words).replace("[UNK]", "[UNX]"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 30600}))  # room for what transformers adds
+    with pytest.raises(ValueError, match=r"no tokenizer could be loaded from .*\[UNK\]"):
+        load_tokenizer_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 10**9}),
+        ("sentence_bert_config.json", {"max_seq_length": 2}),
+        ("config_sentence_transformers.json", {"prompts": {"a": "b"}, "default_prompt_name": "c"}),
+        ("1_Pooling/config.json", {"pooling_mode": "middle"}),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_an_error_that_names_the_folder(small_dir, tmp_path, name, content):
+    folder = saved(tmp_path / "m", [transformer(small_dir), Pooling(32, "mean")])
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="m") as error:
+        Embedder.from_pretrained(folder, device="cpu")
+    assert str(folder) in str(error.value)
+
+
+def test_a_long_value_is_cut_in_the_error(small_dir, tmp_path):
+    folder = saved(tmp_path / "m", [transformer(small_dir), Pooling(32, "mean")])
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": "9" * 100_000}))
+    with pytest.raises(ValueError, match="max_seq_length is '999") as error:
+        read_settings(folder)
+    assert len(str(error.value)) < 500

@@ -1,0 +1,1 @@
+"""The targets, a module each: TARGET and the class of its cases, and the property in the docstring."""
