@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../inline_vector.h"
+#include "bind.h"
 #include "dlpack.h"
 
 namespace py = pybind11;
@@ -310,13 +311,16 @@ py::custom_type_setup collected() {
 
 void bind_guard(py::module_& m) {
   py::class_<Watch>(m, "Watch", collected<Watch>(), "Whether dictionaries, classes and flags are unchanged.")
-      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(),
-           py::arg("members"), py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("attributes"), py::arg("falsy"))
+      .def("__init__",
+           constructor<Watch, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(),
+           is_constructor(), py::arg("members"), py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("attributes"),
+           py::arg("falsy"))
       .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type; type.name is value: all of them.")
       .def("quiet", &Watch::quiet, "Every watched flag exists and is false.");
   py::class_<Pointers>(m, "Pointers", collected<Pointers>(),
                        "What plans rely on of a model's parameters; each is (Module._parameters, name).")
-      .def(py::init<const py::list&, const py::object&>(), py::arg("parameters"), py::arg("exchange") = py::none())
+      .def("__init__", constructor<Pointers, const py::list&, const py::object&>(), is_constructor(), py::arg("parameters"),
+           py::arg("exchange") = py::none())
       .def("hold", &Pointers::hold, "Every parameter has the same address, sizes, strides, dtype and device as before.")
       .def("addresses", &Pointers::addresses, "The addresses when this was made.")
       .def("exchanged", py::overload_cast<>(&Pointers::exchanged, py::const_), "How many parameters are asked through the exchange API.");
