@@ -21,7 +21,7 @@ from transformers.models.bert import modeling_bert as theirs
 from transformers.utils import ModelOutput, output_capturing
 
 from bertfast.engine.forward import forward as run_forward
-from bertfast.engine.model_state import forget_moved_weights
+from bertfast.engine.model_state import STATE, forget_moved_weights
 from bertfast.generation import beam_search, loop
 from bertfast.generation.eligibility import check_length
 from bertfast.graph.family import BERT, Family
@@ -102,6 +102,10 @@ class FastBertMixin:
         super()._apply(fn, recurse)  # type: ignore[misc]  # nn.Module's
         forget_moved_weights(self)  # type: ignore[arg-type]  # a module
         return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and pickles: without what calls remember."""
+        return {name: value for name, value in self.__dict__.items() if name != STATE}
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Int8Table):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
+from bertfast.engine.model_state import drop_state
 from bertfast.engine.module_audit import why_unsupported
 from bertfast.graph.family import FAMILIES
 from bertfast.modeling import FAST_CLASS, REFERENCE_CLASS, convert_class, set_class
@@ -127,6 +128,7 @@ def restore(module: M) -> M:
         if original is not None:
             for name in ("keep_padding", "batch_invariant"):
                 m.__dict__.pop(name, None)
+            drop_state(m)
             set_class(m, original)
     return module
 

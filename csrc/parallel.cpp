@@ -6,7 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -15,6 +14,8 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "aligned_memory.h"
 
 namespace bertfast {
 namespace {
@@ -286,21 +287,18 @@ void set_default_threads(int (*ask)()) { default_threads = ask; }
 
 float* scratch(int64_t floats) {
   struct Scratch {
-    float* data = nullptr;
+    AlignedMemory<float, 64> data;
     int64_t size = 0;
-    ~Scratch() { std::free(data); }
   };
   thread_local Scratch memory;
   if (memory.size < floats) {
-    std::free(memory.data);
-    memory.size = (floats + 1023) / 1024 * 1024;  // aligned_alloc needs a multiple of the alignment
-    memory.data = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(memory.size) * sizeof(float)));
-    if (memory.data == nullptr) {
-      memory.size = 0;
-      throw std::bad_alloc();
-    }
+    memory.size = 0;
+    memory.data.reset();
+    const int64_t size = (floats + 1023) / 1024 * 1024;  // a KV cache grows by one position a step
+    memory.data = allocate_aligned<float, 64>(size);
+    memory.size = size;
   }
-  return memory.data;
+  return memory.data.get();
 }
 
 }  // namespace bertfast

@@ -55,7 +55,7 @@ class Engine:
         # The guard is asked, since a plan depends on the weights' addresses.
         follow_torch()
         state = current_state(self.module)
-        if state.guard.why_reference() is not None:
+        if state.guard.why_reference(self.module) is not None:
             outputs = self.module(**arguments, output_hidden_states=hidden_states, use_cache=False, return_dict=True)
             return EngineOutput({name: value for name, value in outputs.items() if isinstance(value, Tensor)}, outputs.get("hidden_states"))
         if not hidden_states:

@@ -51,9 +51,10 @@ class ForwardCall:
         """The forward as calls of the ops O."""
         first = self.first_rows_only()
         rows = encode(self.base, batch.rows, O, self.hidden, batch.first_rows if first else None)
-        if self.store is not None:
+        outputs = self.head.compute(self.model, HeadInputs(rows, batch, self.inputs, O, first))
+        if self.store is not None:  # last: after an error the cache is as it was
             self.store.finish()
-        return self.head.compute(self.model, HeadInputs(rows, batch, self.inputs, O, first))
+        return outputs
 
     def first_rows_only(self) -> bool:
         """Whether the last layer computes the first row of each sequence alone."""

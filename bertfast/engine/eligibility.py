@@ -72,7 +72,7 @@ def force_reference() -> Iterator[None]:
 def why_reference(model: nn.Module, arguments: Arguments) -> str | None:
     """Why this call takes transformers' forward; None where the fast path covers it."""
     reason = why_call_reference(arguments)
-    return current_state(model).guard.why_reference() if reason is None else reason
+    return current_state(model).guard.why_reference(model) if reason is None else reason
 
 
 def why_call_reference(arguments: Arguments) -> str | None:

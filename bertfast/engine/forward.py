@@ -30,7 +30,7 @@ def forward(model: Model, base: type["PreTrainedModel"], head: Head, arguments: 
     reason, cached = eligibility.why_call_reference(arguments), False
     if reason is None:
         state = current_state(model)
-        reason = state.guard.why_reference()
+        reason = state.guard.why_reference(model)
         if reason is None:
             cached = eligibility.wants_cache(model.config, head, arguments)
             if cached:

@@ -33,7 +33,8 @@ def owned_and_watched(parameters: Sequence[tuple[Mapping[str, object], str]]) ->
 class Guard:
     """A module tree as it was walked: children, classes, hooks, patched forwards, dropout modes, addresses of parameters.
 
-    Walking 200 modules takes longer than a small forward, so C++ compares pointers instead.
+    Walking 200 modules takes longer than a small forward, so C++ compares pointers instead. It owns the submodules, but neither the model
+    nor its __dict__, in which it lies: such a cycle would keep the weights until the garbage collector runs.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
@@ -64,7 +65,7 @@ class Guard:
             ],
             classes=[(m, type(m)) for m in inner],
             attributes=[(kind, "forward", kind.forward) for kind in {type(m) for m in inner}],
-            falsy=[(m.__dict__, "training") for m in everything if m is model or isinstance(m, nn.Dropout)],
+            falsy=[(m.__dict__, "training") for m in inner if isinstance(m, nn.Dropout)],
         )
         buffers = [b for m in inner if not isinstance(m, QuantizedLayer) for b in m._buffers.values() if b is not None]
         self._buffer_versions = [(b, b._version) for b in buffers if not b.is_inference()]
@@ -78,9 +79,9 @@ class Guard:
                 return False
         return self._watch.holds() and self._pointers.hold() and setting(model.config, "_attn_implementation") == self._implementation
 
-    def why_reference(self) -> str | None:
+    def why_reference(self, model: "PreTrainedModel") -> str | None:
         """Why this model takes transformers' forward; None where the fast path covers it."""
-        if self._reason is None and not self._watch.quiet():
+        if self._reason is None and (model.training or not self._watch.quiet()):
             return TRAINING
         return self._reason
 

@@ -57,4 +57,5 @@ class CpuDecoder:
         return self.model.family.lm_logits(self.model, encode(self.model.base_model, self._inputs, O), O)
 
     def release(self) -> None:
-        """Nothing is kept for the next generation."""
+        """Nothing is kept for the next generation. The plan, which calls run_ops, would be a cycle that keeps the model."""
+        del self.plan

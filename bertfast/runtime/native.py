@@ -51,6 +51,18 @@ def check_sources(root: Path = ROOT) -> None:
     )
 
 
+def is_forked() -> bool:
+    """Whether this process is a fork of another and has loaded no program of its own since. Linux tells; elsewhere False."""
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            flags = int(file.read().rpartition(") ")[2].split()[6])  # field 9 of proc_pid_stat(5)
+    except (OSError, IndexError, ValueError):
+        return False
+    return bool(flags & 0x40)  # PF_FORKNOEXEC
+
+
 check_sources()
 # Called when the kernels first need threads, and again in a forked child (a DataLoader worker sets its own number).
 _C.set_default_threads(torch.get_num_threads)
+if not is_forked():  # else threads of the parent may be on record here, and to end them would wait for ever
+    _C.end_openmp_threads_before_forks()

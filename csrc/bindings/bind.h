@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <utility>
 
 #include "../address.h"
@@ -21,6 +22,23 @@ auto either(void (*of_float)(Args...), void (*of_bfloat16)(Args...)) {
   return [=](Args... args, bool bfloat16) { (bfloat16 ? of_bfloat16 : of_float)(args...); };
 }
 #define BERTFAST_EITHER(op) either(op<float>, op<cpu::bfloat16>), release()
+
+// For def("__init__", ...), as py::init: that one registers the instance where nothing catches, so that std::bad_alloc there would end the
+// process.
+template <class T, class... Args>
+auto constructor() {
+  return [](pybind11::detail::value_and_holder& self, Args... args) {
+    auto made = std::make_unique<T>(std::forward<Args>(args)...);
+    self.value_ptr() = made.get();
+    try {
+      self.type->init_instance(self.inst, &made);
+    } catch (...) {
+      self.value_ptr() = nullptr;
+      throw;
+    }
+  };
+}
+using is_constructor = pybind11::detail::is_new_style_constructor;
 
 // A C++ enum of a number that Python passed. Kinds must end with `count`.
 template <class Kind>

@@ -2,6 +2,9 @@
 //
 // The fast path relies on the audit of a model's modules: their children and classes, no hooks, no patched forward. To audit a BERT-base
 // anew in Python takes longer than a layer of a short sequence; here it is pointer comparisons.
+//
+// Both hold Python objects, so that no address is used again while it is compared. They show them to the garbage collector: a model that
+// refers to itself is a cycle through them.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,10 +12,13 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <initializer_list>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "../inline_vector.h"
+#include "bind.h"
 #include "dlpack.h"
 
 namespace py = pybind11;
@@ -45,6 +51,7 @@ class Watch {
   }
 
   bool holds() const {
+    if (cleared_) return false;
     for (const Keyed& e : members_)
       if (look_up(e) != e.value.ptr()) return false;
     for (const Keyed& e : absent_)
@@ -63,6 +70,7 @@ class Watch {
 
   // Whether every watched flag (Module.training) exists and is false.
   bool quiet() const {
+    if (cleared_) return false;
     for (const Keyed& e : falsy_) {
       PyObject* flag = look_up(e);
       if (flag == Py_False) continue;
@@ -72,6 +80,33 @@ class Watch {
       if (truth != 0) return false;
     }
     return true;
+  }
+
+  // Calls with each reference that this owns, once; ends at the first result that is not 0 and returns it.
+  template <class Visit>
+  int visit(Visit call) const {
+    const auto call_all = [&](std::initializer_list<PyObject*> owned) {
+      for (PyObject* each : owned)
+        if (const int result = each == nullptr ? 0 : call(each)) return result;
+      return 0;
+    };
+    for (const auto* entries : {&members_, &absent_, &falsy_})
+      for (const Keyed& e : *entries)
+        if (const int result = call_all({e.dict.ptr(), e.key.ptr(), e.value.ptr()})) return result;
+    for (const auto& [dict, size] : sizes_)
+      if (const int result = call_all({dict.ptr()})) return result;
+    for (const auto& [object, type] : classes_)
+      if (const int result = call_all({object.ptr(), type.ptr()})) return result;
+    for (const Attribute& a : attributes_)
+      if (const int result = call_all({a.type.ptr(), a.name.ptr(), a.value.ptr()})) return result;
+    return 0;
+  }
+
+  // Drops every reference. From then on nothing holds.
+  void clear() {
+    cleared_ = true;
+    const auto drop = [](auto& entries) { std::decay_t<decltype(entries)>().swap(entries); };  // emptied before what it held is freed
+    drop(members_), drop(absent_), drop(falsy_), drop(sizes_), drop(classes_), drop(attributes_);
   }
 
  private:
@@ -103,6 +138,7 @@ class Watch {
   std::vector<std::pair<py::dict, Py_ssize_t>> sizes_;
   std::vector<std::pair<py::object, py::object>> classes_;
   std::vector<Attribute> attributes_;
+  bool cleared_ = false;
 };
 
 // What plans and CUDA graphs rely on of a model's parameters: address, sizes, strides, dtype, device. Without torch headers it asks
@@ -138,6 +174,7 @@ class Pointers {
   }
 
   bool hold() const {
+    if (cleared_) return false;
     for (const Place& place : places_) {
       PyObject* parameter = find(place);
       if (parameter == nullptr) return false;
@@ -164,6 +201,22 @@ class Pointers {
     size_t count = 0;
     for (const Place& place : places_) count += place.exchanged ? 1 : 0;
     return count;
+  }
+
+  template <class Visit>
+  int visit(Visit call) const {  // as Watch::visit
+    for (const Place& place : places_) {
+      for (PyObject* each : {place.dict.ptr(), place.name.ptr()})
+        if (const int result = call(each)) return result;
+      for (const py::object& each : place.attributes)
+        if (const int result = call(each.ptr())) return result;
+    }
+    return 0;
+  }
+
+  void clear() {  // as Watch::clear
+    cleared_ = true;
+    std::vector<Place>().swap(places_);
   }
 
  private:
@@ -231,20 +284,43 @@ class Pointers {
 
   FromObject from_object_;
   std::vector<Place> places_;
+  bool cleared_ = false;
   py::str data_ptr_ = interned("data_ptr"), stride_ = interned("stride");
   std::array<py::str, 3> attributes_ = {interned("shape"), interned("dtype"), interned("device")};
 };
 
+// For the class_ of a T that owns Python objects: the garbage collector visits and clears them.
+template <class T>
+py::custom_type_setup collected() {
+  return py::custom_type_setup([](PyHeapTypeObject* heap_type) {
+    PyTypeObject& type = heap_type->ht_type;
+    type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+    type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) -> int {
+      Py_VISIT(Py_TYPE(self));
+      if (!py::detail::is_holder_constructed(self)) return 0;  // __init__ has not finished
+      return py::cast<const T&>(py::handle(self)).visit([&](PyObject* each) { return visit(each, arg); });
+    };
+    type.tp_clear = [](PyObject* self) -> int {
+      if (py::detail::is_holder_constructed(self)) py::cast<T&>(py::handle(self)).clear();
+      return 0;
+    };
+  });
+}
+
 }  // namespace
 
 void bind_guard(py::module_& m) {
-  py::class_<Watch>(m, "Watch", "Whether dictionaries, classes and flags are unchanged.")
-      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(),
-           py::arg("members"), py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("attributes"), py::arg("falsy"))
+  py::class_<Watch>(m, "Watch", collected<Watch>(), "Whether dictionaries, classes and flags are unchanged.")
+      .def("__init__",
+           constructor<Watch, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&>(),
+           is_constructor(), py::arg("members"), py::arg("absent"), py::arg("sizes"), py::arg("classes"), py::arg("attributes"),
+           py::arg("falsy"))
       .def("holds", &Watch::holds, "dict[key] is value; key absent; len(dict) == n; type(object) is type; type.name is value: all of them.")
       .def("quiet", &Watch::quiet, "Every watched flag exists and is false.");
-  py::class_<Pointers>(m, "Pointers", "What plans rely on of a model's parameters; each is (Module._parameters, name).")
-      .def(py::init<const py::list&, const py::object&>(), py::arg("parameters"), py::arg("exchange") = py::none())
+  py::class_<Pointers>(m, "Pointers", collected<Pointers>(),
+                       "What plans rely on of a model's parameters; each is (Module._parameters, name).")
+      .def("__init__", constructor<Pointers, const py::list&, const py::object&>(), is_constructor(), py::arg("parameters"),
+           py::arg("exchange") = py::none())
       .def("hold", &Pointers::hold, "Every parameter has the same address, sizes, strides, dtype and device as before.")
       .def("addresses", &Pointers::addresses, "The addresses when this was made.")
       .def("exchanged", py::overload_cast<>(&Pointers::exchanged, py::const_), "How many parameters are asked through the exchange API.");

@@ -3,13 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "../aligned_memory.h"
 #include "../cpu/ops.h"
 #include "bind.h"
 
@@ -20,23 +18,12 @@ namespace {
 
 constexpr int64_t most_inputs = int64_t{1} << 40;
 
-struct Free {
-  void operator()(char* p) const { std::free(p); }
-};
-
-// Memory for quantized rows, aligned to a cache line.
-std::unique_ptr<char, Free> allocate(int64_t bytes) {
-  std::unique_ptr<char, Free> memory(static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes + 64) / 64 * 64)));
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
 // parts: panels, scales, bias and features of each.
 void int8_linear(Address x, const std::vector<std::tuple<Address, Address, Address, int64_t>>& parts, int activation, Address out,
                  int64_t rows, int64_t inputs) {
   const auto kind = checked<cpu::Activation>(activation, "int8_linear: activation");
   const int64_t blocks = cpu::hadamard_blocks(inputs);
-  const auto quantized = allocate(rows * cpu::int8_row_bytes(inputs));
+  const auto quantized = allocate_aligned<char, 64>(rows * cpu::int8_row_bytes(inputs));
   int64_t columns = 0;
   for (const auto& part : parts) columns += std::get<3>(part);
   cpu::Int8LinearOp::Args args;

@@ -60,7 +60,7 @@ void bind_kv_cache(py::module_& m) {
       "out int64[rows]: the first column where each row of scores float32[rows, columns] is largest; NaN is larger than anything.");
 
   py::class_<SlotTable>(m, "SlotTable", "Which rows of a KV cache (slots) are in use, and how many of their positions are filled.")
-      .def(py::init<int64_t, int64_t>(), arg("slots"), arg("positions"))
+      .def("__init__", constructor<SlotTable, int64_t, int64_t>(), is_constructor(), arg("slots"), arg("positions"))
       .def_property_readonly("slots", &SlotTable::slots)
       .def_property_readonly("positions", &SlotTable::positions)
       .def_property_readonly("running", &SlotTable::running, "The slots of the running sequences, in the order of the batch.")

@@ -303,7 +303,7 @@ void bind_plan(py::module_& m) {
   py::class_<Plan>(
       m, "Plan",
       "A recorded forward. Operands are (kind, value, column): kind REF_NONE, REF_CONSTANT (an address), REF_SLOT or REF_BUFFER.")
-      .def(py::init<bool>(), arg("bfloat16") = false)
+      .def("__init__", constructor<Plan, bool>(), is_constructor(), arg("bfloat16") = false)
       .def("__len__", &Plan::size)
       .def(
           "add_buffer", [](Plan& self, int64_t rows, int64_t place, int64_t columns) { return self.add_buffer({rows, place, columns}); },

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "../openmp.h"
 #include "bind.h"
 
 namespace py = pybind11;
@@ -55,6 +56,8 @@ void bind_runtime(py::module_& m) {
         set_default_threads(ask_python);
       },
       py::arg("ask"), "ask() returns the number of threads if none was set; called once per process, forked children included.");
+  m.def("end_openmp_threads_before_forks", end_openmp_threads_before_forks,
+        "From now on a thread that forks ends its libgomp threads first, which a child would wait for. False where that is not needed.");
 }
 
 }  // namespace bertfast

@@ -48,13 +48,13 @@ std::vector<int64_t> SlotTable::admit(const std::vector<int64_t>& lengths) {
   for (const int64_t length : lengths)
     BF_CHECK(length >= 0 && length <= positions_, "admit: a sequence of length ", length, " came, expected 0 to ", positions_,
              ", the positions of a slot");
-  const size_t before = running_.size();
-  for (const int64_t length : lengths) {
+  std::vector<int64_t> admitted(free_.rbegin(), free_.rbegin() + static_cast<std::ptrdiff_t>(lengths.size()));
+  for (const int64_t length : lengths) {  // nothing allocates from here on
     running_.push_back(free_.back());
     fill(free_.back(), length);
     free_.pop_back();
   }
-  return {running_.begin() + static_cast<std::ptrdiff_t>(before), running_.end()};
+  return admitted;
 }
 
 void SlotTable::extend(int64_t count) {
@@ -84,15 +84,17 @@ std::vector<SlotTable::Copy> SlotTable::reorder(const std::vector<int64_t>& pare
   BF_CHECK(parents.size() <= lengths_.size(), "reorder: ", parents.size(), " sequences do not fit in ", slots(), " slots");
 
   std::vector<char> state(lengths_.size(), ended);
+  std::vector<int64_t> after;
+  std::vector<Copy> copies;
+  after.reserve(lengths_.size());
+  copies.reserve(parents.size());
+  // Nothing allocates from here on: free_ has had room for all slots since it was made.
   for (const int64_t parent : parents) state[static_cast<size_t>(running_[static_cast<size_t>(parent)])] = is_parent;
   for (const int64_t slot : running_)
     if (state[static_cast<size_t>(slot)] == ended) {
       lengths_[static_cast<size_t>(slot)] = 0;
       free_.push_back(slot);
     }
-  std::vector<int64_t> after;
-  std::vector<Copy> copies;
-  after.reserve(lengths_.size());
   for (const int64_t parent : parents) {
     const int64_t from = running_[static_cast<size_t>(parent)];
     if (state[static_cast<size_t>(from)] == is_parent) {

@@ -25,7 +25,7 @@ class SlotTable {
   const std::vector<int64_t>& running() const { return running_; }  // slots in the order of the batch
   std::vector<int64_t> lengths() const;                             // filled positions of each running sequence
 
-  // The operations below throw std::invalid_argument, and change nothing, if they cannot be done as a whole.
+  // The operations below throw std::invalid_argument or std::bad_alloc, and change nothing, if they cannot be done as a whole.
 
   // Appends a running sequence for each length, with so many positions filled, to the batch. Returns their slots.
   std::vector<int64_t> admit(const std::vector<int64_t>& lengths);

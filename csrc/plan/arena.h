@@ -1,9 +1,10 @@
 // Memory of a replay for the results that later ops read.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
+
+#include "../aligned_memory.h"
 
 namespace bertfast::plan {
 
@@ -24,15 +25,11 @@ class ThreadArena {
   };
 
  private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  using Memory = std::unique_ptr<char, Free>;
+  static constexpr size_t page = 4096;
 
-  static Memory allocate(int64_t bytes);
   char* acquire(int64_t bytes);
 
-  Memory kept_, large_;
+  AlignedMemory<char, page> kept_, large_;
   int64_t kept_size_ = 0;
 };
 

@@ -24,11 +24,11 @@ class BandEligibility {
  public:
   // Nodes are asked for in their order, up to the first that is not accepted.
   template <class Op>
-  bool accepts(const Node<Op>& node, const std::vector<Buffer>& buffers) {
+  bool accepts(const Recorded<typename Op::Args>& recorded, const std::vector<Buffer>& buffers) {
     if (!Op::sequences_independent) return false;
     bool good = true;
     std::vector<Ref> boundaries;
-    node.recorded.visit(
+    recorded.visit(
         [&](const Operand& operand) {
           const Ref& ref = operand.ref;
           const bool is_buffer = ref.kind == Ref::Kind::buffer;

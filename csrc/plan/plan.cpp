@@ -11,9 +11,9 @@ template <class Number>
 int64_t PlanOf<Number>::add_buffer(const Buffer& buffer) {
   check(buffer.rows);
   int64_t& columns = arena_columns_[static_cast<size_t>(buffer.rows)];
-  columns = std::max(columns, buffer.place + buffer.columns);
+  outlives_bands_.resize(buffers_.size() + 1, 0);  // before the buffer: an error leaves one too many, which the next call takes
   buffers_.push_back(buffer);
-  outlives_bands_.push_back(0);
+  columns = std::max(columns, buffer.place + buffer.columns);
   return static_cast<int64_t>(buffers_.size()) - 1;
 }
 

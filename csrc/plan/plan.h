@@ -22,20 +22,24 @@ class PlanOf {
  public:
   int64_t add_buffer(const Buffer& buffer);
 
-  // After the buffers that it reads or writes.
+  // After the buffers that it reads or writes. After an error the plan is as it was.
   template <class Op>
   void add(Recorded<typename Op::Args> recorded) {
-    Node<Op> node{std::move(recorded)};
-    check(node.recorded);
-    if (banded_ == nodes_.size() && eligibility_.accepts(node, buffers_))
+    check(recorded);
+    BandEligibility with_node = eligibility_;
+    const bool banded = banded_ == nodes_.size() && with_node.accepts<Op>(recorded, buffers_);
+    nodes_.emplace_back(Node<Op>{std::move(recorded)});
+    if (banded) {
       ++banded_;
-    else
-      node.recorded.visit(
-          [this](const Operand& operand) {
-            if (operand.ref.kind == Ref::Kind::buffer) outlives_bands_[static_cast<size_t>(operand.ref.value)] = 1;
-          },
-          [](const RowCount&) {});
-    nodes_.emplace_back(std::move(node));
+      eligibility_ = std::move(with_node);
+      return;
+    }
+    std::get<Node<Op>>(nodes_.back())
+        .recorded.visit(
+            [this](const Operand& operand) {
+              if (operand.ref.kind == Ref::Kind::buffer) outlives_bands_[static_cast<size_t>(operand.ref.value)] = 1;
+            },
+            [](const RowCount&) {});
   }
 
   int64_t size() const { return static_cast<int64_t>(nodes_.size()); }

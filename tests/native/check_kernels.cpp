@@ -4,14 +4,11 @@
 // in float, plus a unit in the last place. A row must have the same bits alone and in a batch, on any number of threads. Exits with 1 and
 // says what failed.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -20,21 +17,9 @@
 #include "../../csrc/cpu/dispatch.h"
 #include "../../csrc/cpu/ops.h"
 #include "../../csrc/parallel.h"
+#include "checks.h"
 
 using namespace bertfast;
-
-std::atomic<int> allocations_left{-1};  // before one fails; negative: none does
-
-void* operator new(size_t bytes) {
-  if (allocations_left.load() >= 0 && allocations_left.fetch_sub(1) == 0) throw std::bad_alloc();
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept {  // std::stable_sort's; a sanitizer has its own, for its own delete
-  return allocations_left.load() >= 0 && allocations_left.fetch_sub(1) == 0 ? nullptr : std::malloc(bytes);
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -42,12 +27,16 @@ using Floats = std::vector<float>;
 const float nan = std::numeric_limits<float>::quiet_NaN();
 int failures = 0, checks = 0;
 
+}  // namespace
+
 void report(bool good, const std::string& what) {
   ++checks;
   if (good) return;
   ++failures;
   std::printf("FAILED on %s: %s\n", cpu::kernels().isa, what.c_str());
 }
+
+namespace {
 
 Floats random_floats(int64_t n, float scale, uint32_t seed, float mean = 0.0f) {
   std::mt19937 engine(seed);
@@ -398,29 +387,6 @@ void check_threads() {
     }
   }
   set_num_threads(2);
-}
-
-// Starts the pool and runs an op with one allocation failing, each in turn: an error or the result, and the next call right.
-void check_allocation_failures() {
-  for (int failing = 0; failing < 1000; ++failing) {
-    set_num_threads(3 + failing % 2);  // a new pool
-    std::vector<int> ran(64, 0), ran_later(64, 0);
-    const Fails op{64, ran}, later{64, ran_later};
-    bool failed = false;
-    allocations_left = failing;
-    try {
-      run_op(op);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-    const bool done = allocations_left >= 0;  // it needs no more
-    allocations_left = -1;
-    run_op(later);
-    report(failed || std::count(ran.begin(), ran.end(), 1) == 64, "a call whose allocation " + std::to_string(failing) + " failed");
-    report(std::count(ran_later.begin(), ran_later.end(), 1) == 64, "the call after allocation " + std::to_string(failing) + " failed");
-    if (done) return set_num_threads(2);
-  }
-  report(false, "a call needs 1000 allocations");
 }
 
 }  // namespace
