@@ -13,7 +13,7 @@ from bertfast.engine import cpu_plans, eligibility, shape_cache
 from bertfast.engine.call import ForwardCall
 from bertfast.engine.model_state import ModelState, current_state
 from bertfast.engine.outputs import make_output, output_options
-from bertfast.engine.padding_policy import fill_padding, mask_to_fill
+from bertfast.engine.padding_policy import fill_padding, mask_to_fill, shows_gradients
 from bertfast.engine.recompute import differentiable
 from bertfast.graph.heads import Head, HeadOutput
 from bertfast.runtime.model_types import Model
@@ -50,7 +50,8 @@ def forward(model: Model, base: type["PreTrainedModel"], head: Head, arguments: 
             return base.forward(model, **arguments)
         returned = output_options(arguments, model.config)
         out = base.forward(model, **{**arguments, "return_dict": True})
-    out = fill_padding(model, head, mask, out)
+    if not shows_gradients(out):
+        out = fill_padding(model, head, mask, out)
     return out if returned.return_dict else out.to_tuple()
 
 

@@ -82,6 +82,13 @@ def of_new_columns(mask: Tensor, arguments: Arguments) -> Tensor | None:
     return mask if mask.shape == shape else None
 
 
+def shows_gradients(out: ModelOutput) -> bool:
+    """Whether the caller can ask for the gradient of a returned state or attention: a filled one would be a copy without it, so no padding
+    is filled."""
+    shown = [x for name in ("hidden_states", "attentions", "cross_attentions") for x in out.get(name) or ()]
+    return any(isinstance(x, Tensor) and x.requires_grad for x in shown)
+
+
 def fill_padding(model: Model, head: Head, mask: Tensor, out: ModelOutput) -> ModelOutput:
     """A ModelOutput of transformers' forward with the fast path's fill at padding. Only tensors decide, so that tracers pass."""
     padded = mask.reshape(-1, mask.shape[-1]).eq(0)

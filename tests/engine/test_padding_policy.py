@@ -105,6 +105,20 @@ def test_an_encoder_behind_a_cached_prefix(reason: str | None) -> None:
     assert not outputs[0][0, 4:].any()
 
 
+@pytest.mark.parametrize("reason", REFERENCE)
+def test_returned_states_have_gradients_at_padding(reason: str) -> None:
+    """A state that is filled would be a copy beside the graph of the output."""
+    _, fast = builders.pair("BertModel", attn_implementation="eager")
+    REFERENCE[reason](fast)
+    arguments = builders.batch("BertModel", fast, 3, 7, "left")
+    out = fast(**arguments, output_hidden_states=True, output_attentions=True)
+    shown = [out.hidden_states[0], out.attentions[0]]
+    for x in shown:
+        x.retain_grad()
+    out.last_hidden_state.pow(3).sum().backward()
+    assert all(x.grad is not None and x.grad.any() for x in shown)
+
+
 def test_autocast_changes_no_padded_position() -> None:
     _, fast = builders.pair("BertModel")
     arguments = builders.batch("BertModel", fast, 3, 11, "right")
