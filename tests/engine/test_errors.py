@@ -38,7 +38,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {  # what to pass; what the m
     "too long": ({"input_ids": ids(1, LIMIT + 1)}, [f"length {LIMIT + 1}", f"max_position_embeddings={LIMIT}"]),
     "embeddings of another width": ({"inputs_embeds": torch.rand(B, S, H + 1)}, ["inputs_embeds", "(2, 9, 37)", str(H)]),
     "embeddings of another dtype": ({"inputs_embeds": torch.rand(B, S, H).double()}, ["inputs_embeds", "float64", "float32"]),
-    "a mask too short": ({"input_ids": ids(B, S), "attention_mask": torch.ones(B, S - 1)}, ["attention_mask", "(2, 8)", "(2, 9)"]),
+    "a mask too short": ({"input_ids": ids(B, S), "attention_mask": torch.eye(B, S - 1)}, ["attention_mask", "(2, 8)", "(2, 9)"]),
     "a mask of five dimensions": (
         {"input_ids": ids(B, S), "attention_mask": torch.ones(B, 1, 1, S, S)},
         ["attention_mask", "(2, 1, 1, 9, 9)"],

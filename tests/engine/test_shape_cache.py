@@ -168,7 +168,7 @@ def test_wrong_input_is_refused_beside_a_cached_layout():
             model(**every_input("BertModel"))
         for wrong, message in (
             ({"token_type_ids": torch.zeros(B, S + 1, dtype=torch.long)}, "token_type_ids"),
-            ({"attention_mask": torch.ones(B, S + 1)}, "attention_mask"),
+            ({"attention_mask": torch.eye(B, S + 1)}, "attention_mask"),
             ({"input_ids": torch.full((B, S), V)}, "input_ids|token id"),
             ({"input_ids": torch.zeros(B, S, dtype=torch.float32)}, "input_ids"),
             (

@@ -202,7 +202,7 @@ def test_a_state_forgotten_while_it_is_found(monkeypatch: pytest.MonkeyPatch) ->
 
     def holds(self: guard.Guard, model: nn.Module) -> bool:
         if next(answers, True):
-            model_state._states.pop(model, None)
+            model_state.drop_state(model)
             return True
         return False
 
