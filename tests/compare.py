@@ -47,6 +47,17 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     return (difference.max() / scale).item()
 
 
+def is_equal(a: Any, b: Any) -> bool:
+    """Whether two results, tensors and arrays in containers among them, are the same."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(is_equal, a, b))
+    return bool(a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b)
+
+
 def assert_agree(actual: Any, expected: Any, real: Tensor | None = None, limit: float = FLOAT32) -> None:
     """Same type, same fields in the same order, same shapes and dtypes, same values. real: [B, S] mask of the positions to
     look at; None: all of them."""

@@ -18,6 +18,7 @@ from bertfast.cache.objects import CACHE_FIELD
 from bertfast.engine.model_state import drop_state
 from bertfast.ops import cpu
 from tests import builders
+from tests.compare import is_equal
 
 Call = Callable[[], Any]
 
@@ -32,16 +33,6 @@ def code_of_host() -> tuple[int, int]:
         parts = [line.split() for line in maps]
     ends = [part[0].split("-") for part in parts if part[-1] == _C.__file__ and "x" in part[1]]
     return int(ends[0][0], 16), int(ends[-1][1], 16)
-
-
-def is_equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(is_equal, a, b))
-    return bool(a == b)
 
 
 def nothing() -> None:

@@ -18,6 +18,7 @@ import bertfast
 from bertfast.cache.objects import CACHE_FIELD
 from bertfast.tasks import Embedder
 from tests import builders
+from tests.compare import is_equal
 
 Call = Callable[[], Any]
 
@@ -101,16 +102,6 @@ def calls_of_decoders() -> dict[str, Call]:
             calls[f"generate, {quantization}, {rows} rows, {options}"] = partial(model.generate, ids, **settings)
         calls[f"cached steps, {quantization}"] = partial(cached_steps, model, torch.randint(1, 101, (32, 64)))
     return calls
-
-
-def is_equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(is_equal, a, b))
-    return True if not hasattr(a, "tobytes") else a.tobytes() == b.tobytes()
 
 
 def in_a_child(call: Call, expected: Any) -> int:
